@@ -1,0 +1,91 @@
+# make study | test | lab | publish. Each makes the environment first (.venv/), once; see `make help`.
+#
+#   PYTHON=python3.12            the Python to build .venv with, where there is no conda
+#   PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
+#                                more for pip; this one gets the small CPU-only torch on Linux
+#                                (with conda, set pip's own PIP_EXTRA_INDEX_URL instead)
+#   WORKERS=2                    how many tests, or runs of the study, go on at a time
+
+PYTHON    ?= python3
+PIP_FLAGS ?=
+WORKERS   ?= 2
+CONDA     ?= $(or $(CONDA_EXE),$(shell command -v conda 2>/dev/null))
+
+STAMP := .venv/.stamp
+NOTEBOOKS = $(wildcard notebooks/*.ipynb)
+
+export PATH := $(CURDIR)/.venv/bin:$(PATH)
+# Two processes whose idle threads spin slow each other 10 to 40 times on two cores.
+export OMP_WAIT_POLICY := passive
+# One thread where several processes share the cores.
+study test: export OMP_NUM_THREADS := 1
+
+.PHONY: help study test lab publish env clean
+
+help:
+	@echo "make study    run every notebook of the study, then print the comparison"
+	@echo "make test     ruff, the unit tests, and every notebook against its stored outputs"
+	@echo "make lab      open the notebooks in JupyterLab"
+	@echo "make publish  write figures/ and results/ from the finished runs"
+	@echo "make env      the environment alone (.venv/); every target above makes it when needed"
+	@echo "make clean    remove caches; runs/ and .venv/ stay"
+
+# A killed study leaves snakemake's lock behind; it is lifted only if that study is really gone.
+study: $(STAMP)
+	@mkdir -p .snakemake; pid=$$(cat .snakemake/study.pid 2>/dev/null); \
+	if [ -n "$$pid" ]; then \
+	  if kill -0 $$pid 2>/dev/null; then \
+	    echo "make study: another one is running here as process $$pid; wait for it, or stop it with Ctrl-C there"; \
+	    echo "            (if that process is something else: rm .snakemake/study.pid)"; exit 1; fi; \
+	  echo "make study: the last one was killed; unfinished runs are resumed"; \
+	  snakemake --unlock --quiet all || exit $$?; fi; \
+	echo $$$$ > .snakemake/study.pid; code=0; \
+	snakemake --cores $(WORKERS) --keep-going --rerun-incomplete || code=$$?; \
+	rm -f .snakemake/study.pid; \
+	table="$${SPARSERNN_RUNS:-runs}/comparison.txt"; \
+	[ ! -f "$$table" ] || { echo; cat "$$table"; }; \
+	[ $$code = 0 ] || echo "make study: some runs failed (see above); what finished is kept, and make study goes on from there"; \
+	exit $$code
+
+test: $(STAMP)
+	ruff check
+	ruff format --check
+	pytest -n $(WORKERS) --dist loadfile tests
+ifneq ($(NOTEBOOKS),)
+	pytest -n $(WORKERS) --dist loadfile --nbval --nbval-current-env $(NOTEBOOKS)
+else
+	@echo "no notebooks to check in notebooks/"
+endif
+
+lab: $(STAMP)
+	mkdir -p notebooks && cd notebooks && jupyter lab
+
+publish: $(STAMP)
+	python -m sparsernn.publish
+
+env: $(STAMP)
+
+# conda where there is one, else venv and pip; a .venv/ made one way is kept up the same way.
+$(STAMP): environment.yml lib/pyproject.toml
+	@echo "environment: making .venv/ as environment.yml says: about 2.6 GB and 3 minutes with CPU-only torch,"; \
+	echo "             several GB more where pip brings torch for CUDA (see PIP_FLAGS in Makefile)"
+	@if [ -n "$(CONDA)" ] && [ ! -f .venv/pyvenv.cfg ]; then \
+	  if [ -d .venv/conda-meta ]; then verb=update; prune=--prune; else verb=create; prune=; fi; \
+	  echo "environment: by conda ($(CONDA)), env $$verb"; \
+	  "$(CONDA)" env $$verb --prefix .venv --file environment.yml $$prune; \
+	else \
+	  "$(PYTHON)" -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and "environment: this needs Python 3.11 or newer, and %s is %d.%d; name another: make PYTHON=python3.12" % (sys.executable, v[0], v[1]))' && \
+	  echo "environment: by pip, with $$("$(PYTHON)" --version)" && \
+	  { .venv/bin/python -m pip --version > /dev/null 2>&1 || "$(PYTHON)" -m venv .venv; } && \
+	  .venv/bin/python -m pip install --quiet $(PIP_FLAGS) pyyaml packaging && \
+	  .venv/bin/python tools/requirements.py environment.yml > .venv/requirements.txt && \
+	  .venv/bin/python -m pip install --quiet $(PIP_FLAGS) -r .venv/requirements.txt; \
+	fi
+	@.venv/bin/python -m pip check
+	@touch $@
+	@echo "environment: ready in .venv/"
+
+clean:
+	rm -rf .pytest_cache .ruff_cache .hypothesis
+	find . -name .venv -prune -o \( -name __pycache__ -o -name .ipynb_checkpoints -o -name '*.egg-info' \) -type d -prune -exec rm -rf {} +
+	@echo "kept: runs/ and .venv/ (remove them by hand: rm -rf runs .venv)"

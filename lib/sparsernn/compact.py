@@ -1,0 +1,284 @@
+"""From masks to a really smaller model that computes the same function, and its file.
+
+Removed neurons leave every gate, the recurrent columns and whatever reads them; a gate that nothing reaches is a
+constant, σ(b) or tanh(b), and its rows are dropped; scales are multiplied into the weights. Source: 1812.05692, ISS
+1709.05027. `load` needs torch and safetensors alone.
+"""
+
+import json
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional as F
+
+from .files import replacing
+from .masks import close
+from .recurrent import LSTMCell, squash
+
+FORMAT = "sparsernn-compact/1"
+CELLS = {"LSTM": LSTMCell}
+
+
+def compact(model, masks, means=None):
+    """Return a smaller model that computes what `model` computes under `masks`.
+
+    model   `Classifier`, `LanguageModel` or `BagOfWords`; untouched
+    masks   `Masks` as a method reads them off (closed here, see `masks.close`)
+    means   axis name → mean of its group variable
+    → `Compact`, in the model's dtype. Raises ValueError if a layer would keep no hidden neuron, naming it.
+    Equal to the masked model within design §5 (tests/test_compact.py).
+    """
+    closed, means = close(masks), means or {}
+    for axis in closed.of_kind("hidden"):
+        if not closed.groups[axis.name].any():
+            raise ValueError(
+                f"{axis.name} would keep none of its {axis.size} hidden neurons, so nothing would be left to run; "
+                "raise the threshold, train longer before the penalty is full, or lower kl_weight"
+            )
+    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    tensors = {name: parameters[name] * mask for name, mask in closed.weights.items()}
+    for axis in closed.axes:  # scales into weights: where the neuron is read; a gate's where it is written
+        if axis.name in means:
+            for member in axis.having("out" if axis.kind == "gates" else "in"):
+                tensors[member.tensor] = _scaled(
+                    tensors[member.tensor], member, means[axis.name].to(tensors[member.tensor])
+                )
+    for axis in closed.of_kind("vocabulary") + closed.of_kind("input"):
+        keep = closed.groups[axis.name]
+        tensors = _select(tensors, axis, keep)
+        tensors["kept." + axis.name] = keep.nonzero().flatten()
+    meta = {"format": FORMAT, "model": type(model).__name__, "layers": []}
+    meta["sizes"] = {axis.name: axis.size for axis in closed.axes if axis.kind != "gates"}
+    lstm = getattr(model, "lstm", None)
+    if lstm is not None:
+        meta |= {"cell": type(lstm).__name__, "gate_activation": lstm.gate_activation, "layers": lstm.suffixes()}
+    for suffix in meta["layers"]:
+        _shrink_layer(tensors, parameters, closed, lstm, suffix)
+    tensors["head.bias"] = parameters["head.bias"]
+    return Compact(meta, {name: tensor.clone() for name, tensor in tensors.items()})
+
+
+def _scaled(weight, member, values):
+    """`weight` with line `positions[j]` along the member's dim multiplied by values[j]."""
+    factor = torch.ones(weight.shape[member.dim], dtype=weight.dtype)
+    factor[member.positions] = values[:, None].expand(member.positions.shape)
+    return weight * (factor[:, None] if member.dim == 0 else factor)
+
+
+def _select(tensors, axis, keep, roles=("in", "out")):
+    """Drop the lines of removed neurons from every tensor they appear in."""
+    small = dict(tensors)
+    for member in axis.having(*roles):
+        weight = small[member.tensor]
+        lines = torch.ones(weight.shape[member.dim], dtype=torch.bool)
+        lines[member.positions[~keep].flatten()] = False
+        small[member.tensor] = weight[lines] if member.dim == 0 else weight[:, lines]
+    return small
+
+
+def _shrink_layer(tensors, parameters, closed, lstm, suffix):
+    """Hidden neurons out of the columns, live rows only; biases of live rows, values of constant gates."""
+    hidden = next(axis for axis in closed.axes if axis.name == "hidden" + suffix)
+    gates = next(axis for axis in closed.axes if axis.name == "gates" + suffix)
+    keep, live = closed.groups[hidden.name], closed.groups[gates.name]
+    tensors.update(_select(tensors, hidden, keep, roles=("in",)))
+    for kind in ("ih", "hh"):
+        tensors[f"lstm.weight_{kind}{suffix}"] = tensors[f"lstm.weight_{kind}{suffix}"][live]
+    bias = parameters["lstm.bias_ih" + suffix] + parameters["lstm.bias_hh" + suffix]
+    letters = lstm.cell.gates
+    values = [b.tanh() if k in lstm.cell.candidates else squash(b.clone(), lstm.gate_activation)
+              for k, b in zip(letters, bias.chunk(len(letters)), strict=True)]  # fmt: skip
+    small_live = live.view(len(letters), -1)[:, keep]
+    tensors["lstm.bias" + suffix] = bias[live]
+    tensors["lstm.live" + suffix] = small_live.to(torch.uint8)
+    tensors["lstm.constant" + suffix] = torch.stack(values)[:, keep][~small_live]
+    tensors["kept." + hidden.name] = keep.nonzero().flatten()
+
+
+class Compact(nn.Module):
+    """A compact model: called like the model it came from, in evaluation only.
+
+    meta     cell, gate_activation, layers (suffixes in order), sizes (axis → size before), model
+    buffers  matrices without removed lines; `lstm.live [G, Hk]`, `lstm.constant` (values of the gates that are not
+             live, row by row), `kept.<axis>` (indices of what is left)
+    """
+
+    def __init__(self, meta, tensors):
+        super().__init__()
+        self.meta = meta
+        self.names = {name.replace(".", "/"): name for name in tensors}
+        for name, tensor in tensors.items():
+            self.register_buffer(name.replace(".", "/"), tensor)
+        if "kept.vocabulary" in tensors:
+            kept = tensors["kept.vocabulary"].long()
+            lookup = torch.full(
+                (meta["sizes"]["vocabulary"],), len(kept)
+            )  # a removed word: the row of zeros at the end
+            lookup[kept] = torch.arange(len(kept))
+            self.register_buffer("lookup", lookup)
+
+    def tensor(self, name):
+        return getattr(self, name.replace(".", "/"))
+
+    def tensors(self):
+        """Name → tensor, as in the file."""
+        return {name: self.tensor(name) for name in self.names.values()}
+
+    @torch.no_grad()
+    def forward(self, tokens, lengths=None, state=None):
+        words = self.lookup[tokens]
+        if self.meta["model"] == "BagOfWords":
+            return self._bag(words), None
+        embedded = self.meta["model"] == "Classifier"
+        x = F.embedding(words, F.pad(self.tensor("embedding.weight"), (0, 0, 0, 1))) if embedded else words
+        live = None
+        if lengths is not None:
+            live = (
+                torch.arange(len(tokens), device=tokens.device)[:, None] >= len(tokens) - lengths
+            )  # padded on the left
+        outputs, finals = [], []
+        for index, suffix in enumerate(self.meta["layers"]):
+            initial = None if state is None else state[index]
+            y, final = self._layer(x, suffix, initial, live)
+            outputs.append(y)
+            finals.append(final)
+            if index + 1 == len(self.meta["layers"]) or not self.meta["layers"][index + 1].endswith("_reverse"):
+                x, outputs = torch.cat(outputs, 2), []
+        if embedded:
+            x = x[-1]
+        return F.linear(x, self.tensor("head.weight"), self.tensor("head.bias")), finals
+
+    def _bag(self, words):
+        weight = self.tensor("head.weight")
+        counts = weight.new_zeros(words.shape[1], weight.shape[1] + 1)
+        counts.scatter_add_(1, words.t(), counts.new_ones(()).expand(words.t().shape))
+        return F.linear(counts[:, :-1].log1p(), weight, self.tensor("head.bias"))
+
+    def _layer(self, x, suffix, state, live):
+        """One layer and direction → y [T, B, Hk], (h, c). State is that of kept neurons."""
+        cell = CELLS[self.meta["cell"]](self.meta["gate_activation"])
+        weight_ih, weight_hh = self.tensor("lstm.weight_ih" + suffix), self.tensor("lstm.weight_hh" + suffix).t()
+        where, bias = self.tensor("lstm.live" + suffix).bool(), self.tensor("lstm.bias" + suffix)
+        if x.dtype == torch.int64:
+            a = F.embedding(x, F.pad(weight_ih.t(), (0, 0, 0, 1))) + bias
+        else:
+            a = F.linear(x, weight_ih, bias)
+        reverse = suffix.endswith("_reverse")
+        if reverse:
+            a, live = a.flip(0), None if live is None else live.flip(0)
+        steps, batch, hidden = a.shape[0], a.shape[1], where.shape[1]
+        start = torch.zeros_like(where, dtype=a.dtype)
+        start[~where] = self.tensor("lstm.constant" + suffix)
+        gates = start.flatten().repeat(batch, 1)
+        columns, rows = where.flatten().nonzero().flatten(), where.sum(1).tolist()
+        state = [a.new_zeros(batch, hidden) for _ in range(cell.n_states)] if state is None else state
+        y = a.new_empty(steps, batch, hidden)
+        for t in range(steps):
+            reached = torch.addmm(a[t], state[0], weight_hh)
+            for letter, block in zip(cell.gates, reached.split(rows, 1), strict=True):
+                block.tanh_() if letter in cell.candidates else squash(block, cell.gate_activation)
+            gates[:, columns] = reached
+            new = [torch.empty_like(s) for s in state]
+            cell.advance(gates, state, new)
+            if live is not None:
+                new = [torch.where(live[t][:, None], after, before) for after, before in zip(new, state, strict=True)]
+            state = new
+            y[t] = state[0]
+        if live is not None:
+            y = y.masked_fill(~live.unsqueeze(2), 0)
+        return (y.flip(0) if reverse else y), state
+
+
+def _index_type(largest):
+    return torch.uint16 if largest < 1 << 16 else torch.uint32
+
+
+def _pack(name, matrix):
+    """The smallest of dense, by rows, by columns → tensors, layout (None when dense)."""
+    best, best_layout = {name: matrix.contiguous()}, None
+    size = matrix.numel() * 4
+    for layout, lines in (("rows", matrix), ("columns", matrix.t())):
+        count, (which, index) = (lines != 0).sum(1), (lines != 0).nonzero(as_tuple=True)
+        pointers = torch.cat([count.new_zeros(1), count.cumsum(0)])
+        types = _index_type(lines.shape[1]), _index_type(int(pointers[-1]))
+        packed = (
+            len(index) * (4 + types[0].itemsize) + len(pointers) * types[1].itemsize + 150
+        )  # header of two more names
+        if packed < size:
+            values = lines[which, index].contiguous()
+            best = {
+                name + ".values": values,
+                name + ".indices": index.to(types[0]),
+                name + ".indptr": pointers.to(types[1]),
+            }
+            size, best_layout = packed, {"shape": list(matrix.shape), "by": layout}
+    return best, best_layout
+
+
+def _unpack(tensors, name, layout):
+    values, index = tensors.pop(name + ".values"), tensors.pop(name + ".indices").long()
+    counts = tensors.pop(name + ".indptr").long().diff()
+    rows, columns = layout["shape"] if layout["by"] == "rows" else layout["shape"][::-1]
+    matrix = values.new_zeros(rows, columns)
+    matrix[torch.arange(rows).repeat_interleave(counts), index] = values
+    return matrix if layout["by"] == "rows" else matrix.t().contiguous()
+
+
+def _bits(index, size):
+    flags = torch.zeros(-(-size // 8) * 8, dtype=torch.uint8)
+    flags[index.long()] = 1
+    return (flags.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(1).to(torch.uint8)
+
+
+def save(model, path):
+    """Write a `Compact` in float32 to `path` (format `sparsernn-compact/1`), atomically → size in bytes.
+
+    A matrix is stored dense or as values and indices by rows or columns, a kept index as a list or as bits,
+    whichever is smaller.
+    """
+    tensors, layouts = {}, {}
+    for name, tensor in model.tensors().items():
+        if name.startswith("kept."):
+            size = model.meta["sizes"][name.removeprefix("kept.")]
+            short = tensor.to(_index_type(size))
+            if size <= 8 * short.itemsize * len(short):
+                name, short = name + ".bits", _bits(tensor, size)
+            tensors[name] = short
+        elif tensor.dim() == 2 and tensor.is_floating_point():
+            packed, layout = _pack(name, tensor.float())
+            tensors |= packed
+            if layout:
+                layouts[name] = layout
+        else:
+            tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
+    meta = {"format": FORMAT, "meta": json.dumps(model.meta | {"sparse": layouts}, separators=(",", ":"))}
+    with replacing(path) as temporary:
+        save_file(tensors, temporary, meta)
+    return path.stat().st_size
+
+
+def load(path):
+    """The compact model in a file `save` wrote. Raises ValueError if it is no such file."""
+    with safe_open(path, "pt") as file:
+        found = (file.metadata() or {}).get("format")
+        if found != FORMAT:
+            raise ValueError(f"{path}: format is {found!r}, expected {FORMAT!r}")
+        meta = json.loads(file.metadata()["meta"])
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    for name, layout in meta.pop("sparse").items():
+        tensors[name] = _unpack(tensors, name, layout)
+    for name in [name for name in tensors if name.endswith(".bits")]:
+        flags = tensors.pop(name)[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
+        tensors[name.removesuffix(".bits")] = flags.flatten().nonzero().flatten()
+    for name in [name for name in tensors if name.startswith("kept.")]:
+        tensors[name] = tensors[name].long()
+    return Compact(meta, tensors)
+
+
+def size_floor(model):
+    """Bytes no file of this kind goes below: 6 B a stored weight (value and index) + 4 B a bias or constant."""
+    weights = sum(int((t != 0).sum()) for t in model.tensors().values() if t.dim() == 2 and t.is_floating_point())
+    biases = sum(t.numel() for t in model.tensors().values() if t.dim() == 1 and t.is_floating_point())
+    return 6 * weights + 4 * biases

@@ -1,0 +1,157 @@
+"""One run, said completely: what is trained, on what, how, from which seed, and where its files go."""
+
+import ast
+import os
+import types
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from . import sparsify
+from .files import project_root
+from .names import nearest
+from .presets import PRESETS, Plan, preset
+
+PROFILES = ("smoke", "quick", "short", "paper")  # seconds · a minute or two · what a CPU can afford · the paper's
+
+
+def runs_root():
+    """Where runs are written: `SPARSERNN_RUNS`, else `runs/` in the project."""
+    return Path(os.environ.get("SPARSERNN_RUNS") or project_root() / "runs")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """task × model × method × profile × seed, and overrides of the plan (`presets.Plan`; None: the preset's value).
+
+    Raises ValueError for an unknown name or choice, with the nearest right one, and TypeError for a wrong type.
+    """
+
+    task: str = "pydocs-topic"
+    model: str | None = None
+    method: str = "sparse-vd-wgn"
+    profile: str = "smoke"
+    seed: int = 0
+    epochs: int | None = None
+    batch_size: int | None = None
+    steps: int | None = None
+    lr: float | None = None
+    clip: float | None = None
+    word_dropout: float | None = None
+    lr_log_sigma: float | None = None
+    log_sigma: float | None = None
+    log_sigma_groups: float | None = None
+    kl_weight: float | None = None
+    kl_start: float | None = None
+    kl_full: float | None = None
+    threshold: float | None = None
+
+    def __post_init__(self):
+        for field in fields(self):
+            object.__setattr__(self, field.name, _typed(field, getattr(self, field.name)))
+        if self.task not in PRESETS:
+            raise ValueError(nearest("task", self.task, PRESETS))
+        method = sparsify.make(self.method)
+        if self.model is None:
+            object.__setattr__(self, "model", method.default_model or next(iter(PRESETS[self.task])))
+        plans = preset(self.task, self.model).plans
+        if method.default_model not in (None, self.model):
+            raise ValueError(f"method {self.method!r} is for the model {method.default_model!r}, not {self.model!r}")
+        if self.profile not in plans:
+            raise ValueError(nearest(f"profile of {self.task}/{self.model}", self.profile, plans))
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
+        for name in ("epochs", "batch_size"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+
+    @property
+    def plan(self) -> Plan:
+        """The preset's plan with this run's overrides."""
+        return replace(preset(self.task, self.model).plans[self.profile], **self._overrides())
+
+    def _overrides(self):
+        plan = preset(self.task, self.model).plans[self.profile]
+        given = {field.name: getattr(self, field.name) for field in fields(Plan)}
+        return {name: value for name, value in given.items() if value is not None and value != getattr(plan, name)}
+
+    @property
+    def variant(self):
+        """Sorted overrides that differ from the preset, `kl_weight=2,lr=0.001`; empty if none."""
+        return ",".join(f"{name}={value:g}" for name, value in sorted(self._overrides().items()))
+
+    @property
+    def directory(self) -> Path:
+        leaf = f"{self.profile}-s{self.seed}" + (f"-{self.variant}" if self.variant else "")
+        return runs_root() / self.task / self.model / self.method / leaf
+
+    def as_dict(self):
+        """What a resumed run must agree on: the names and the whole plan."""
+        names = {name: getattr(self, name) for name in ("task", "model", "method", "profile", "seed")}
+        return names | asdict(self.plan)
+
+    @classmethod
+    def from_notebook(cls, namespace, **extra):
+        """The config a notebook's parameters describe. `extra`: names the notebook itself defines, with their types.
+
+        Parameters are the names assigned in cells that hold nothing but constants (the `parameters` cell and
+        papermill's). One that is no parameter, or of a wrong type (`"1e-4"`), is refused with the nearest right name.
+        """
+        known = {field.name for field in fields(cls)}
+        given = _parameters(namespace)
+        for name in given:
+            if name not in known and name not in extra:
+                raise ValueError(nearest("parameter", name, [*sorted(known), *sorted(extra)]))
+        for name, kind in extra.items():
+            if name in given and type(given[name]) is not kind:
+                raise TypeError(f"{name} is {given[name]!r} ({type(given[name]).__name__}); expected {kind.__name__}")
+        return cls(**{name: value for name, value in given.items() if name in known})
+
+
+def _typed(field, value):
+    """The value if it has the field's type (an int will do for a float), else TypeError in words."""
+    kinds = field.type.__args__ if isinstance(field.type, types.UnionType) else (field.type,)
+    if type(value) in kinds:
+        return value
+    if type(value) is int and float in kinds:
+        return float(value)
+    hint = ""
+    if isinstance(value, str) and float in kinds:
+        try:
+            hint = f" (YAML reads 1e-4 as text; write {float(value)!r} as a number, for example 1.0e-4)"
+        except ValueError:
+            pass
+    expected = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in kinds)
+    raise TypeError(f"{field.name} is {value!r} ({type(value).__name__}); expected {expected}{hint}")
+
+
+def _parameters(namespace):
+    """Names and values assigned by the cells run so far that hold constants only."""
+    cells = [cell for cell in namespace.get("In", []) if cell.strip()]
+    names = {}
+    for cell in cells:
+        try:
+            body = ast.parse(cell).body
+        except SyntaxError:  # a magic or a shell line
+            continue
+        if body and all(_is_constant_assignment(statement) for statement in body):
+            for statement in body:
+                target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
+                names[target.id] = namespace[target.id]
+    if not cells:  # a plain script: every public constant
+        constants = (str, int, float, bool, type(None), list)
+        names = {n: v for n, v in namespace.items() if not n.startswith("_") and type(v) in constants}
+    return names
+
+
+def _is_constant_assignment(statement):
+    if isinstance(statement, ast.AnnAssign):
+        target, value = statement.target, statement.value
+    elif isinstance(statement, ast.Assign) and len(statement.targets) == 1:
+        target, value = statement.targets[0], statement.value
+    else:
+        return False
+    try:
+        ast.literal_eval(value)
+    except (ValueError, TypeError):
+        return False
+    return isinstance(target, ast.Name)

@@ -1,0 +1,123 @@
+"""Model presets per task, and the plan (hyper-parameters) each profile trains them with. One table to read.
+
+The first preset of a task is its default. Sources of a number stand next to it; what has none was chosen on validation.
+"""
+
+from dataclasses import dataclass
+
+from .models import BagOfWords, Classifier, LanguageModel
+from .names import nearest
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Hyper-parameters of one training.
+
+    epochs, batch_size     passes over the training split; sequences (or streams) a step
+    steps                  language models: window of truncated back-propagation, symbols
+    lr, clip               Adam's rate; largest total norm of the gradient (0: no clipping)
+    word_dropout           share of the words of a training batch that are hidden (id 2, out of vocabulary)
+    lr_log_sigma           Adam's rate for every log σ
+    log_sigma              log σ of weights at the start; `log_sigma_groups`: of group variables
+    kl_weight              multiplies KL / n_examples (papers: 1)
+    kl_start, kl_full      epochs between which the KL's factor rises from 0 to kl_weight
+    threshold              keep log α below it (papers: 3)
+    """
+
+    epochs: int
+    batch_size: int
+    steps: int = 0
+    lr: float = 2.0e-3
+    clip: float = 0.0
+    word_dropout: float = 0.0
+    lr_log_sigma: float = 2.0e-3
+    log_sigma: float = -3.0
+    log_sigma_groups: float = -3.0
+    kl_weight: float = 1.0
+    kl_start: float = 0.0
+    kl_full: float = 0.0
+    threshold: float = 3.0
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A model and its plans. equivalent: the preset whose weights are `weights_total` (the dense net it stands for)."""
+
+    model: type
+    shape: dict
+    plans: dict
+    equivalent: str | None = None
+
+    def build(self, task):
+        """The model, sized for the task's vocabulary and classes."""
+        sizes = [len(names) for names in (task.vocabulary, task.classes) if names]
+        return self.model(*sizes, **self.shape)
+
+
+PRESETS = {
+    "pydocs-topic": {
+        "lstm-64": Preset(
+            Classifier,
+            {"embedding": 64, "hidden": 64},
+            {
+                "smoke": Plan(
+                    epochs=4, batch_size=32, lr=1.0e-2, lr_log_sigma=5.0e-2, log_sigma=-4.0, clip=1.0, kl_full=2.0
+                ),
+                "quick": Plan(
+                    epochs=10,
+                    batch_size=128,
+                    lr=2.0e-3,
+                    lr_log_sigma=1.0e-2,
+                    log_sigma=-5.0,
+                    log_sigma_groups=-5.0,
+                    clip=1.0,
+                    kl_full=2.0,
+                ),
+            },
+        ),
+        "bag-of-words": Preset(
+            BagOfWords,
+            {},
+            {"smoke": Plan(epochs=1, batch_size=256), "quick": Plan(epochs=1, batch_size=256)},
+            "lstm-64",
+        ),
+    },
+    "pydocs-char": {
+        "lstm-128": Preset(
+            LanguageModel,
+            {"hidden": 128},
+            {
+                "smoke": Plan(
+                    epochs=2,
+                    batch_size=16,
+                    steps=50,
+                    lr=1.0e-2,
+                    lr_log_sigma=5.0e-2,
+                    log_sigma=-4.0,
+                    clip=1.0,
+                    kl_full=1.0,
+                ),
+                "quick": Plan(
+                    epochs=10,
+                    batch_size=64,
+                    steps=100,
+                    lr=4.0e-3,
+                    lr_log_sigma=1.0e-2,
+                    log_sigma=-5.0,
+                    log_sigma_groups=-5.0,
+                    clip=1.0,
+                    kl_full=2.0,
+                ),
+            },
+        ),
+    },
+}
+
+
+def preset(task, model):
+    """The preset `model` of `task`. Raises ValueError naming the nearest."""
+    if task not in PRESETS:
+        raise ValueError(nearest("task", task, PRESETS))
+    if model not in PRESETS[task]:
+        raise ValueError(nearest(f"model of {task}", model, PRESETS[task]))
+    return PRESETS[task][model]

@@ -1,0 +1,117 @@
+"""Rows that outlive their run: one record a run, upserted into `results/<profile>.csv`; rows made elsewhere stay."""
+
+import fcntl
+import platform
+import subprocess
+from collections import Counter
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from .files import project_root, replacing
+from .masks import CONSTANT, gate_states
+
+KEY = ("task", "model", "method", "variant", "profile", "seed")
+FIELDS = (
+    *KEY, "cell", "schedule", "metric", "valid", "test", "epoch_selected", "weights_total", "weights_kept", "weights_stored",
+    "compression", "vocabulary_kept", "input_kept", "hidden_kept", "gates_total", "gates_live", "gates_live_closed",
+    "gates_constant", "size_bytes", "size_bytes_dense", "compact_error", "metric_difference", "epochs", "steps",
+    "train_seconds", "device", "data_sha256", "data_note", "torch", "commit",
+)  # fmt: skip
+
+
+def joined(values):
+    """Per-layer values as one field: [7, 12] → "7-12"; no layer → empty."""
+    return "-".join(str(value) for value in values)
+
+
+def constant_gates(closed):
+    """Constant gates per type over all layers: "i3.f10.g1.o6"; empty where there is no recurrent layer."""
+    counts = {}
+    for letters, states in gate_states(closed).values():
+        for letter, row in zip(letters, states, strict=True):
+            counts[letter] = counts.get(letter, 0) + row.count(CONSTANT)
+    return ".".join(f"{letter}{count}" for letter, count in counts.items())
+
+
+def count_fields(count, closed, total):
+    """The counting fields of a record, from `paper_count(masks)`, `closed_count(closed)` and the dense equivalent's weights."""
+    return {
+        "weights_total": total,
+        "weights_kept": count.weights_kept,
+        "compression": total / count.weights_kept if count.weights_kept else float("inf"),
+        "vocabulary_kept": count.vocabulary_kept,
+        "input_kept": count.input_kept,
+        "hidden_kept": joined(count.hidden_kept),
+        "gates_total": joined(count.gates_total),
+        "gates_live": joined(count.gates_live),
+        "weights_stored": closed.weights_kept,
+        "gates_live_closed": joined(closed.gates_live),
+    }
+
+
+def device_name(device="cpu"):
+    """`cpu:<model name>` or `cuda:<name>`."""
+    if torch.device(device).type == "cuda":
+        return "cuda:" + torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        name = next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        name = platform.processor() or platform.machine()
+    return "cpu:" + name
+
+
+def commit():
+    """The commit the code stands at, `+` if the tree differs from it; empty outside a repository."""
+
+    def git(*words):
+        return subprocess.run(["git", *words], cwd=project_root(), capture_output=True, text=True, check=True).stdout
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", "lib", "notebooks", "environment.yml")
+        return git("rev-parse", "--short=12", "HEAD").strip() + ("+" if changed.strip() else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+def where_and_with(device="cpu"):
+    return {"device": device_name(device), "torch": torch.__version__, "commit": commit()}
+
+
+def read(path):
+    """The rows of a results table, every field as text but numbers as numbers; empty if there is no such file."""
+    text = dict.fromkeys(
+        ("hidden_kept", "gates_total", "gates_live", "gates_live_closed", "gates_constant", "variant"), str
+    )
+    if not Path(path).exists():
+        return pd.DataFrame(columns=FIELDS)
+    return pd.read_csv(
+        path, dtype=text, keep_default_na=False, na_values={name: [""] for name in FIELDS if name not in text}
+    )
+
+
+def upsert(records, path):
+    """Put records into the table at `path`: same key replaces, all other rows stay. Atomic, one writer at a time."""
+    path = Path(path)
+    unknown = {name for record in records for name in record} - set(FIELDS)
+    if unknown:
+        raise ValueError(f"no such record field: {', '.join(sorted(unknown))}; fields: {', '.join(FIELDS)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path.parent / f".{path.name}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        rows = {_key(row): row for row in read(path).to_dict("records")}
+        rows |= {_key(record): record for record in records}
+        table = pd.DataFrame([rows[key] for key in sorted(rows)], columns=FIELDS)
+        with replacing(path) as temporary:
+            table.to_csv(temporary, index=False)
+
+
+def _key(row):
+    return tuple(str(row.get(name) or ("0" if name == "seed" else "")) for name in KEY)
+
+
+def duplicates(table):
+    """Keys that occur more than once in a table (there should be none)."""
+    return [key for key, times in Counter(map(tuple, table[list(KEY)].astype(str).values)).items() if times > 1]

@@ -1,0 +1,289 @@
+"""Recurrent layers that a method can touch at two places: their weights and their scales (design: "two places").
+
+Weights have the names, shapes and gate order of torch (`weight_ih_l0 [G·H, I]`, `weight_hh_l0 [G·H, H]`, biases).
+Scales are multiplicative vectors, one per sequence, applied where a vector is *read*:
+
+    a = s_gates ⊙ (W_ih (s_input ⊙ x) + W_hh (s_recurrent ⊙ h')) + b_ih + b_hh        y = s_output ⊙ h
+
+The carried state (h, c) is never scaled. With no scale a layer computes what torch's computes.
+"""
+
+import math
+
+import torch
+from torch import nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+GATE_ACTIVATIONS = ("logistic", "hard")  # hard: clip(0.2 x + 0.5, 0, 1), the papers'; not F.hardsigmoid (x / 6)
+
+
+def squash(a, gate_activation):
+    """The gate's sigmoid, logistic or hard, in place."""
+    return a.sigmoid_() if gate_activation == "logistic" else a.mul_(0.2).add_(0.5).clamp_(0, 1)
+
+
+def word_scale(tokens, scale):
+    """The scale [B|1, V] of each token [T, B] → [T, B, 1]: the same wherever a word stands in its sequence."""
+    return scale.expand(tokens.shape[1], -1).gather(1, tokens.t()).t().unsqueeze(2)
+
+
+class LSTMCell:
+    """One step of an LSTM on one time slice, forward and by hand backward. Gate order i f g o, as in torch."""
+
+    gates = "ifgo"
+    candidates = "g"  # gates that are a tanh; the others are squashed
+    n_states = 2  # h, c
+
+    def __init__(self, gate_activation):
+        self.gate_activation = gate_activation
+
+    def activate(self, a):
+        """Preactivations [B, 4·H] → gate values, in place."""
+        i_f, g, o = a.split([a.shape[1] // 2, a.shape[1] // 4, a.shape[1] // 4], 1)
+        squash(i_f, self.gate_activation), g.tanh_(), squash(o, self.gate_activation)
+        return a
+
+    def advance(self, gates, state, new):
+        """Gate values [B, 4·H] and the old (h, c) → the new (h, c), written to `new`."""
+        i, f, g, o = gates.chunk(4, 1)
+        h, c = new
+        torch.mul(f, state[1], out=c).addcmul_(i, g)
+        torch.tanh(c, out=h).mul_(o)
+
+    def backward(self, gates, state, new, grad, out):
+        """Gradients of the new (h, c) → of the preactivations (`out` [B, 4·H]) and of the old c (in place in `grad`)."""
+        i, f, g, o = gates.chunk(4, 1)
+        d_i, d_f, d_g, d_o = out.chunk(4, 1)
+        d_h, d_c = grad
+        tanh_c = new[1].tanh()
+        torch.mul(d_h, tanh_c, out=d_o)
+        d_c.add_(torch.ops.aten.tanh_backward(d_h * o, tanh_c))
+        torch.mul(d_c, g, out=d_i), torch.mul(d_c, state[1], out=d_f), torch.mul(d_c, i, out=d_g)
+        half = out.shape[1] // 2
+        self._through_squash(out[:, :half], gates[:, :half])
+        torch.ops.aten.tanh_backward.grad_input(d_g, g, grad_input=d_g)
+        self._through_squash(d_o, o)
+        d_c.mul_(f)
+
+    def _through_squash(self, grad, value):
+        if self.gate_activation == "logistic":
+            torch.ops.aten.sigmoid_backward.grad_input(grad, value, grad_input=grad)
+        else:  # slope 0.2 strictly inside (0, 1)
+            torch.ops.aten.hardtanh_backward.grad_input(grad, value, 0, 1, grad_input=grad).mul_(0.2)
+
+
+def _sum_to(grad, like):
+    """A gradient [B, n] of a scale given as [B|1, n]."""
+    return grad.sum(0, keepdim=True) if like.shape[0] == 1 and grad.shape[0] != 1 else grad
+
+
+class _Recurrence(torch.autograd.Function):
+    """The whole time loop of one layer and direction as one operation.
+
+    inputs [T, B, G·H] is W_ih x, with the bias in it unless `gates` scales it first; live [T, B, 1] is False where a
+    step is padding (the state stays); `partial` lists, per step, whether any sequence is padded there. Returns the
+    unscaled h [T, B, H] and the other final states. One product per step forward and one backward; the weight
+    gradient is one product at the end; everything else of a step stays in the cache.
+    """
+
+    @staticmethod
+    def forward(ctx, cell, inputs, bias, weight, recurrent, gates, live, partial, *state):
+        steps, batch, width = inputs.shape
+        save = any(ctx.needs_input_grad)
+        rows = steps if save else 1
+        values = inputs.new_empty(rows, batch, width)  # gate values
+        products = inputs.new_empty(rows, batch, width) if gates is not None else None
+        history = [s.new_empty(steps + 1, *s.shape) for s in state[:1]]  # every h is returned
+        history += [s.new_empty(steps + 1 if save else 2, *s.shape) for s in state[1:]]
+        for kept, s in zip(history, state, strict=True):
+            kept[0] = s
+        read = inputs.new_empty(batch, weight.shape[1])
+        transposed = weight.t()
+        for t in range(steps):
+            old = [kept[t % kept.shape[0]] for kept in history]
+            new = [kept[(t + 1) % kept.shape[0]] for kept in history]
+            h = old[0] if recurrent is None else torch.mul(old[0], recurrent, out=read)
+            a = values[t % rows]
+            if gates is None:
+                torch.addmm(inputs[t], h, transposed, out=a)
+            else:
+                product = torch.addmm(inputs[t], h, transposed, out=products[t % rows])
+                torch.addcmul(bias, product, gates, out=a)
+            cell.advance(cell.activate(a), old, new)
+            if partial[t]:
+                for before, after in zip(old, new, strict=True):
+                    torch.where(live[t], after, before, out=after)
+        if save:
+            ctx.save_for_backward(weight, recurrent, gates, live, values, products, *history)
+            ctx.cell, ctx.partial = cell, partial
+        last = steps % 2 if not save else steps
+        return history[0][1:], *(kept[last].clone() for kept in history[1:])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, d_hidden, *d_last):
+        weight, recurrent, gates, live, values, products, *history = ctx.saved_tensors
+        steps = values.shape[0]
+        d_inputs = torch.empty_like(values)
+        d_a = None if gates is None else torch.empty_like(values[0])
+        d_sum = None if gates is None else torch.zeros_like(values[0])
+        d_recurrent = None if recurrent is None else torch.zeros_like(history[0][0])
+        d_gates = None if gates is None else torch.zeros_like(values[0])
+        d_h, d_rest = torch.zeros_like(history[0][0]), [d.clone() for d in d_last]
+        for t in reversed(range(steps)):
+            old, new = [kept[t] for kept in history], [kept[t + 1] for kept in history]
+            d_h = d_h.add_(d_hidden[t])
+            stays = None
+            if ctx.partial[t]:  # a padded step hands its gradient on untouched
+                stays = [d.masked_fill(live[t], 0) for d in (d_h, *d_rest)]
+                for d in (d_h, *d_rest):
+                    d.mul_(live[t])
+            ctx.cell.backward(values[t], old, new, (d_h, *d_rest), d_inputs[t] if gates is None else d_a)
+            if gates is not None:
+                d_sum.add_(d_a)
+                d_gates.addcmul_(d_a, products[t])
+                torch.mul(d_a, gates, out=d_inputs[t])
+            torch.mm(d_inputs[t], weight, out=d_h)
+            if recurrent is not None:
+                d_recurrent.addcmul_(d_h, old[0])
+                d_h.mul_(recurrent)
+            if stays is not None:
+                for d, kept in zip((d_h, *d_rest), stays, strict=True):
+                    d.add_(kept)
+        read = history[0][:-1] if recurrent is None else history[0][:-1] * recurrent
+        d_weight = d_inputs.flatten(0, 1).t() @ read.flatten(0, 1)
+        return (
+            None,
+            d_inputs,
+            None if gates is None else d_sum.sum(0),
+            d_weight,
+            None if recurrent is None else _sum_to(d_recurrent, recurrent),
+            None if gates is None else _sum_to(d_gates, gates),
+            None,
+            None,
+            d_h,
+            *d_rest,
+        )
+
+
+class Recurrent(nn.Module):
+    """A stack of recurrent layers, in torch's words, that also takes scales, padding and token ids.
+
+    forward(input, state=None, scales=None, lengths=None, padding="right") → output [T, B, D·H], state
+
+    input    [T, B, I], or token ids int64 [T, B]: then the input is one-hot and columns of `weight_ih_l0` are gathered
+    state    as torch's: (h, c), each [layers·D, B, H]; zeros if None
+    scales   name → [B|1, n]: `input_l0 [·, I]`, `recurrent_l0 [·, H]`, `output_l0 [·, H]`, `gates_l0 [·, G·H]`,
+             with torch's suffixes for further layers and the reverse direction
+    lengths  int64 [B], real steps of each sequence; a padded step keeps the state and returns y = 0
+    padding  the side of the padding, "left" or "right"
+
+    Raises ValueError for a shape, a scale or a padding it cannot use, saying what it expected.
+    """
+
+    cell_type: type
+
+    def __init__(self, input_size, hidden_size, num_layers=1, bidirectional=False, gate_activation="logistic"):
+        super().__init__()
+        if gate_activation not in GATE_ACTIVATIONS:
+            raise ValueError(f"gate_activation is {gate_activation!r}; allowed: {', '.join(GATE_ACTIVATIONS)}")
+        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
+        self.bidirectional, self.gate_activation = bidirectional, gate_activation
+        self.cell = self.cell_type(gate_activation)
+        directions = 2 if bidirectional else 1
+        rows = len(self.cell.gates) * hidden_size
+        for suffix in self.suffixes():
+            width = input_size if suffix.startswith("_l0") else directions * hidden_size
+            self.register_parameter("weight_ih" + suffix, nn.Parameter(torch.empty(rows, width)))
+            self.register_parameter("weight_hh" + suffix, nn.Parameter(torch.empty(rows, hidden_size)))
+            self.register_parameter("bias_ih" + suffix, nn.Parameter(torch.empty(rows)))
+            self.register_parameter("bias_hh" + suffix, nn.Parameter(torch.empty(rows)))
+        bound = 1 / math.sqrt(hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def suffixes(self):
+        """torch's parameter suffixes in the order layers run: `_l0`, `_l0_reverse`, `_l1`, …"""
+        ends = ("", "_reverse") if self.bidirectional else ("",)
+        return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ends]
+
+    def forward(self, input, state=None, scales=None, lengths=None, padding="right"):
+        scales = scales or {}
+        self._check(input, scales, padding)
+        steps, batch = input.shape[:2]
+        live, partial = None, [False] * steps
+        if lengths is not None:
+            time = torch.arange(steps, device=input.device)[:, None]
+            live = time < lengths if padding == "right" else time >= steps - lengths
+            partial = (~live.all(1)).tolist()
+            live = live.unsqueeze(2)
+        suffixes = self.suffixes()
+        if state is None:
+            blank = self.weight_hh_l0.new_zeros(len(suffixes), batch, self.hidden_size)
+            state = (blank,) * self.cell.n_states
+        outputs, finals = [], []
+        for index, suffix in enumerate(suffixes):
+            initial = [s[index] for s in state]
+            y, final = self._run(input, suffix, initial, scales, live, partial)
+            outputs.append(y)
+            finals.append(final)
+            if not self.bidirectional or suffix.endswith("_reverse"):
+                input, outputs = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)), []
+        return input, tuple(torch.stack(s) for s in zip(*finals, strict=True))
+
+    def _run(self, x, suffix, initial, scales, live, partial):
+        """One layer in one direction → y [T, B, H] and its final states."""
+        weight, gates = getattr(self, "weight_ih" + suffix), scales.get("gates" + suffix)
+        bias = getattr(self, "bias_ih" + suffix) + getattr(self, "bias_hh" + suffix)
+        inward, output = scales.get("input" + suffix), scales.get("output" + suffix)
+        if x.dtype == torch.int64:
+            a = F.embedding(x, weight.t())
+            if inward is not None:
+                a = a * word_scale(x, inward)
+            a = a + bias if gates is None else a
+        else:
+            a = F.linear(x if inward is None else x * inward, weight, bias if gates is None else None)
+        reverse = suffix.endswith("_reverse")
+        if reverse:
+            a, live, partial = a.flip(0), None if live is None else live.flip(0), partial[::-1]
+        weight_hh, recurrent = getattr(self, "weight_hh" + suffix), scales.get("recurrent" + suffix)
+        hidden, *rest = _Recurrence.apply(self.cell, a, bias, weight_hh, recurrent, gates, live, partial, *initial)
+        y = hidden if output is None else hidden * output
+        if live is not None:
+            y = y.masked_fill(~live, 0)
+        return (y.flip(0) if reverse else y), (hidden[-1], *rest)
+
+    def _check(self, input, scales, padding):
+        if padding not in ("left", "right"):
+            raise ValueError(f"padding is {padding!r}; allowed: 'left', 'right'")
+        if input.dtype == torch.int64:
+            if input.dim() != 2:
+                raise ValueError(f"token ids have shape {tuple(input.shape)}, expected (T, B)")
+        elif input.dim() != 3 or input.shape[2] != self.input_size:
+            raise ValueError(f"input has shape {tuple(input.shape)}, expected (T, B, {self.input_size})")
+        if input.shape[0] == 0:
+            raise ValueError("input has no time step")
+        width = {"input": None, "recurrent": self.hidden_size, "output": self.hidden_size}
+        width["gates"] = len(self.cell.gates) * self.hidden_size
+        suffixes = self.suffixes()
+        for name, scale in scales.items():
+            kind, _, suffix = name.partition("_")
+            if kind not in width or "_" + suffix not in suffixes:
+                known = ", ".join(k + s for k in width for s in suffixes)
+                raise ValueError(f"no scale {name!r} in this layer; scales: {known}")
+            expected = width[kind] if kind != "input" else getattr(self, "weight_ih_" + suffix).shape[1]
+            if scale.dim() != 2 or scale.shape[0] not in (1, input.shape[1]) or scale.shape[1] != expected:
+                shape = f"({input.shape[1]} or 1, {expected})"
+                raise ValueError(f"scale {name!r} has shape {tuple(scale.shape)}, expected {shape}")
+
+    def extra_repr(self):
+        kinds = f", layers={self.num_layers}" if self.num_layers > 1 else ""
+        kinds += ", bidirectional" if self.bidirectional else ""
+        return f"{self.input_size}, {self.hidden_size}{kinds}, {self.gate_activation} gates"
+
+
+class LSTM(Recurrent):
+    """LSTM with all four scales; equal to `torch.nn.LSTM` when there is none. See `Recurrent`."""
+
+    cell_type = LSTMCell

@@ -1,0 +1,26 @@
+"""Every way of making a recurrent network small: one file each, chosen by name here and nowhere else."""
+
+from functools import partial
+
+from ..names import nearest
+from .base import Dense, Method
+from .linear import L1Logistic
+from .sparse_vd import SparseVD
+
+METHODS = {
+    "dense": Dense,
+    "sparse-vd-w": SparseVD,
+    "sparse-vd-wgn": partial(SparseVD, groups="wgn"),
+    "linear": L1Logistic,
+}
+
+
+def names():
+    return list(METHODS)
+
+
+def make(name) -> Method:
+    """A fresh method by name. Raises ValueError naming the nearest one."""
+    if name not in METHODS:
+        raise ValueError(nearest("method", name, METHODS))
+    return METHODS[name]()

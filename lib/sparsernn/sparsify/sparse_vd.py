@@ -1,0 +1,177 @@
+"""Sparse variational dropout for recurrent nets: weights (1708.00077), words (1810.10927), neurons and gates (1812.05692).
+
+Every weight has a posterior N(θ, σ²) under a log-uniform prior; group variables z of words, neurons and gates
+likewise, with mean one at the start. What ends with log α = log σ²/θ² ≥ 3 is noise and goes.
+"""
+
+import torch
+from torch import nn
+
+from ..masks import Masks, weight_matrices
+from .base import Draw, Method, Phase
+
+K1, K2, K3 = 0.63576, 1.87320, 1.48695  # Molchanov et al. 2017, eq. 14; re-derived in notebooks/kl.ipynb
+
+
+def log_alpha(theta, log_sigma):
+    """log σ²/θ²; the 1e-16 keeps the gradient at θ = 0 finite."""
+    return 2 * log_sigma - torch.log(theta * theta + 1e-16)
+
+
+class _KL(torch.autograd.Function):
+    """Σ KL(N(θ, σ²) ‖ log-uniform) in nats, value and gradient in one pass over slices that stay in the cache."""
+
+    slice_length = 1 << 15
+
+    @staticmethod
+    def forward(ctx, theta, log_sigma):
+        d_theta, d_log_sigma = torch.empty_like(theta), torch.empty_like(log_sigma)
+        total = theta.new_zeros((), dtype=torch.float64)
+        length = _KL.slice_length if theta.device.type == "cpu" else theta.numel()
+        parts = (t.reshape(-1).split(length) for t in (theta, log_sigma, d_theta, d_log_sigma))
+        for t, ls, d_t, d_ls in zip(*parts, strict=True):
+            square = t * t + 1e-16
+            a = 2 * ls - torch.log(square)
+            s = torch.sigmoid(K2 + K3 * a)
+            # KL = K1 (1 − s) + ½ softplus(−a);  dKL/da = −K1 K3 s (1 − s) − ½ sigm(−a)
+            total += (K1 * (1 - s) + 0.5 * nn.functional.softplus(-a)).sum(dtype=torch.float64)
+            slope = (-K1 * K3) * s * (1 - s) - 0.5 * torch.sigmoid(-a)
+            torch.mul(slope, 2, out=d_ls)
+            torch.mul(slope, -2 * t / square, out=d_t)
+        ctx.save_for_backward(d_theta, d_log_sigma)
+        return total.to(theta.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        d_theta, d_log_sigma = ctx.saved_tensors
+        return grad * d_theta, grad * d_log_sigma
+
+
+def kl(theta, log_sigma):
+    """Σ KL(N(θ, σ²) ‖ log-uniform), nats, by Molchanov's fit: K1 (1 − sigm(K2 + K3 log α)) + ½ log(1 + 1/α); → 0 as α → ∞."""
+    return _KL.apply(theta.contiguous(), log_sigma.contiguous())
+
+
+class _Noisy(torch.autograd.Function):
+    """θ + σ ε with one ε per element (θ may broadcast over the rows of ε); keeps σ ε for the gradient of log σ."""
+
+    @staticmethod
+    def forward(ctx, theta, log_sigma, rows):
+        sigma = log_sigma.exp()
+        noise = torch.randn(rows + theta.shape, dtype=theta.dtype, device=theta.device).mul_(sigma)
+        ctx.save_for_backward(noise)
+        ctx.extra = len(rows)
+        return theta + noise
+
+    @staticmethod
+    def backward(ctx, grad):
+        (noise,) = ctx.saved_tensors
+        d_log_sigma = grad * noise
+        if ctx.extra:
+            return grad.sum(0), d_log_sigma.sum(0), None
+        return grad, d_log_sigma, None
+
+
+def noisy(theta, log_sigma, rows=()):
+    """A sample of N(θ, σ²), shape rows + θ.shape."""
+    return _Noisy.apply(theta, log_sigma, tuple(rows))
+
+
+def _key(name):
+    """Parameter names cannot hold dots in an nn.ParameterDict."""
+    return name.replace(".", "/")
+
+
+class SparseVD(Method):
+    """Weights with one noise sample per mini-batch, shared by all time steps and sequences: the posterior is over weights.
+
+    groups: "" (weights only), "voc", "wn" or "wgn": the model says which axes that opens. A group variable is drawn
+    once per sequence and shared by its time steps. Linear layers named by `model.local_noise` take their noise on the
+    output. Only rows or columns of words that occur in the batch are drawn; the others feel their KL alone.
+    """
+
+    def __init__(self, groups=""):
+        super().__init__()
+        self.groups = groups
+
+    def prepare(self, model, plan, n_examples, steps_per_epoch):
+        super().prepare(model, plan, n_examples, steps_per_epoch)
+        self.plan, self.n_examples, self.steps_per_epoch = plan, n_examples, steps_per_epoch
+        kinds = model.groups[self.groups] if self.groups else ()
+        self.axes = tuple(model.axes())
+        self.group_axes = [axis for axis in self.axes if axis.kind in kinds]
+        self.words = next((axis for axis in self.axes if axis.kind == "vocabulary"), None)
+        self.word_dims = {m.tensor: m.dim for m in self.words.having("in")} if self.words else {}
+        self.theta = weight_matrices(model)
+        self.log_sigma = nn.ParameterDict(
+            {_key(n): nn.Parameter(torch.full_like(w, plan.log_sigma)) for n, w in self.theta.items()}
+        )
+        like = next(iter(self.theta.values()))
+        self.group_theta = nn.ParameterDict(
+            {axis.name: nn.Parameter(like.new_ones(axis.size)) for axis in self.group_axes}
+        )
+        self.group_log_sigma = nn.ParameterDict(
+            {a.name: nn.Parameter(like.new_full((a.size,), plan.log_sigma_groups)) for a in self.group_axes}
+        )
+
+    def parameter_groups(self, plan):
+        uncertain = [*self.log_sigma.values(), *self.group_log_sigma.values()]
+        return [
+            {"params": list(self.group_theta.values()), "lr": plan.lr},
+            {"params": uncertain, "lr": plan.lr_log_sigma},
+        ]
+
+    def phases(self):
+        return Phase("learn", 0.75, selectable=False), Phase("settle", 0.25, selectable=True)
+
+    def sample(self, batch):
+        touched, tokens = torch.unique(batch.tokens, return_inverse=True)
+        draw, batch_size = Draw(tokens), tokens.shape[1]
+        for name, theta in self.theta.items():
+            log_sigma, layer = self.log_sigma[_key(name)], name.rpartition(".")[0]
+            if layer in self.model.local_noise:
+                epsilon = torch.randn(batch_size, theta.shape[0], dtype=theta.dtype, device=theta.device)
+                draw.noise[layer] = ((2 * log_sigma).exp(), epsilon)
+                continue
+            if name in self.word_dims:
+                dim = self.word_dims[name]
+                theta, log_sigma = theta.index_select(dim, touched), log_sigma.index_select(dim, touched)
+            draw.weights[name] = noisy(theta, log_sigma)
+        for axis in self.group_axes:
+            theta, log_sigma = self.group_theta[axis.name], self.group_log_sigma[axis.name]
+            if axis is self.words:
+                theta, log_sigma = theta[touched], log_sigma[touched]
+            z = noisy(theta, log_sigma, rows=(batch_size,))
+            draw.scales |= {member.tensor: z for member in axis.having("scale")}
+        return draw
+
+    def kl_weight(self, step):
+        """The factor of the KL at a step: 0 until epoch `kl_start`, then a straight line to `kl_weight` at `kl_full`."""
+        plan, epoch = self.plan, step / self.steps_per_epoch
+        if epoch >= plan.kl_full:
+            return plan.kl_weight
+        return plan.kl_weight * max(0.0, epoch - plan.kl_start) / (plan.kl_full - plan.kl_start)
+
+    def _pairs(self):
+        """Every (name, θ, log σ), of weights and of groups."""
+        yield from ((name, theta, self.log_sigma[_key(name)]) for name, theta in self.theta.items())
+        yield from (
+            (axis.name, self.group_theta[axis.name], self.group_log_sigma[axis.name]) for axis in self.group_axes
+        )
+
+    def penalty(self, step):
+        factor = self.kl_weight(step) / self.n_examples
+        return factor * sum(kl(theta, log_sigma) for _, theta, log_sigma in self._pairs()) if factor else 0.0
+
+    @torch.no_grad()
+    def log_alpha(self):
+        return {name: log_alpha(theta, log_sigma).clamp(-8, 8) for name, theta, log_sigma in self._pairs()}
+
+    def masks(self, threshold=None):
+        cut = self.plan.threshold if threshold is None else threshold  # 3: dropout rate 0.953, θ²/σ² < 0.05
+        keep = {name: a < cut for name, a in self.log_alpha().items()}
+        groups = {axis.name: keep.pop(axis.name) for axis in self.group_axes}
+        return Masks(self.axes, keep, groups)
+
+    def means(self):
+        return {axis.name: self.group_theta[axis.name].detach() for axis in self.group_axes}

@@ -1,0 +1,37 @@
+"""The tasks by name. Importing this is quick: data, and torch, are touched by `load` only."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .base import Task
+
+
+def _loader(module: str, function: str) -> Callable[[str], Task]:
+    return lambda profile: getattr(import_module(f".{module}", __name__), function)(profile)
+
+
+TASKS: dict[str, Callable[[str], Task]] = {
+    "pydocs-topic": _loader("pydocs", "topic"),
+    "pydocs-char": _loader("pydocs", "char"),
+}
+
+
+def names() -> list[str]:
+    """The names `load` knows."""
+    return sorted(TASKS)
+
+
+def load(name: str, profile: str) -> Task:
+    """The task `name`; profile "smoke" gives a subset that loads in seconds, any other the whole corpus.
+
+    Raises ValueError for an unknown name, with the nearest one.
+    """
+    if name not in TASKS:
+        close = difflib.get_close_matches(name, TASKS, n=1, cutoff=0)
+        raise ValueError(f"unknown task {name!r}; did you mean {close[0]!r}? Tasks: {', '.join(names())}")
+    return TASKS[name](profile)

@@ -1,0 +1,204 @@
+"""What a task is: id arrays per split, cut into batches, and one number that says how good a model is.
+
+A task knows data and metric; it knows no model and no method.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+SPLITS = ("train", "valid", "test")
+PAD = 0  # id of padding in classification tasks
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of sequences, time-major.
+
+    tokens   int64 [T, B]
+    targets  classification int64 [B]; language model int64 [T, B]
+    lengths  int64 [B], real steps; sequences are padded on the LEFT with id 0. None = no padding
+    carry    language model: the state of the previous batch goes on
+    """
+
+    tokens: torch.Tensor
+    targets: torch.Tensor
+    lengths: torch.Tensor | None
+    carry: bool = False
+
+
+class Task:
+    """Base of `ClassificationTask` and `LanguageTask`.
+
+    name, data_note     what it is; package versions (and "smoke subset" where so)
+    metric, better      "accuracy" | "bits_per_char"; "higher" | "lower"
+    vocabulary, classes names of the token ids and of the class ids (no classes: language model)
+    n_examples          training examples as the likelihood counts them: sequences or predicted symbols
+    data_sha256         over the id arrays of all splits, with their names, dtypes and shapes
+    """
+
+    metric: str
+    better: str
+    n_examples: int
+
+    def __init__(
+        self,
+        name: str,
+        splits: Mapping[str, Mapping[str, np.ndarray]],
+        vocabulary: list[str],
+        classes: list[str] | None = None,
+        data_note: str = "",
+    ):
+        if missing := [split for split in SPLITS if split not in splits]:
+            raise ValueError(f"task {name!r}: no data for {', '.join(missing)}; splits are {', '.join(SPLITS)}")
+        self.name, self.data_note = name, data_note
+        self.vocabulary, self.classes = list(vocabulary), list(classes or [])
+        self.splits = {split: dict(splits[split]) for split in SPLITS}
+        self.data_sha256 = data_sha256(self.splits)
+
+    def batches(
+        self, split: str, batch_size: int, steps: int | None = None, generator: torch.Generator | None = None
+    ) -> Iterator[Batch]:
+        """One pass over a split; in training, `generator` draws the order (classification) or the offset (language)."""
+        raise NotImplementedError
+
+    def loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """Mean nats per example, a scalar; logits [B, C] (classification) or [T, B, V] (language model)."""
+        return F.cross_entropy(logits.flatten(0, -2), batch.targets.flatten())
+
+    def score(self, logits: torch.Tensor, batch: Batch) -> tuple[float, int]:
+        """(total, count) of a batch: over a split, metric = sum of totals / sum of counts."""
+        raise NotImplementedError
+
+    def examples(self, n: int) -> list[tuple[str, str]]:
+        """(label or "", text) of the first n training examples, as the model sees them."""
+        raise NotImplementedError
+
+    def _split(self, split: str, batch_size: int) -> dict[str, np.ndarray]:
+        if split not in SPLITS:
+            raise ValueError(f"unknown split {split!r}; splits are {', '.join(SPLITS)}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size}, must be at least 1")
+        return self.splits[split]
+
+
+class ClassificationTask(Task):
+    """Sequences with one label each.
+
+    splits   per split: `ids` int [sum of lengths], the sequences one after the other; `lengths` int [N];
+             `labels` int [N], an index into classes
+
+    Batches are trimmed to their longest sequence, and sequences of similar length share one. Evaluation sorts the
+    split by length. With a generator a fresh permutation is cut into chunks of 20 batches, each chunk sorted by
+    length, and the batches shuffled: every epoch mixes anew, padding costs little. `steps` is not used.
+    """
+
+    metric, better = "accuracy", "higher"
+    chunk_batches = 20
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        for split, data in self.splits.items():
+            if data["lengths"].sum() != len(data["ids"]) or len(data["lengths"]) != len(data["labels"]):
+                raise ValueError(
+                    f"task {self.name!r}, {split}: {len(data['labels'])} labels, {len(data['lengths'])} lengths of sum "
+                    f"{data['lengths'].sum()} and {len(data['ids'])} ids; expected one label and one length a sequence"
+                )
+        self.n_examples = len(self.splits["train"]["labels"])
+
+    def batches(
+        self, split: str, batch_size: int, steps: int | None = None, generator: torch.Generator | None = None
+    ) -> Iterator[Batch]:
+        data = self._split(split, batch_size)
+        lengths, labels = torch.as_tensor(data["lengths"]).long(), torch.as_tensor(data["labels"]).long()
+        if not len(lengths):
+            return
+        ids, ends = torch.as_tensor(data["ids"]), lengths.cumsum(0)
+        if generator is None:
+            chunks = [torch.arange(len(lengths))]
+        else:
+            chunks = torch.randperm(len(lengths), generator=generator).split(self.chunk_batches * batch_size)
+        groups = [group for chunk in chunks for group in chunk[lengths[chunk].argsort(stable=True)].split(batch_size)]
+        if generator is not None:
+            groups = [groups[i] for i in torch.randperm(len(groups), generator=generator)]
+        for group in groups:
+            from_end = torch.arange(int(lengths[group].max()), 0, -1)[:, None]  # [T, 1]: T, ..., 1 steps before the end
+            real = from_end <= lengths[group]
+            tokens = torch.where(real, ids[(ends[group] - from_end).clamp(min=0)].long(), PAD)
+            yield Batch(tokens, labels[group], lengths[group])
+
+    def score(self, logits: torch.Tensor, batch: Batch) -> tuple[float, int]:
+        """(correct, sequences)."""
+        return float((logits.argmax(-1) == batch.targets).sum()), len(batch.targets)
+
+    def examples(self, n: int) -> list[tuple[str, str]]:
+        data = self.splits["train"]
+        ends = data["lengths"][:n].cumsum()
+        return [
+            (self.classes[label], " ".join(self.vocabulary[i] for i in data["ids"][end - length : end]))
+            for label, length, end in zip(data["labels"][:n], data["lengths"][:n], ends, strict=True)
+        ]
+
+
+class LanguageTask(Task):
+    """A stream of symbols, each predicted from those before it.
+
+    splits   per split: `ids` int [N]
+
+    A split's N-1 predictions (the first symbol has no past) are cut into `batch_size` parallel streams and walked in
+    windows of `steps`; the last window may be shorter. Every symbol of a stream is predicted exactly once; left out
+    are only the last (N-1) mod batch_size symbols, which do not divide into the streams. With a generator the split
+    starts at a random offset in [0, steps), so that windows are cut elsewhere each epoch.
+    """
+
+    metric, better = "bits_per_char", "lower"
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.n_examples = max(len(self.splits["train"]["ids"]) - 1, 0)
+
+    def batches(
+        self, split: str, batch_size: int, steps: int | None = None, generator: torch.Generator | None = None
+    ) -> Iterator[Batch]:
+        ids = torch.as_tensor(self._split(split, batch_size)["ids"])
+        if steps is None or steps < 1:
+            raise ValueError(f"steps is {steps}; a language model needs the window length, for example steps=100")
+        offset = 0 if generator is None else int(torch.randint(steps, (), generator=generator))
+        length = (len(ids) - 1 - offset) // batch_size
+        if length < 1:
+            raise ValueError(f"{split} has {len(ids)} symbols, too few for {batch_size} streams; lower batch_size")
+        inputs, targets = (  # [length, B]
+            ids[i : i + length * batch_size].view(batch_size, length).T.contiguous() for i in (offset, offset + 1)
+        )
+        for start in range(0, length, steps):
+            window = slice(start, start + steps)
+            yield Batch(inputs[window].long(), targets[window].long(), None, carry=start > 0)
+
+    def score(self, logits: torch.Tensor, batch: Batch) -> tuple[float, int]:
+        """(summed bits, symbols)."""
+        nats = F.cross_entropy(logits.flatten(0, -2), batch.targets.flatten(), reduction="sum")
+        return float(nats) / math.log(2), batch.targets.numel()
+
+    def examples(self, n: int, symbols: int = 200) -> list[tuple[str, str]]:
+        """The first n pieces of `symbols` symbols each."""
+        text = [self.vocabulary[i] for i in self.splits["train"]["ids"][: n * symbols]]
+        return [("", "".join(text[start : start + symbols])) for start in range(0, len(text), symbols)]
+
+
+def data_sha256(splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
+    """SHA-256 over the arrays of all splits, in canonical order, each with name, dtype and shape; little-endian."""
+    digest = hashlib.sha256()
+    for split in SPLITS:
+        for key in sorted(splits[split]):
+            array = np.ascontiguousarray(splits[split][key])
+            array = array.astype(array.dtype.newbyteorder("<"), copy=False)
+            digest.update(f"{split}.{key} {array.dtype.str} {array.shape}\n".encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()

@@ -1,0 +1,407 @@
+"""Train a run to its end, whatever interrupts it, and turn it into a compact model and a record.
+
+`ensure(config)` is the one entry: it finds a finished run, resumes a killed one, or trains anew.
+"""
+
+import atexit
+import copy
+import fcntl
+import json
+import math
+import os
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pandas as pd
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch.func import functional_call
+
+from . import sparsify, tasks
+from .compact import compact, load, save
+from .config import RunConfig
+from .files import replacing
+from .masks import close, closed_count, effective, paper_count, weight_matrices
+from .presets import preset
+from .records import constant_gates, count_fields, joined, where_and_with
+
+OUT_OF_VOCABULARY = 2  # classification tasks: 0 pad, 1 start, 2 out of vocabulary
+
+
+class Run:
+    """A finished run, at the epoch chosen on validation.
+
+    config, directory, task     what it is, where its files are, its data
+    model, method               trained; `method.masks()` says what is kept
+    compact, record, metrics    the small model (`Compact`), its row (dict), a row an epoch (DataFrame)
+    """
+
+    def __init__(self, config, directory, session):
+        self.config, self.directory, self.task = config, directory, session.task
+        self.model, self.method = session.model, session.method
+        self.compact = load(directory / "model.safetensors")
+        self.record = json.loads((directory / "record.json").read_text())
+        self.metrics = pd.read_csv(directory / "metrics.csv")
+
+    def predictor(self, masks):
+        """The model under masks, as `evaluate` calls it."""
+        return masked_predictor(self.model, masks, self.method.means())
+
+    def threshold_curve(self, thresholds):
+        """Quality against threshold, on validation: DataFrame of threshold, valid, compression, weights_kept, gates_live."""
+        rows = []
+        for threshold in thresholds:
+            masks = self.method.masks(threshold)
+            count = paper_count(masks)
+            valid = evaluate(self.predictor(masks), self.task, "valid", self.config.plan)
+            kept = {"weights_kept": count.weights_kept, "gates_live": sum(count.gates_live)}
+            rows.append({"threshold": threshold, "valid": valid, "compression": count.compression} | kept)
+        return pd.DataFrame(rows)
+
+
+def masked_predictor(model, masks, means):
+    """(tokens, lengths, state) → logits, state of `model` with pruned weights and scales at zero, the others at their mean."""
+    weights, scales = effective(model, masks, means)
+
+    def predict(tokens, lengths, state):
+        extras = {"lengths": lengths, "state": state, "scales": scales}
+        with torch.no_grad():
+            return functional_call(model, weights, (tokens,), extras)
+
+    return predict
+
+
+def evaluate(predict, task, split, plan):
+    """The task's metric of a predictor `(tokens, lengths, state) → logits, state` over a split."""
+    total = count = 0
+    for batch, logits in predictions(predict, task, split, plan):
+        part, number = task.score(logits, batch)
+        total, count = total + part, count + number
+    return total / count
+
+
+def predictions(predict, task, split, plan):
+    """(batch, logits) over a split in evaluation order, the state carried where the task carries it."""
+    state = None
+    for batch in task.batches(split, plan.batch_size, plan.steps or None):
+        logits, state = predict(batch.tokens, batch.lengths, state if batch.carry else None)
+        yield batch, logits
+
+
+def relative_error(value, reference):
+    """max|value − reference| / max(1, max|reference|) (design §5)."""
+    return float((value - reference).abs().max() / reference.abs().max().clamp(min=1))
+
+
+class _Session:
+    """Model, method, optimiser and counters of one training, and their one-file checkpoint."""
+
+    def __init__(self, config, task):
+        self.config, self.plan, self.task = config, config.plan, task
+        torch.manual_seed(config.seed)
+        self.model = preset(config.task, config.model).build(self.task)
+        self.method = sparsify.make(config.method)
+        self.steps_per_epoch = math.ceil(self.task.n_examples / (self.plan.batch_size * max(1, self.plan.steps)))
+        self.method.prepare(self.model, self.plan, self.task.n_examples, self.steps_per_epoch)
+        groups = [
+            {"params": list(self.model.parameters()), "lr": self.plan.lr},
+            *self.method.parameter_groups(self.plan),
+        ]
+        self.optimizer = torch.optim.Adam(groups, fused=True)
+        self.parameters = [p for group in groups for p in group["params"]]
+        self.epoch, self.seconds, self.best_epoch, self.best_valid, self.best = 0, 0.0, -1, math.nan, {}
+
+    def tensors(self):
+        """What training changes, without the optimiser."""
+        return {f"{part}.{name}": value for part, module in (("model", self.model), ("method", self.method))
+                for name, value in module.state_dict().items()}  # fmt: skip
+
+    def selectable(self, epoch):
+        """Whether the epoch (0-based) lies in a phase from which an epoch may be chosen, and the phase's name."""
+        end = 0.0
+        for phase in self.method.phases():
+            end += phase.share * self.plan.epochs
+            if epoch < round(end):
+                return phase
+        return phase
+
+    def learn(self, limit=None):
+        """One epoch (or `limit` steps) → mean loss and mean penalty, nats per example."""
+        order = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.epoch)
+        losses, penalties, state = [], [], None
+        batches = self.task.batches("train", self.plan.batch_size, self.plan.steps or None, order)
+        for index, batch in enumerate(batches):
+            if index == limit:
+                break
+            step = self.epoch * self.steps_per_epoch + index
+            draw = self.method.sample(self.hide_words(batch))
+            logits, state = draw.run(self.model, batch.lengths, state if batch.carry else None)
+            state = None if state is None else tuple(s.detach() for s in state)
+            loss, penalty = self.task.loss(logits, batch), self.method.penalty(step)
+            self.optimizer.zero_grad()
+            (loss + penalty).backward()
+            if self.plan.clip:
+                torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
+            self.optimizer.step()
+            self.method.after_step(step)
+            losses.append(loss.item())
+            penalties.append(penalty.item() if isinstance(penalty, torch.Tensor) else penalty)
+        return sum(losses) / len(losses), sum(penalties) / len(penalties)
+
+    def hide_words(self, batch):
+        """Some words replaced by the out-of-vocabulary id, anew for every batch (small corpora are learnt by heart)."""
+        if not self.plan.word_dropout:
+            return batch
+        hidden = (torch.rand(batch.tokens.shape) < self.plan.word_dropout) & (batch.tokens > OUT_OF_VOCABULARY)
+        return replace(batch, tokens=batch.tokens.masked_fill(hidden, OUT_OF_VOCABULARY))
+
+    def read_off(self):
+        """Validation metric and counts as the model stands."""
+        masks = self.method.masks()
+        valid = evaluate(masked_predictor(self.model, masks, self.method.means()), self.task, "valid", self.plan)
+        count = paper_count(masks)
+        return {
+            "valid": valid,
+            "weights_kept": count.weights_kept,
+            "compression": count.compression,
+            "vocabulary_kept": count.vocabulary_kept,
+            "input_kept": count.input_kept,
+            "hidden_kept": joined(count.hidden_kept),
+            "gates_live": joined(count.gates_live),
+        }
+
+    def note_best(self, valid):
+        """Keep a copy of this epoch if it is the best on validation so far."""
+        better = valid > self.best_valid if self.task.better == "higher" else valid < self.best_valid
+        if self.best_epoch < 0 or better:
+            self.best_epoch, self.best_valid = self.epoch, valid
+            self.best = {name: value.clone() for name, value in self.tensors().items()}
+
+    def save(self, path):
+        """ONE file: weights, optimiser, every RNG state, the best epoch so far, counters."""
+        tensors = {name: value.clone() for name, value in self.tensors().items()}
+        tensors |= {"best." + name: value for name, value in self.best.items()}
+        for index, state in self.optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+        tensors["rng.cpu"] = torch.get_rng_state()
+        if torch.cuda.is_available():
+            tensors["rng.cuda"] = torch.cuda.get_rng_state()
+        counters = {
+            "epoch": self.epoch,
+            "seconds": self.seconds,
+            "best_epoch": self.best_epoch,
+            "best_valid": self.best_valid,
+        }
+        with replacing(path) as temporary:
+            save_file(tensors, temporary, {"counters": json.dumps(counters)})
+
+    def restore(self, path):
+        with safe_open(path, "pt") as file:
+            counters = json.loads(file.metadata()["counters"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name, value in counters.items():
+            setattr(self, name, value)
+        self.best = {
+            name.removeprefix("best."): tensors.pop(name) for name in list(tensors) if name.startswith("best.")
+        }
+        self.set(tensors)
+        state = {}
+        for name, value in tensors.items():
+            if name.startswith("optimizer."):
+                _, index, field = name.split(".")
+                state.setdefault(int(index), {})[field] = value
+        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
+        torch.set_rng_state(tensors["rng.cpu"])
+        if "rng.cuda" in tensors and torch.cuda.is_available():
+            torch.cuda.set_rng_state(tensors["rng.cuda"])
+
+    def set(self, tensors):
+        for part, module in (("model", self.model), ("method", self.method)):
+            state = {n.removeprefix(part + "."): value for n, value in tensors.items() if n.startswith(part + ".")}
+            module.load_state_dict(state)
+
+
+def ensure(config: RunConfig, report=None) -> Run:
+    """A finished run of `config`: found, resumed or trained. `report(line)` is told the cost, then a line an epoch.
+
+    The profile `smoke` always trains anew, in a temporary directory, on one thread. Raises ValueError when the run's
+    directory holds another configuration (naming the field), RuntimeError when another process is writing it.
+    """
+    report = report or (lambda line: None)
+    if config.profile == "smoke":
+        with _one_thread():
+            scratch = Path(tempfile.mkdtemp(prefix="sparsernn-smoke-"))
+            atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+            return _ensure(config, scratch, report)
+    return _ensure(config, config.directory, report)
+
+
+def _ensure(config, directory, report):
+    directory.mkdir(parents=True, exist_ok=True)
+    with _only_writer(directory):
+        session = _Session(config, tasks.load(config.task, config.profile))
+        _check_config(config, session.task, directory)
+        checkpoint = directory / "checkpoint.safetensors"
+        _train(session, directory, checkpoint, report)
+        session.set(session.best)
+        if not (directory / "record.json").exists():
+            _finish(session, directory, report)
+    return Run(config, directory, session)
+
+
+@contextmanager
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _only_writer(directory):
+    """A lock that dies with its process."""
+    with open(directory / ".lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise RuntimeError(
+                f"{directory} is being written by process {lock.read().strip() or '?'}; wait for it"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _check_config(config, task, directory):
+    """Write config.json, or refuse to go on with a run that was begun as something else."""
+    path, now = directory / "config.json", config.as_dict() | {"data_sha256": task.data_sha256}
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(now, indent=1) + "\n")
+        return
+    before = json.loads(path.read_text())
+    for name in sorted(now.keys() | before.keys()):
+        if now.get(name) != before.get(name):
+            raise ValueError(
+                f"{directory} was begun with {name} = {before.get(name)!r}, now it is {now.get(name)!r}; "
+                "put it back, or remove the directory to train anew"
+            )
+
+
+def _train(session, directory, checkpoint, report):
+    """From wherever it stands to the last epoch; metrics.csv and the checkpoint are replaced after every epoch."""
+    rows, epochs = [], session.plan.epochs
+    if checkpoint.exists():
+        session.restore(checkpoint)
+        rows = pd.read_csv(directory / "metrics.csv", dtype={"hidden_kept": str, "gates_live": str}).to_dict("records")
+        rows = [row for row in rows if row["epoch"] <= session.epoch]  # what came after the checkpoint happens again
+    else:
+        start = time.perf_counter()
+        fitted = session.method.fit(session.task, session.plan)
+        if fitted is not None:
+            rows, session.epoch, session.seconds = fitted, len(fitted), round(time.perf_counter() - start, 3)
+            session.note_best(session.read_off()["valid"])
+            session.best_epoch = next(row["epoch"] for row in rows if row["chosen"])
+            _write(rows, directory / "metrics.csv")
+            session.save(checkpoint)
+    if session.epoch < epochs:
+        report(_forecast(session))
+    while session.epoch < epochs:
+        start = time.perf_counter()
+        loss, penalty = session.learn()
+        phase = session.selectable(session.epoch)
+        session.epoch += 1
+        row = {"epoch": session.epoch, "step": session.epoch * session.steps_per_epoch, "phase": phase.name}
+        row |= {"train_loss": loss, "penalty": penalty} | session.read_off()
+        if phase.selectable:
+            session.note_best(row["valid"])
+        row["seconds"] = round(time.perf_counter() - start, 3)
+        session.seconds += row["seconds"]
+        rows.append(row)
+        _write(rows, directory / "metrics.csv")
+        session.save(checkpoint)
+        report(
+            f"epoch {session.epoch}/{epochs}  loss {loss:.4f} + {penalty:.4f}  valid {session.task.metric} "
+            f"{row['valid']:.4f}  {row['compression']:.1f}x  gates {row['gates_live']}  {row['seconds']:.1f} s"
+        )
+
+
+def _write(rows, path):
+    with replacing(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
+def _forecast(session, trial=4):
+    """What is ahead, from a few steps of a twin that is thrown away."""
+    before = torch.get_rng_state()
+    twin = _Session(session.config, session.task)
+    twin.learn(limit=1)
+    start = time.perf_counter()
+    twin.learn(limit=trial)
+    seconds = (time.perf_counter() - start) / trial * session.steps_per_epoch
+    torch.set_rng_state(before)
+    left = session.plan.epochs - session.epoch
+    return f"{left} epochs × {seconds:.0f} s (training alone) = {left * seconds / 60:.1f} min"
+
+
+def _finish(session, directory, report):
+    """Masks → compact model, proven equal, measured, recorded. The test split is read here, once, after every choice."""
+    config, task, plan, method = session.config, session.task, session.plan, session.method
+    masks, means = method.masks(), method.means()
+    closed = close(masks)
+    masked = masked_predictor(session.model, masks, means)
+    size = save(compact(session.model, masks, means), directory / "model.safetensors")
+    full = sum(p.numel() * 4 for p in session.model.parameters())
+    small = load(directory / "model.safetensors")
+    error = compact_error(session.model, masks, means, task, plan)
+    tests = {name: evaluate(predict, task, "test", plan) for name, predict in (("masked", masked), ("compact", small))}
+    spec = preset(config.task, config.model)
+    dense = session.model if spec.equivalent is None else preset(config.task, spec.equivalent).build(task)
+    total = sum(w.numel() for w in weight_matrices(dense).values())
+    record = {name: getattr(config, name) for name in ("task", "model", "method", "variant", "profile", "seed")}
+    record |= {"cell": small.meta.get("cell", ""), "schedule": _schedule(plan), "metric": task.metric}
+    record |= {
+        "valid": evaluate(small, task, "valid", plan),
+        "test": tests["compact"],
+        "epoch_selected": session.best_epoch,
+    }
+    record |= count_fields(paper_count(masks), closed_count(closed), total) | {"gates_constant": constant_gates(closed)}
+    record |= {"size_bytes": size, "size_bytes_dense": full, "compact_error": error}
+    record |= {"metric_difference": abs(tests["compact"] - tests["masked"])}
+    record |= {
+        "epochs": session.epoch,
+        "steps": session.epoch * session.steps_per_epoch,
+        "train_seconds": session.seconds,
+    }
+    record |= {"data_sha256": task.data_sha256, "data_note": task.data_note} | where_and_with()
+    with replacing(directory / "record.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    report(f"test {task.metric} {record['test']:.4f}  {record['compression']:.1f}x  compact error {error:.1e}")
+
+
+def compact_error(model, masks, means, task, plan):
+    """Largest relative difference of logits, compact against masked, float64, whole test set (design §5)."""
+    double = copy.deepcopy(model).double()
+    means = {name: mean.double() for name, mean in means.items()}
+    pairs = zip(
+        predictions(masked_predictor(double, masks, means), task, "test", plan),
+        predictions(compact(double, masks, means), task, "test", plan),
+        strict=True,
+    )
+    return max(relative_error(small, reference) for (_, reference), (_, small) in pairs)
+
+
+def _schedule(plan):
+    window = f"x{plan.steps}" if plan.steps else ""
+    return (
+        f"adam {plan.lr:g}/{plan.lr_log_sigma:g} batch {plan.batch_size}{window} kl {plan.kl_start:g}-{plan.kl_full:g}"
+    )

@@ -1,0 +1,120 @@
+"""environment.yml is one list read two ways: by conda, and by `make` without conda."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from importlib.metadata import requires, version
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+
+from requirements import pip_section
+
+ROOT = Path(__file__).parents[1]
+ENVIRONMENT = ROOT / "environment.yml"
+
+
+def pip_lines():
+    """What conda hands to pip: the pip section, word for word."""
+    return next(
+        entry["pip"] for entry in yaml.safe_load(ENVIRONMENT.read_text())["dependencies"] if isinstance(entry, dict)
+    )
+
+
+REQUIREMENTS = [line for line in pip_lines() if not line.startswith("-")]
+
+
+def test_conda_and_make_install_the_same():
+    script = [sys.executable, ROOT / "tools/requirements.py", ENVIRONMENT]
+    by_make = subprocess.run(script, capture_output=True, text=True, check=True).stdout.splitlines()
+    apply_here = [line for line in pip_lines() if not (";" in line and not Requirement(line).marker.evaluate())]
+    assert by_make == apply_here
+    assert by_make[-1] == "-e ./lib"
+
+
+@pytest.mark.parametrize("line", REQUIREMENTS)
+def test_every_requirement_is_pinned_to_what_is_installed(line):
+    requirement = Requirement(line)
+    assert re.fullmatch(r"==[\w.]+", str(requirement.specifier)), f"{line}: pin one version with =="
+    if requirement.marker is None or requirement.marker.evaluate():
+        assert requirement.specifier.contains(version(requirement.name))
+
+
+def test_what_the_library_names_is_pinned_too():
+    named = [Requirement(line) for line in requires("sparsernn")]
+    pinned = {Requirement(line).name: Requirement(line).specifier for line in REQUIREMENTS}
+    for requirement in named:
+        assert requirement.specifier.contains(next(iter(pinned[requirement.name])).version)
+
+
+@pytest.mark.parametrize("stray", ["cudatoolkit=12.4", "conda-forge::graphviz", "pytorch >=2"])
+def test_a_stray_conda_dependency_is_refused_in_words(tmp_path, stray):
+    listed = yaml.safe_load(ENVIRONMENT.read_text())
+    listed["dependencies"].insert(0, stray)
+    (tmp_path / "environment.yml").write_text(yaml.safe_dump(listed))
+    script = [sys.executable, ROOT / "tools/requirements.py", tmp_path / "environment.yml"]
+    refused = subprocess.run(script, capture_output=True, text=True)
+    assert refused.returncode == 1 and refused.stdout == ""
+    assert repr(stray) in refused.stderr and "below `- pip:`" in refused.stderr and "Traceback" not in refused.stderr
+
+
+def test_a_marker_that_does_not_apply_drops_its_line(tmp_path):
+    path = tmp_path / "environment.yml"
+    path.write_text("dependencies: [python, {pip: ['a==1; python_version < \"3\"', 'b==2', '-e ./lib']}]")
+    assert pip_section(path) == ["b==2", "-e ./lib"]
+
+
+def test_a_line_pip_cannot_read_is_named(tmp_path):
+    path = tmp_path / "environment.yml"
+    path.write_text("dependencies: [{pip: ['numpy=2.4']}]")
+    with pytest.raises(ValueError, match="'numpy=2.4' is no requirement pip can read"):
+        pip_section(path)
+
+
+@pytest.mark.parametrize(("there", "verb"), [(False, "create"), (True, "update")])
+def test_make_uses_conda_where_there_is_one(tmp_path, there, verb):
+    """A stand-in for conda that notes how it was called and leaves an environment that passes `pip check`."""
+    project, conda = tmp_path / "project", tmp_path / "conda"
+    for file in ("Makefile", "environment.yml", "lib/pyproject.toml"):
+        (project / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, project / file)
+    if there:
+        (project / ".venv/conda-meta").mkdir(parents=True)
+    conda.write_text(
+        "#!/bin/sh\n"
+        f'echo "$@" >> {tmp_path}/called\n'
+        "mkdir -p .venv/bin .venv/conda-meta\n"
+        f"printf '#!/bin/sh\\nexec {sys.executable} \"$@\"\\n' > .venv/bin/python\n"
+        "chmod +x .venv/bin/python\n"
+    )
+    conda.chmod(0o755)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS"))}
+
+    def make_env():
+        run = subprocess.run(["make", "env", f"CONDA={conda}"], cwd=project, env=environment, capture_output=True)
+        assert run.returncode == 0, run.stdout + run.stderr
+
+    make_env()
+    make_env()  # nothing changed: nothing is called
+    called = (tmp_path / "called").read_text().splitlines()
+    prune = " --prune" if there else ""
+    assert called == [f"env {verb} --prefix .venv --file environment.yml{prune}"]
+
+
+def test_make_refuses_an_old_python_in_words(tmp_path):
+    for file in ("Makefile", "environment.yml", "lib/pyproject.toml"):
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, tmp_path / file)
+    old = tmp_path / "python3.9"
+    old.write_text(
+        f"#!/bin/sh\nshift; exec {sys.executable} -c 'import collections, sys; code = sys.argv[1]\n"
+        'sys.version_info = (3, 9, 0)\nexec(code)\' "$@"'
+    )
+    old.chmod(0o755)
+    run = subprocess.run(["make", "env", "CONDA=", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode != 0 and not (tmp_path / ".venv/.stamp").exists()
+    assert "needs Python 3.11 or newer" in run.stderr and "is 3.9; name another: make PYTHON=python3.12" in run.stderr
