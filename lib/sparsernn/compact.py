@@ -6,9 +6,10 @@ constant, σ(b) or tanh(b), and its rows are dropped; scales are multiplied into
 """
 
 import json
+from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
@@ -54,7 +55,7 @@ def compact(model, masks, means=None):
     lstm = getattr(model, "lstm", None)
     if lstm is not None:
         meta |= {"cell": type(lstm).__name__, "gate_activation": lstm.gate_activation, "layers": lstm.suffixes()}
-    for suffix in meta["layers"]:
+    for suffix in reversed(meta["layers"]):  # a reverse direction's columns stand behind: they go first
         _shrink_layer(tensors, parameters, closed, lstm, suffix)
     tensors["head.bias"] = parameters["head.bias"]
     return Compact(meta, {name: tensor.clone() for name, tensor in tensors.items()})
@@ -135,9 +136,8 @@ class Compact(nn.Module):
         x = F.embedding(words, F.pad(self.tensor("embedding.weight"), (0, 0, 0, 1))) if embedded else words
         live = None
         if lengths is not None:
-            live = (
-                torch.arange(len(tokens), device=tokens.device)[:, None] >= len(tokens) - lengths
-            )  # padded on the left
+            time = torch.arange(len(tokens), device=tokens.device)[:, None]
+            live = time >= len(tokens) - lengths if embedded else time < lengths  # classifiers: padded on the left
         outputs, finals = [], []
         for index, suffix in enumerate(self.meta["layers"]):
             initial = None if state is None else state[index]
@@ -253,19 +253,22 @@ def save(model, path):
                 layouts[name] = layout
         else:
             tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
-    meta = {"format": FORMAT, "meta": json.dumps(model.meta | {"sparse": layouts}, separators=(",", ":"))}
+    meta = json.dumps(model.meta | {"sparse": layouts}, separators=(",", ":"))
     with replacing(path) as temporary:
-        save_file(tensors, temporary, meta)
-    return path.stat().st_size
+        save_file(tensors, temporary, {"sparsernn": meta})  # one key: the order of several would be chance
+    return Path(path).stat().st_size
 
 
 def load(path):
     """The compact model in a file `save` wrote. Raises ValueError if it is no such file."""
-    with safe_open(path, "pt") as file:
-        found = (file.metadata() or {}).get("format")
-        if found != FORMAT:
-            raise ValueError(f"{path}: format is {found!r}, expected {FORMAT!r}")
-        meta = json.loads(file.metadata()["meta"])
+    try:
+        opened = safe_open(path, "pt")
+    except SafetensorError as problem:
+        raise ValueError(f"{path}: no safetensors file ({problem}), expected {FORMAT!r}") from problem
+    with opened as file:
+        meta = json.loads((file.metadata() or {}).get("sparsernn", "{}"))
+        if meta.get("format") != FORMAT:
+            raise ValueError(f"{path}: format is {meta.get('format')!r}, expected {FORMAT!r}")
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
     for name, layout in meta.pop("sparse").items():
         tensors[name] = _unpack(tensors, name, layout)

@@ -36,6 +36,7 @@ class RunConfig:
     steps: int | None = None
     lr: float | None = None
     clip: float | None = None
+    lr_end: float | None = None
     word_dropout: float | None = None
     lr_log_sigma: float | None = None
     log_sigma: float | None = None
@@ -47,7 +48,7 @@ class RunConfig:
 
     def __post_init__(self):
         for field in fields(self):
-            object.__setattr__(self, field.name, _typed(field, getattr(self, field.name)))
+            object.__setattr__(self, field.name, _typed(field.name, field.type, getattr(self, field.name)))
         if self.task not in PRESETS:
             raise ValueError(nearest("task", self.task, PRESETS))
         method = sparsify.make(self.method)
@@ -96,20 +97,26 @@ class RunConfig:
         Parameters are the names assigned in cells that hold nothing but constants (the `parameters` cell and
         papermill's). One that is no parameter, or of a wrong type (`"1e-4"`), is refused with the nearest right name.
         """
-        known = {field.name for field in fields(cls)}
-        given = _parameters(namespace)
-        for name in given:
-            if name not in known and name not in extra:
-                raise ValueError(nearest("parameter", name, [*sorted(known), *sorted(extra)]))
-        for name, kind in extra.items():
-            if name in given and type(given[name]) is not kind:
-                raise TypeError(f"{name} is {given[name]!r} ({type(given[name]).__name__}); expected {kind.__name__}")
+        known = {field.name: field.type for field in fields(cls)}
+        given = check_parameters(namespace, **known, **extra)
         return cls(**{name: value for name, value in given.items() if name in known})
 
 
-def _typed(field, value):
-    """The value if it has the field's type (an int will do for a float), else TypeError in words."""
-    kinds = field.type.__args__ if isinstance(field.type, types.UnionType) else (field.type,)
+def check_parameters(namespace, **kinds):
+    """The parameters of a notebook that is about no run: name → value, each of a known name and of its type.
+
+    kinds: every parameter's name and type. Refuses as `RunConfig.from_notebook` does.
+    """
+    given = _parameters(namespace)
+    for name in given:
+        if name not in kinds:
+            raise ValueError(nearest("parameter", name, sorted(kinds)))
+    return {name: _typed(name, kinds[name], value) for name, value in given.items()}
+
+
+def _typed(name, kind, value):
+    """The value if it is of that type (an int will do for a float), else TypeError in words."""
+    kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
     if type(value) in kinds:
         return value
     if type(value) is int and float in kinds:
@@ -121,7 +128,7 @@ def _typed(field, value):
         except ValueError:
             pass
     expected = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in kinds)
-    raise TypeError(f"{field.name} is {value!r} ({type(value).__name__}); expected {expected}{hint}")
+    raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected {expected}{hint}")
 
 
 def _parameters(namespace):
@@ -137,9 +144,9 @@ def _parameters(namespace):
             for statement in body:
                 target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
                 names[target.id] = namespace[target.id]
-    if not cells:  # a plain script: every public constant
+    if not cells:  # a script, or a kernel that keeps no history (nbval): every public constant but IPython's `In`
         constants = (str, int, float, bool, type(None), list)
-        names = {n: v for n, v in namespace.items() if not n.startswith("_") and type(v) in constants}
+        names = {n: v for n, v in namespace.items() if n != "In" and n[0] != "_" and type(v) in constants}
     return names
 
 

@@ -149,4 +149,5 @@ class BagOfWords(Model):
     def forward(self, tokens, lengths=None, state=None, scales=None, noise=None):
         counts = self.head.weight.new_zeros(tokens.shape[1], self.head.in_features)
         counts.scatter_add_(1, tokens.t(), counts.new_ones(()).expand(tokens.t().shape))
-        return self.head(counts.log1p()), None
+        x, scale = counts.log1p(), scales_of(scales, "head").get("input")
+        return self.head(x if scale is None else x * scale), None

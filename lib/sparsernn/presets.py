@@ -16,6 +16,8 @@ class Plan:
     epochs, batch_size     passes over the training split; sequences (or streams) a step
     steps                  language models: window of truncated back-propagation, symbols
     lr, clip               Adam's rate; largest total norm of the gradient (0: no clipping)
+    lr_end                 share of lr reached at the end, on a straight line from half way (1: constant, as the papers);
+                           a weight the data does not hold then comes to rest under its noise, and goes
     word_dropout           share of the words of a training batch that are hidden (id 2, out of vocabulary)
     lr_log_sigma           Adam's rate for every log σ
     log_sigma              log σ of weights at the start; `log_sigma_groups`: of group variables
@@ -29,6 +31,7 @@ class Plan:
     steps: int = 0
     lr: float = 2.0e-3
     clip: float = 0.0
+    lr_end: float = 1.0
     word_dropout: float = 0.0
     lr_log_sigma: float = 2.0e-3
     log_sigma: float = -3.0

@@ -20,6 +20,11 @@ FIELDS = (
     "train_seconds", "device", "data_sha256", "data_note", "torch", "commit",
 )  # fmt: skip
 
+TIMING_KEY = ("task", "model", "method", "variant", "engine", "device", "threads", "dtype", "batch", "steps", "input",
+              "hidden", "density", "pattern", "opponent")  # fmt: skip
+TIMING_FIELDS = (*TIMING_KEY[:-1], "median_ms", "iqr_ms", "best_ms", "error", "opponent", "opponent_ms", "speedup",
+                 "floor_ms", "floor_note", "torch", "commit")  # fmt: skip
+
 
 def joined(values):
     """Per-layer values as one field: [7, 12] → "7-12"; no layer → empty."""
@@ -94,22 +99,43 @@ def read(path):
 
 def upsert(records, path):
     """Put records into the table at `path`: same key replaces, all other rows stay. Atomic, one writer at a time."""
+    _upsert(records, path, FIELDS, key_of, read)
+
+
+def upsert_timings(rows, path):
+    """The same for timing rows, whose key is everything but what was measured. Every row needs its `error`."""
+    if silent := [row for row in rows if row.get("error") is None]:
+        raise ValueError(f"{len(silent)} timing rows have no error against the oracle, the first: {silent[0]}")
+    _upsert(rows, path, TIMING_FIELDS, lambda row: tuple(_text(row.get(name)) for name in TIMING_KEY), read_timings)
+
+
+def read_timings(path):
+    return pd.read_csv(path) if Path(path).exists() else pd.DataFrame(columns=TIMING_FIELDS)
+
+
+def _upsert(new, path, fields, key, load):
     path = Path(path)
-    unknown = {name for record in records for name in record} - set(FIELDS)
+    unknown = {name for row in new for name in row} - set(fields)
     if unknown:
-        raise ValueError(f"no such record field: {', '.join(sorted(unknown))}; fields: {', '.join(FIELDS)}")
+        raise ValueError(f"no such field: {', '.join(sorted(unknown))}; fields: {', '.join(fields)}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.parent / f".{path.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        rows = {_key(row): row for row in read(path).to_dict("records")}
-        rows |= {_key(record): record for record in records}
-        table = pd.DataFrame([rows[key] for key in sorted(rows)], columns=FIELDS)
+        rows = {key(row): row for row in load(path).to_dict("records")} | {key(row): row for row in new}
         with replacing(path) as temporary:
-            table.to_csv(temporary, index=False)
+            pd.DataFrame([rows[k] for k in sorted(rows)], columns=fields).to_csv(temporary, index=False)
 
 
-def _key(row):
-    return tuple(str(row.get(name) or ("0" if name == "seed" else "")) for name in KEY)
+def _text(value):
+    """A key's part, the same from memory and from a CSV: 64 and 64.0 and "64" agree, None and NaN are empty."""
+    if value is None or value != value:
+        return ""
+    return f"{value:g}" if isinstance(value, int | float) else str(value)
+
+
+def key_of(row):
+    """What identifies a record, as texts."""
+    return tuple(_text(row.get(name)) for name in KEY)
 
 
 def duplicates(table):

@@ -179,7 +179,7 @@ class Recurrent(nn.Module):
     lengths  int64 [B], real steps of each sequence; a padded step keeps the state and returns y = 0
     padding  the side of the padding, "left" or "right"
 
-    Raises ValueError for a shape, a scale or a padding it cannot use, saying what it expected.
+    Raises ValueError for a shape, a scale, lengths or a padding it cannot use, saying what it expected.
     """
 
     cell_type: type
@@ -210,7 +210,7 @@ class Recurrent(nn.Module):
 
     def forward(self, input, state=None, scales=None, lengths=None, padding="right"):
         scales = scales or {}
-        self._check(input, scales, padding)
+        self._check(input, state, scales, lengths, padding)
         steps, batch = input.shape[:2]
         live, partial = None, [False] * steps
         if lengths is not None:
@@ -254,7 +254,7 @@ class Recurrent(nn.Module):
             y = y.masked_fill(~live, 0)
         return (y.flip(0) if reverse else y), (hidden[-1], *rest)
 
-    def _check(self, input, scales, padding):
+    def _check(self, input, state, scales, lengths, padding):
         if padding not in ("left", "right"):
             raise ValueError(f"padding is {padding!r}; allowed: 'left', 'right'")
         if input.dtype == torch.int64:
@@ -264,6 +264,17 @@ class Recurrent(nn.Module):
             raise ValueError(f"input has shape {tuple(input.shape)}, expected (T, B, {self.input_size})")
         if input.shape[0] == 0:
             raise ValueError("input has no time step")
+        steps, batch = input.shape[:2]
+        if lengths is not None and lengths.shape != (batch,):
+            raise ValueError(f"lengths has shape {tuple(lengths.shape)}, expected {(batch,)}")
+        if lengths is not None and bool(((lengths < 0) | (lengths > steps)).any()):
+            raise ValueError(
+                f"lengths are {lengths.min()} to {lengths.max()}, allowed: 0 to the {steps} steps of the input"
+            )
+        expected = len(self.suffixes()), batch, self.hidden_size
+        for given in state or ():
+            if given.shape != expected:
+                raise ValueError(f"state has shape {tuple(given.shape)}, expected {expected}")
         width = {"input": None, "recurrent": self.hidden_size, "output": self.hidden_size}
         width["gates"] = len(self.cell.gates) * self.hidden_size
         suffixes = self.suffixes()

@@ -6,6 +6,7 @@
 import atexit
 import copy
 import fcntl
+import itertools
 import json
 import math
 import os
@@ -98,7 +99,7 @@ def relative_error(value, reference):
     return float((value - reference).abs().max() / reference.abs().max().clamp(min=1))
 
 
-class _Session:
+class Session:
     """Model, method, optimiser and counters of one training, and their one-file checkpoint."""
 
     def __init__(self, config, task):
@@ -108,10 +109,8 @@ class _Session:
         self.method = sparsify.make(config.method)
         self.steps_per_epoch = math.ceil(self.task.n_examples / (self.plan.batch_size * max(1, self.plan.steps)))
         self.method.prepare(self.model, self.plan, self.task.n_examples, self.steps_per_epoch)
-        groups = [
-            {"params": list(self.model.parameters()), "lr": self.plan.lr},
-            *self.method.parameter_groups(self.plan),
-        ]
+        groups = [{"params": list(self.model.parameters()), "lr": self.plan.lr, "decays": True}]
+        groups += self.method.parameter_groups(self.plan)
         self.optimizer = torch.optim.Adam(groups, fused=True)
         self.parameters = [p for group in groups for p in group["params"]]
         self.epoch, self.seconds, self.best_epoch, self.best_valid, self.best = 0, 0.0, -1, math.nan, {}
@@ -130,15 +129,13 @@ class _Session:
                 return phase
         return phase
 
-    def learn(self, limit=None):
-        """One epoch (or `limit` steps) → mean loss and mean penalty, nats per example."""
+    def steps(self):
+        """One epoch, a training step at a time: yields (loss, penalty), nats per example."""
         order = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.epoch)
-        losses, penalties, state = [], [], None
+        state = None
         batches = self.task.batches("train", self.plan.batch_size, self.plan.steps or None, order)
-        for index, batch in enumerate(batches):
-            if index == limit:
-                break
-            step = self.epoch * self.steps_per_epoch + index
+        for step, batch in enumerate(batches, self.epoch * self.steps_per_epoch):
+            self.set_rates(step)
             draw = self.method.sample(self.hide_words(batch))
             logits, state = draw.run(self.model, batch.lengths, state if batch.carry else None)
             state = None if state is None else tuple(s.detach() for s in state)
@@ -149,9 +146,14 @@ class _Session:
                 torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
             self.optimizer.step()
             self.method.after_step(step)
-            losses.append(loss.item())
-            penalties.append(penalty.item() if isinstance(penalty, torch.Tensor) else penalty)
-        return sum(losses) / len(losses), sum(penalties) / len(penalties)
+            yield loss.item(), penalty.item() if isinstance(penalty, torch.Tensor) else penalty
+
+    def set_rates(self, step):
+        """Learning rates of a step: constant, then from half way on a straight line to `lr_end`."""
+        past_half = max(0.0, 2 * step / (self.plan.epochs * self.steps_per_epoch) - 1)
+        for group in self.optimizer.param_groups:
+            if group.get("decays"):
+                group["lr"] = self.plan.lr * (1 + (self.plan.lr_end - 1) * min(past_half, 1.0))
 
     def hide_words(self, batch):
         """Some words replaced by the out-of-vocabulary id, anew for every batch (small corpora are learnt by heart)."""
@@ -244,7 +246,7 @@ def ensure(config: RunConfig, report=None) -> Run:
 def _ensure(config, directory, report):
     directory.mkdir(parents=True, exist_ok=True)
     with _only_writer(directory):
-        session = _Session(config, tasks.load(config.task, config.profile))
+        session = Session(config, tasks.load(config.task, config.profile))
         _check_config(config, session.task, directory)
         checkpoint = directory / "checkpoint.safetensors"
         _train(session, directory, checkpoint, report)
@@ -304,6 +306,7 @@ def _train(session, directory, checkpoint, report):
         session.restore(checkpoint)
         rows = pd.read_csv(directory / "metrics.csv", dtype={"hidden_kept": str, "gates_live": str}).to_dict("records")
         rows = [row for row in rows if row["epoch"] <= session.epoch]  # what came after the checkpoint happens again
+        _write(rows, directory / "metrics.csv")
     else:
         start = time.perf_counter()
         fitted = session.method.fit(session.task, session.plan)
@@ -317,7 +320,7 @@ def _train(session, directory, checkpoint, report):
         report(_forecast(session))
     while session.epoch < epochs:
         start = time.perf_counter()
-        loss, penalty = session.learn()
+        loss, penalty = (sum(values) / len(values) for values in zip(*session.steps(), strict=True))
         phase = session.selectable(session.epoch)
         session.epoch += 1
         row = {"epoch": session.epoch, "step": session.epoch * session.steps_per_epoch, "phase": phase.name}
@@ -343,11 +346,12 @@ def _write(rows, path):
 def _forecast(session, trial=4):
     """What is ahead, from a few steps of a twin that is thrown away."""
     before = torch.get_rng_state()
-    twin = _Session(session.config, session.task)
-    twin.learn(limit=1)
+    twin = Session(session.config, session.task)
+    steps = twin.steps()
+    next(steps)  # warms up
     start = time.perf_counter()
-    twin.learn(limit=trial)
-    seconds = (time.perf_counter() - start) / trial * session.steps_per_epoch
+    trial = sum(1 for _ in itertools.islice(steps, trial))
+    seconds = (time.perf_counter() - start) / max(trial, 1) * session.steps_per_epoch
     torch.set_rng_state(before)
     left = session.plan.epochs - session.epoch
     return f"{left} epochs × {seconds:.0f} s (training alone) = {left * seconds / 60:.1f} min"

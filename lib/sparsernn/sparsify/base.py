@@ -46,7 +46,8 @@ class Method(nn.Module):
         object.__setattr__(self, "model", model)  # not a submodule: its parameters are not the method's
 
     def parameter_groups(self, plan):
-        """The method's own parameters for the optimiser, with their learning rates."""
+        """The method's own parameters for the optimiser: groups with their `lr`, and `decays=True` where it follows
+        the weights' towards `lr_end`."""
         return []
 
     def phases(self):

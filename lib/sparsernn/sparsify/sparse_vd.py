@@ -32,9 +32,9 @@ class _KL(torch.autograd.Function):
         for t, ls, d_t, d_ls in zip(*parts, strict=True):
             square = t * t + 1e-16
             a = 2 * ls - torch.log(square)
-            s = torch.sigmoid(K2 + K3 * a)
-            # KL = K1 (1 − s) + ½ softplus(−a);  dKL/da = −K1 K3 s (1 − s) − ½ sigm(−a)
-            total += (K1 * (1 - s) + 0.5 * nn.functional.softplus(-a)).sum(dtype=torch.float64)
+            s = torch.sigmoid(-K2 - K3 * a)  # small where α is large: 1 − sigm(K2 + K3 a) would lose its digits there
+            # KL = K1 s + ½ softplus(−a);  dKL/da = −K1 K3 s (1 − s) − ½ sigm(−a)
+            total += (K1 * s + 0.5 * nn.functional.softplus(-a)).sum(dtype=torch.float64)
             slope = (-K1 * K3) * s * (1 - s) - 0.5 * torch.sigmoid(-a)
             torch.mul(slope, 2, out=d_ls)
             torch.mul(slope, -2 * t / square, out=d_t)
@@ -117,8 +117,8 @@ class SparseVD(Method):
     def parameter_groups(self, plan):
         uncertain = [*self.log_sigma.values(), *self.group_log_sigma.values()]
         return [
-            {"params": list(self.group_theta.values()), "lr": plan.lr},
-            {"params": uncertain, "lr": plan.lr_log_sigma},
+            {"params": list(self.group_theta.values()), "lr": plan.lr, "decays": True},
+            {"params": uncertain, "lr": plan.lr_log_sigma, "weight_decay": 0.0},  # whatever the optimiser's default is
         ]
 
     def phases(self):

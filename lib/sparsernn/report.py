@@ -1,0 +1,164 @@
+"""From records and tables to what a reader sees: the comparison with the tracked rows, the table, the figures.
+
+Figures are drawn from tracked tables alone: `results/<profile>.csv` and, per run, `results/runs/<key>/*.csv`.
+"""
+
+import json
+import shutil
+from pathlib import Path
+
+import pandas as pd
+
+from . import plots, records
+from . import tables as tidy
+from .config import runs_root
+from .files import project_root, replacing
+
+TABLES = ("metrics.csv", "thresholds.csv", "log_alpha.csv", "gates.csv")
+LARGEST_MODEL = 1 << 20  # bytes of a compact model that is worth tracking
+
+
+def run_key(record):
+    """`task/model/method/profile-s0[-variant]`: a run's place under runs/ and results/runs/."""
+    leaf = f"{record['profile']}-s{record['seed']}" + (f"-{record['variant']}" if record["variant"] else "")
+    return f"{record['task']}/{record['model']}/{record['method']}/{leaf}"
+
+
+def finished(profile, root=None):
+    """Records of the finished runs of a profile under `root` (default: the runs directory), in a fixed order."""
+    paths = sorted(Path(root or runs_root()).glob(f"*/*/*/{profile}-s*/record.json"))
+    return [json.loads(path.read_text()) for path in paths]
+
+
+def comparison(fresh, tracked):
+    """Each fresh record beside the tracked row of the same key: what was reproduced, within what.
+
+    → DataFrame: run, metric, tracked, here, difference, compression tracked and here, verdict.
+    Rows made from other data are not compared.
+    """
+    known = {records.key_of(row): row for row in tracked.to_dict("records")}
+    rows = []
+    for record in fresh:
+        old, row = (
+            known.get(records.key_of(record)),
+            {"run": run_key(record), "metric": record["metric"], "here": record["test"]},
+        )
+        row |= {"compression here": record.get("compression")}
+        if old is None:
+            row["verdict"] = "new: no tracked row"
+        elif old["data_sha256"] != record["data_sha256"]:
+            row["verdict"] = "other data: not compared"
+        else:
+            row |= {
+                "tracked": old["test"],
+                "difference": record["test"] - old["test"],
+                "compression tracked": old["compression"],
+            }
+            same = abs(row["difference"]) < 1e-9
+            row["verdict"] = "same to the last digit" if same else f"within {abs(row['difference']):.4f}"
+        rows.append(row)
+    order = ["run", "metric", "tracked", "here", "difference", "compression tracked", "compression here", "verdict"]
+    return pd.DataFrame(rows, columns=order)
+
+
+SHOWN = (
+    "task", "method", "model", "metric", "valid", "test", "compression", "weights_kept", "vocabulary_kept", "hidden_kept",
+    "gates_live", "gates_live_closed", "gates_constant", "size_bytes", "compact_error", "train_seconds",
+)  # fmt: skip
+
+
+def quality_table(rows):
+    """Records in the columns a reader wants, per task from dense to sparse."""
+    table = pd.DataFrame(rows, columns=records.FIELDS)
+    return table.sort_values(["task", "compression"], na_position="first")[list(SHOWN)].reset_index(drop=True)
+
+
+def missing(study, rows):
+    """Runs `study.yaml` asks for that have no record: their notebooks hold the error."""
+    there = {(row["task"], row["method"], int(row["seed"])) for row in rows}
+    wanted = [
+        (task, method, seed)
+        for task, methods in study["tasks"].items()
+        for method in methods
+        for seed in study["seeds"]
+    ]
+    return [key for key in wanted if key not in there]
+
+
+def publish(profile, results=None, figures=None):
+    """Upsert the finished runs of a profile into results/, copy their tables and small models, redraw every figure."""
+    results, figures = Path(results or project_root() / "results"), Path(figures or project_root() / "figures")
+    fresh = finished(profile)
+    if not fresh:
+        raise FileNotFoundError(f"no finished {profile!r} run under {runs_root()}; make study first")
+    for record in fresh:
+        source, target = runs_root() / run_key(record), results / "runs" / run_key(record)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in ("record.json", *TABLES, "model.safetensors"):
+            path = source / name
+            if path.exists() and path.stat().st_size <= LARGEST_MODEL:
+                with replacing(target / name) as temporary:
+                    shutil.copyfile(path, temporary)
+    records.upsert(fresh, results / f"{profile}.csv")
+    return draw(profile, results, figures)
+
+
+def tracked(profile, name, results):
+    """One of TABLES for every tracked run of a profile, with the run's columns task, model, method, variant, seed."""
+    frames = []
+    for path in sorted(Path(results, "runs").glob(f"*/*/*/{profile}-s*/{name}")):
+        record = json.loads((path.parent / "record.json").read_text())
+        keys = {column: record[column] for column in ("task", "model", "method", "variant", "seed")}
+        frames.append(pd.read_csv(path).assign(**keys))
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+
+
+def draw(profile, results, figures):
+    """Every figure of the study, from tracked tables alone → the files written, `<task>-<figure>.png`."""
+    rows, written = records.read(Path(results) / f"{profile}.csv"), []
+
+    def keep(figure, name):
+        figure = getattr(figure, "figure", figure)
+        with replacing(Path(figures) / f"{name}.png") as temporary:
+            figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+        plots.plt.close(figure)
+        written.append(Path(figures) / f"{name}.png")
+
+    for task, part in rows.groupby("task"):
+        keep(plots.front(part), f"{task}-front")
+        keep(plots.training_curves(_curves(profile, task, part, results)), f"{task}-training")
+        for method, thresholds in _per_method(profile, task, "thresholds.csv", results):
+            keep(plots.threshold_curve(thresholds), f"{task}-{method}-thresholds")
+        for method, counts in _per_method(profile, task, "log_alpha.csv", results):
+            keep(plots.log_alpha_histograms(counts), f"{task}-{method}-log-alpha")
+        for method, gates in _per_method(profile, task, "gates.csv", results):
+            keep(plots.gate_map(gates), f"{task}-{method}-gates")
+            keep(plots.gate_counts(gates), f"{task}-{method}-gate-counts")
+    return written
+
+
+def _curves(profile, task, rows, results):
+    """metrics.csv of all runs of a task, with what their records know."""
+    frames = []
+    for record in rows.to_dict("records"):
+        path = Path(results) / "runs" / run_key(record) / "metrics.csv"
+        if path.exists():
+            frames.append(tidy.tidy_metrics(pd.read_csv(path, dtype={"gates_live": str}), record))
+    return pd.concat(frames, ignore_index=True)
+
+
+def _per_method(profile, task, name, results):
+    """(method, table) of the first seed's plain run of each method that left a table with rows."""
+    table = tracked(profile, name, results)
+    if len(table):
+        table = table[(table["task"] == task) & (table["variant"].fillna("") == "")]
+        for method, part in table.groupby("method"):
+            yield method, part[part["seed"] == part["seed"].min()]
+
+
+def write_comparison(table, absent, path):
+    """What `make study` ends with, as text: the comparison, and the runs that left no record."""
+    lines = ["Here, beside the tracked rows (results/):", "", table.round(4).to_string(index=False, na_rep="–"), ""]
+    lines += [f"no record: {task} {method} seed {seed} (its notebook holds the error)" for task, method, seed in absent]
+    with replacing(path) as temporary:
+        temporary.write_text("\n".join(lines).rstrip() + "\n")

@@ -1,0 +1,166 @@
+"""Tidy tables of a run, one row a thing: what the figures of `plots` are drawn from, and what CSVs can keep.
+
+A table of what a method or model does not have (log α, gates) is empty, with its columns: the figures then say so.
+"""
+
+import pandas as pd
+import torch
+
+from .compact import size_floor
+from .files import replacing
+from .masks import CONSTANT, REMOVED, close, closed_count, gate_states, paper_count
+from .records import joined
+
+BIN = 0.4  # width of a bin of log α
+LOWEST, HIGHEST = -8.0, 8.0  # log α is clamped to these for reading
+
+
+def metrics_table(*runs):
+    """`tidy_metrics` of one or several runs, one under the other."""
+    return pd.concat([tidy_metrics(run.metrics, run.record) for run in runs], ignore_index=True)
+
+
+def tidy_metrics(metrics, record):
+    """A run's metrics.csv with what its record knows: + method, seed, metric, compression, chosen (the epoch that became
+    the model), gates_live of all layers together. Not every method has train_loss, penalty, gates_live, or a path of C."""
+    table = metrics.assign(**{name: record[name] for name in ("method", "seed", "metric")})
+    table["chosen"] = table["epoch"] == record["epoch_selected"]
+    table["compression"] = record["weights_total"] / table["weights_kept"].where(table["weights_kept"] > 0)
+    if "gates_live" in table:
+        table["gates_live"] = [sum(map(int, str(value).split("-"))) for value in table["gates_live"]]
+    return table
+
+
+def threshold_table(run, thresholds):
+    """`run.threshold_curve` with the plan's own threshold among the thresholds: + metric, chosen. Validation only."""
+    if not run.method.log_alpha():
+        return pd.DataFrame(
+            columns=["threshold", "valid", "compression", "weights_kept", "gates_live", "metric", "chosen"]
+        )
+    chosen = run.config.plan.threshold
+    table = run.threshold_curve(sorted({*map(float, thresholds), chosen}))
+    return table.assign(metric=run.record["metric"], chosen=table["threshold"] == chosen)
+
+
+def log_alpha_table(run):
+    """Counts of log α: tensor, low, high, count, kept; bins [low, high) of width 0.4, an edge at the threshold.
+
+    Every bin of [−8, 8] has its row, empty ones too, so the threshold can be read off: where `kept` ends.
+    """
+    cut, rows = run.config.plan.threshold, []
+    first, last = int((LOWEST - cut) // BIN), int((HIGHEST - cut) // BIN)
+    for name, values in run.method.log_alpha().items():
+        number = ((values.double() - cut) / BIN).floor().flatten()
+        kept = (values < cut).flatten()  # as the method decides; a rounded quotient must not move a weight
+        number = torch.where(kept, number.clamp(max=-1), number.clamp(min=0)).long()
+        counts = torch.bincount(number - first, minlength=last - first + 1).tolist()
+        for k, count in enumerate(counts, first):
+            low, high = round(cut + BIN * k, 9), round(cut + BIN * (k + 1), 9)
+            rows.append({"tensor": name, "low": low, "high": high, "count": count, "kept": k < 0})
+    return pd.DataFrame(rows, columns=["tensor", "low", "high", "count", "kept"])
+
+
+def count_table(run):
+    """What is kept, counted twice: part, total, paper_count (the authors' pass), closed (what is stored)."""
+    masks = run.method.masks()
+    paper, closed = paper_count(masks), closed_count(close(masks))
+    sizes = {axis.name: axis.size for axis in masks.axes}
+
+    def row(part, *counts):
+        shown = [joined(count) if isinstance(count, list) else str(count) for count in counts]
+        return dict(zip(("part", "total", "paper_count", "closed"), (part, *shown), strict=True))
+
+    rows = [row("weights", run.record["weights_total"], paper.weights_kept, closed.weights_kept)]
+    for part in ("vocabulary", "input"):
+        if part in sizes:
+            rows.append(row(part, sizes[part], getattr(paper, part + "_kept"), getattr(closed, part + "_kept")))
+    if paper.hidden_kept:
+        hidden = [axis.size for axis in masks.of_kind("hidden")]
+        rows.append(row("hidden neurons", hidden, paper.hidden_kept, closed.hidden_kept))
+        rows.append(row("live gates", paper.gates_total, paper.gates_live, closed.gates_live))
+    return pd.DataFrame(rows)
+
+
+def sizes_table(run):
+    """Bytes on disk: file (dense, compact, floor), bytes. The floor: 6 B a stored weight, 4 B a bias or constant."""
+    record = run.record
+    sizes = {"dense": record["size_bytes_dense"], "compact": record["size_bytes"], "floor": size_floor(run.compact)}
+    return pd.DataFrame({"file": sizes.keys(), "bytes": sizes.values()})
+
+
+def gate_table(run):
+    """Every gate of every neuron, after closure: layer, gate, neuron, state (live | constant | removed), value, bias.
+
+    value  what a constant gate always says, as the compact file has it (NaN: not constant)
+    bias   b_ih + b_hh of the trained model: a constant gate is the squashed bias
+    """
+    rows, closed = [], close(run.method.masks())
+    for name, (letters, states) in gate_states(closed).items():
+        suffix = name.removeprefix("hidden")
+        values = iter(run.compact.tensor("lstm.constant" + suffix).tolist())  # row by row, constants of kept neurons
+        biases = sum(getattr(run.model.lstm, f"bias_{k}{suffix}").detach() for k in ("ih", "hh")).view(len(letters), -1)
+        for gate, line, bias in zip(letters, states, biases.tolist(), strict=True):
+            for neuron, state in enumerate(line):
+                value = next(values) if state == CONSTANT else float("nan")
+                rows.append((suffix.strip("_"), gate, neuron, state, value, bias[neuron]))
+    return pd.DataFrame(rows, columns=["layer", "gate", "neuron", "state", "value", "bias"])
+
+
+def gate_count_table(gates):
+    """Gates per layer, type and state: layer, gate, live, constant, removed, and the range of the constant values."""
+    columns = ["layer", "gate", "live", "constant", "removed", "lowest", "highest"]
+    rows = []
+    for (layer, gate), part in gates.groupby(["layer", "gate"], sort=False):
+        counts = {state: int((part["state"] == state).sum()) for state in columns[2:5]}
+        values = part["value"].astype(float)
+        rows.append({"layer": layer, "gate": gate, **counts, "lowest": values.min(), "highest": values.max()})
+    return pd.DataFrame(rows, columns=columns)
+
+
+def neuron_table(gates):
+    """Kept hidden neurons per layer: layer, hidden, kept, all_constant (kept though no gate is live)."""
+    rows = []
+    for layer, part in gates.groupby("layer", sort=False):
+        states = part.groupby("neuron")["state"]
+        kept, constant = states.agg(lambda s: (s != REMOVED).all()), states.agg(lambda s: (s == CONSTANT).all())
+        rows.append({"layer": layer, "hidden": len(kept), "kept": int(kept.sum()), "all_constant": int(constant.sum())})
+    return pd.DataFrame(rows, columns=["layer", "hidden", "kept", "all_constant"])
+
+
+@torch.no_grad()
+def words_table(run):
+    """The kept vocabulary, strongest first: word, says, lift.
+
+    The compact model reads each word alone; `says` is the answer (a class, in a language model the next symbol) that
+    rises most above its mean over all kept words, `lift` that rise in nats.
+    """
+    task, kept = run.task, run.compact.tensor("kept.vocabulary")
+    if not len(kept):
+        return pd.DataFrame(columns=["word", "says", "lift"])
+    ones = torch.ones(len(kept), dtype=torch.int64) if task.classes else None
+    logits, _ = run.compact(kept[None], ones)
+    scores = logits.reshape(len(kept), -1).log_softmax(1)
+    lift, says = (scores - scores.mean(0)).max(1)
+    answers = task.classes or task.vocabulary
+    words = {"word": [task.vocabulary[i] for i in kept.tolist()], "says": [answers[i] for i in says.tolist()]}
+    return pd.DataFrame(words | {"lift": lift.tolist()}).sort_values("lift", ascending=False, ignore_index=True)
+
+
+def spoken_for(words, n=8):
+    """Per answer the `n` kept words that speak for it most: says, kept (how many), words."""
+
+    def visible(word):
+        return word if word.strip() else repr(word)
+
+    rows = [
+        {"says": visible(says), "kept": len(part), "words": " ".join(map(visible, part["word"].head(n)))}
+        for says, part in words.groupby("says", sort=True)
+    ]
+    return pd.DataFrame(rows, columns=["says", "kept", "words"])
+
+
+def save(run, **tables):
+    """Write tables into the run's directory, `thresholds=table` as thresholds.csv; figures can be redrawn from them."""
+    for name, table in tables.items():
+        with replacing(run.directory / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False)

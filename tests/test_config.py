@@ -1,0 +1,94 @@
+"""A config says a run completely, and refuses what it does not understand with the nearest right thing."""
+
+import pytest
+
+from sparsernn import config
+from sparsernn.config import RunConfig
+
+
+def test_defaults_are_the_smoke_run_of_the_first_model():
+    run = RunConfig()
+    assert (run.task, run.model, run.method, run.profile, run.seed) == (
+        "pydocs-topic",
+        "lstm-64",
+        "sparse-vd-wgn",
+        "smoke",
+        0,
+    )
+
+
+@pytest.mark.parametrize("given, hint", [
+    ({"task": "pydocs-topics"}, "'pydocs-topic'"),
+    ({"method": "sparse-vd"}, "'sparse-vd-w'"),
+    ({"profile": "quik"}, "'quick'"),
+    ({"model": "lstm64"}, "'lstm-64'"),
+])  # fmt: skip
+def test_an_unknown_name_is_refused_with_the_nearest(given, hint):
+    with pytest.raises(ValueError, match=f"did you mean {hint}"):
+        RunConfig(**given)
+
+
+@pytest.mark.parametrize(
+    "given", [{"kl_weight": "1e-4"}, {"seed": 1.0}, {"seed": True}, {"epochs": "3"}, {"method": 3}]
+)
+def test_a_wrong_type_is_refused(given):
+    with pytest.raises(TypeError, match=next(iter(given))):
+        RunConfig(**given)
+
+
+def test_text_that_is_a_number_is_told_how_to_be_one():
+    with pytest.raises(TypeError, match="YAML reads 1e-4 as text"):
+        RunConfig(kl_weight="1e-4")
+
+
+def test_a_whole_number_will_do_for_a_rate():
+    assert RunConfig(kl_weight=2).plan.kl_weight == 2.0
+
+
+@pytest.mark.parametrize("given", [{"seed": -1}, {"epochs": 0}, {"batch_size": 0}])
+def test_a_number_out_of_range_is_refused(given):
+    with pytest.raises(ValueError, match=next(iter(given))):
+        RunConfig(**given)
+
+
+def test_variant_names_what_differs_from_the_preset_sorted():
+    plan = RunConfig(profile="quick").plan
+    run = RunConfig(profile="quick", threshold=4.0, kl_weight=2.5, lr=plan.lr)
+    assert run.variant == "kl_weight=2.5,threshold=4"
+    assert run.directory.name == "quick-s0-kl_weight=2.5,threshold=4"
+    assert RunConfig(profile="quick").directory.name == "quick-s0"
+
+
+def test_a_method_with_a_model_of_its_own_brings_it():
+    assert RunConfig(method="linear").model == "bag-of-words"
+    with pytest.raises(ValueError, match="bag-of-words"):
+        RunConfig(method="linear", model="lstm-64")
+
+
+def notebook(*cells, **values):
+    return {"In": ["", *cells], "exit": object(), "Out": {}} | values
+
+
+def test_parameters_of_a_notebook_are_its_constant_cells():
+    cells = [
+        'task: str = "pydocs-char"  # a comment\nseed: int = 0',
+        "# Parameters\nseed = 3",
+        "from x import y",
+        "later = 5 * 2",
+    ]
+    run = RunConfig.from_notebook(notebook(*cells, task="pydocs-char", seed=3, later=10))
+    assert (run.task, run.seed) == ("pydocs-char", 3)
+
+
+def test_a_misspelt_parameter_is_refused_with_the_nearest():
+    cells = ["seed = 0", "# Parameters\nmethd = 'dense'"]
+    with pytest.raises(ValueError, match="'methd'; did you mean 'method'"):
+        RunConfig.from_notebook(notebook(*cells, seed=0, methd="dense"))
+
+
+def test_runs_go_where_the_environment_says(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path))
+    assert RunConfig().directory.is_relative_to(tmp_path)
+    monkeypatch.delenv("SPARSERNN_RUNS")
+    monkeypatch.setenv("SPARSERNN_ROOT", str(tmp_path / "project"))
+    assert config.runs_root() == tmp_path / "project" / "runs"

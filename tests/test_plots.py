@@ -1,0 +1,283 @@
+"""Figures say what the data say: from small made-up tables, from empty ones, for one neuron and for a thousand."""
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+matplotlib.use("agg")
+
+import matplotlib.pyplot as plt  # noqa: E402
+
+from sparsernn import plots, sparsify, tables  # noqa: E402
+
+
+@pytest.fixture(autouse=True)
+def closed_afterwards():
+    yield
+    plt.close("all")
+
+
+def words_of(figure):
+    """Every text of a drawn figure or axes, in one line."""
+    figure = figure if isinstance(figure, plt.Figure) else figure.get_figure()
+    figure.canvas.draw()
+    return " ".join(" ".join(text.get_text().split()) for text in figure.findobj(plt.Text))
+
+
+def gate_rows(states, layer="l0", letters="ifgo", value=0.25):
+    """states: a string a gate type, a letter a neuron: l(ive), c(onstant), r(emoved)."""
+    names = {"l": "live", "c": "constant", "r": "removed"}
+    rows = [
+        (layer, gate, neuron, names[s], value if s == "c" else float("nan"), 0.0)
+        for gate, line in zip(letters, states, strict=True)
+        for neuron, s in enumerate(line)
+    ]
+    return pd.DataFrame(rows, columns=["layer", "gate", "neuron", "state", "value", "bias"])
+
+
+def metric_rows(method="sparse-vd-wgn", epochs=3, **columns):
+    e = np.arange(1, epochs + 1)
+    table = {"method": method, "seed": 0, "metric": "accuracy", "epoch": e, "train_loss": 2.0 / e, "penalty": 8.0 / e}
+    table |= {"valid": 0.25 * e, "compression": 10.0**e, "gates_live": 100 - e, "chosen": e == 2}
+    return pd.DataFrame(table | columns)
+
+
+def log_alpha_rows(tensor="lstm.weight_hh_l0", kept=(0, 5), pruned=(90, 5)):
+    rows = [(tensor, 3 - 0.4 * (k + 1), 3 - 0.4 * k, n, True) for k, n in enumerate(kept)]
+    rows += [(tensor, 3 + 0.4 * k, 3 + 0.4 * (k + 1), n, False) for k, n in enumerate(pruned)]
+    return pd.DataFrame(rows, columns=["tensor", "low", "high", "count", "kept"])
+
+
+def threshold_rows():
+    table = pd.DataFrame({"threshold": [1.0, 2.0, 3.0, 4.0], "valid": [0.5, 0.9, 0.8, 0.8]})
+    return table.assign(compression=[np.inf, 400.0, 200.0, 3.0], metric="accuracy", chosen=table["threshold"] == 3)
+
+
+def record(method, test, compression, metric="accuracy", variant="", seed=0, model="lstm-64", task="pydocs-topic"):
+    return {"task": task, "model": model, "method": method, "variant": variant, "seed": seed,
+            "metric": metric, "test": test, "compression": compression}  # fmt: skip
+
+
+# ---- style
+
+
+def test_every_method_has_a_look_and_no_two_the_same():
+    assert set(sparsify.names()) <= set(plots.METHOD_STYLE)
+    assert len({(colour, marker) for colour, marker, _ in plots.METHOD_STYLE.values()}) == len(plots.METHOD_STYLE)
+    assert len({marker for _, marker, _ in plots.METHOD_STYLE.values()}) >= len(plots.METHOD_STYLE) - 2
+    with pytest.raises(ValueError, match="no style for method 'brand-new'"):
+        plots.look("brand-new")
+
+
+def test_drawing_leaves_matplotlib_as_it_was():
+    before = dict(plt.rcParams)
+    plots.gate_map(gate_rows(["lc"] * 4))
+    assert dict(plt.rcParams) == before
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, "0%"), (1, "100%"), (0.5, "50%"), (0.9998, "99.98%"), (0.0004, "0.04%"), (0.001, "0.1%")]
+)
+def test_a_share_that_is_not_all_never_reads_as_all(share, text):
+    assert plots.percent(share) == text
+
+
+def test_numbers_read_well():
+    assert [plots.times(x) for x in (1, 3.14, 9.99, 1247.4, float("inf"))] == ["1×", "3.1×", "10×", "1,247×", "∞"]
+    assert [plots.size(x) for x in (512, 4120, 1.2e6)] == ["512 B", "4.1 kB", "1.2 MB"]
+
+
+# ---- findings
+
+
+def test_training_curves_name_quality_and_compression_of_the_chosen_epoch():
+    assert "sparse-vd-wgn: 0.5 accuracy at 100×" in words_of(plots.training_curves(metric_rows()))
+
+
+def test_training_curves_of_several_methods_share_axes():
+    linear = metric_rows("linear", C=[0.1, 1.0, 10.0]).drop(columns=["train_loss", "penalty", "gates_live"])
+    several = pd.concat([metric_rows(), metric_rows("dense", penalty=0.0), linear], ignore_index=True)
+    text = words_of(plots.training_curves(several))
+    assert all(name in text for name in ("sparse-vd-wgn", "dense", "linear", "penalty (dotted)"))
+
+
+def test_a_path_of_strengths_is_drawn_against_c():
+    linear = metric_rows("linear", C=[0.1, 1.0, 10.0]).drop(columns=["train_loss", "penalty", "gates_live"])
+    text = words_of(plots.training_curves(linear))
+    assert "inverse strength of L1" in text and "no training loss" in text and "no gates here" in text
+
+
+def test_threshold_curve_names_the_chosen_and_the_best():
+    text = words_of(plots.threshold_curve(threshold_rows()))
+    assert "At threshold 3: 0.8 accuracy, 200× fewer weights; best 0.9 at 2" in text
+
+
+def test_log_alpha_histogram_says_the_share_of_noise():
+    ax = plots.log_alpha_histogram(log_alpha_rows())
+    assert "lstm.weight_hh_l0: 95% is noise" in words_of(ax) and "kept (5%)" in words_of(ax)
+    assert ax.lines[0].get_xdata()[0] == 3, "the dashed line stands on the bin edge that is the threshold"
+
+
+def test_log_alpha_histograms_count_weights_not_group_variables():
+    both = pd.concat([log_alpha_rows(), log_alpha_rows("hidden_l0", kept=(50,), pruned=(0,))])
+    text = words_of(plots.log_alpha_histograms(both))
+    assert (
+        "95% of the 100 weights are noise" in text and "hidden_l0: 0% is noise" in text and "variables per bin" in text
+    )
+
+
+@pytest.mark.parametrize("hidden", [1, 4, 64, 128, 1000])
+def test_gate_map_counts_live_gates_at_any_size(hidden):
+    line = ("lcr" * hidden)[:hidden]
+    text = words_of(plots.gate_map(gate_rows([line] * 4)))
+    assert f"{4 * line.count('l'):,} of {4 * hidden:,} gates are live" in text
+    assert f"in {hidden - line.count('r'):,} of {hidden:,} hidden neurons" in text
+    assert (".25" in text) == (1 < hidden <= 64), "constants are written in where there is room"
+
+
+def test_gate_map_sorts_all_panels_alike():
+    table = gate_rows(["rlc", "rlc", "rcc", "rcc"])
+    assert plots._order(table) == [1, 2, 0]
+
+
+def test_gate_map_has_a_row_a_layer_and_takes_a_gru():
+    two = pd.concat([gate_rows(["lc", "ll", "cc"], layer, "rzn") for layer in ("l0", "l1")])
+    text = words_of(plots.gate_map(two))
+    assert "layer l1" in text and "reset r 1 live, 1 constant" in text and "6 of 12 gates are live" in text
+
+
+def test_gate_counts_name_the_extremes():
+    assert "Most live gates: output o (3); fewest: input i (0)" in words_of(
+        plots.gate_counts(gate_rows(["ccc", "lcc", "llc", "lll"]))
+    )
+    assert "Every gate type has 3 live gates" in words_of(plots.gate_counts(gate_rows(["lll"] * 4)))
+
+
+def test_constant_values_name_the_medians():
+    text = words_of(plots.constant_values(gate_rows(["ccc", "ccl", "lll", "lll"])))
+    assert "5 constant gates; median value: i 0.25, f 0.25" in text and "none" in text
+
+
+def test_front_names_the_sparsest_good_net_and_who_beats_it():
+    rows = [record("dense", 0.80, 1), record("sparse-vd-w", 0.79, 50), record("sparse-vd-wgn", 0.60, 500)]
+    text = words_of(plots.front(pd.DataFrame(rows)))
+    assert "sparse-vd-w: 50× at 0.79 accuracy" in text
+    text = words_of(plots.front(pd.DataFrame([*rows, record("linear", 0.81, 90)])))
+    assert "linear beats it" in text
+    text = words_of(plots.front(pd.DataFrame([*rows, record("linear", 0.70, 90)])))
+    assert "no opponent beats it" in text
+
+
+def test_front_in_bits_prefers_less_and_draws_back_off_as_a_line():
+    rows = [record("dense", 2.0, 1, "bits_per_char"), record("sparse-vd-wgn", 2.03, 6, "bits_per_char")]
+    rows += [record("back-off", 2.5, float("nan"), "bits_per_char", model="5-gram")]
+    ax = plots.front(pd.DataFrame(rows))
+    text = words_of(ax)
+    assert "sparse-vd-wgn: 6× at 2.03 bits per character" in text and "5-gram" in text and "lower is better" in text
+
+
+def test_front_refuses_two_tasks_or_two_metrics():
+    with pytest.raises(ValueError, match="one front shows one task"):
+        plots.front(pd.DataFrame([record("dense", 0.8, 1), record("dense", 2.0, 1, task="pydocs-char")]))
+    with pytest.raises(ValueError, match="one figure shows one metric"):
+        plots.front(pd.DataFrame([record("dense", 0.8, 1), record("dense", 2.0, 1, "perplexity")]))
+
+
+def test_front_shows_seeds_behind_their_mean():
+    rows = pd.DataFrame([record("dense", 0.8, 1), record("dense", 0.7, 1, seed=1)])
+    lines = [line.get_ydata().tolist() for line in plots.front(rows).lines]
+    assert [0.75] in lines and [0.8, 0.7] in lines
+
+
+def test_sizes_say_how_much_smaller():
+    table = pd.DataFrame({"file": ["dense", "compact", "floor"], "bytes": [100_000, 1_000, 800]})
+    assert "100× smaller than dense, 1.25 × its floor" in words_of(plots.sizes(table))
+    table["bytes"] = [100_000, 100_100, 100_000]
+    assert "no smaller than dense" in words_of(plots.sizes(table))
+
+
+def test_kl_curves_say_how_far_the_fits_are():
+    table = pd.DataFrame({"log_alpha": [-1.0, 1.0], "kl": [1.0, 0.0], "error": 0.001})
+    text = words_of(plots.kl_curves(table.assign(molchanov=table["kl"] + 0.004, code=table["kl"] - 0.02)))
+    assert "Molchanov within 0.004 nats" in text and "within 0.020" in text
+
+
+# ---- nothing to draw
+
+
+@pytest.mark.parametrize(
+    ("draw", "table", "words"),
+    [
+        (plots.log_alpha_histogram, log_alpha_rows()[:0], "this method has no log α"),
+        (plots.log_alpha_histograms, log_alpha_rows()[:0], "this method has no log α"),
+        (plots.threshold_curve, threshold_rows()[:0], "this method has no log α"),
+        (plots.gate_map, gate_rows(["l"] * 4)[:0], "no gates here"),
+        (plots.gate_counts, gate_rows(["l"] * 4)[:0], "no gates to count"),
+        (plots.constant_values, gate_rows(["l"] * 4)[:0], "no gates here"),
+        (plots.constant_values, gate_rows(["l"] * 4), "no constant gate"),
+        (plots.front, pd.DataFrame([record("dense", 1, 1)])[:0], "no finished run"),
+        (plots.sizes, pd.DataFrame({"file": [], "bytes": []}), "no file written"),
+    ],
+)
+def test_an_empty_table_draws_a_sentence(draw, table, words):
+    assert words in words_of(draw(table))
+
+
+@pytest.mark.parametrize("draw", [plots.gate_map, plots.gate_counts, plots.constant_values])
+def test_a_figure_is_redrawn_from_csv(draw, tmp_path):
+    table = gate_rows(["lcr", "ccr", "llr", "lcr"])
+    table.to_csv(tmp_path / "gates.csv", index=False)
+    assert words_of(draw(pd.read_csv(tmp_path / "gates.csv"))) == words_of(draw(table))
+
+
+# ---- tables
+
+
+class Stub:
+    """As much of a run as a table asks for."""
+
+    def __init__(self, **parts):
+        self.__dict__ |= parts
+
+
+@pytest.mark.parametrize("threshold", [3.0, 0.1, -8.0, 8.0])
+def test_bins_of_log_alpha_cut_exactly_at_the_threshold(threshold):
+    values = torch.cat(
+        [
+            torch.linspace(-8, 8, 1001),
+            torch.tensor([threshold]),
+            torch.tensor(threshold).nextafter(torch.tensor(-9.0))[None],
+        ]
+    )
+    values = values.clamp(-8, 8)
+    run = Stub(method=Stub(log_alpha=lambda: {"w": values}), config=Stub(plan=Stub(threshold=threshold)))
+    table = tables.log_alpha_table(run)
+    assert table["count"].sum() == len(values)
+    assert table.loc[table["kept"], "count"].sum() == int((values < threshold).sum())
+    assert threshold in table["low"].to_list() or not (~table["kept"]).any()
+    assert np.allclose(table["high"] - table["low"], tables.BIN)
+
+
+def test_metrics_know_compression_and_all_layers_gates():
+    metrics = pd.DataFrame(
+        {"epoch": [1, 2], "valid": [0.1, 0.2], "weights_kept": [50, 0], "gates_live": ["12-30", "4-0"]}
+    )
+    row = {"method": "dense", "seed": 0, "metric": "accuracy", "epoch_selected": 2, "weights_total": 100}
+    table = tables.tidy_metrics(metrics, row)
+    assert table["gates_live"].to_list() == [42, 4] and table["chosen"].to_list() == [False, True]
+    assert table["compression"][0] == 2 and np.isnan(table["compression"][1])
+
+
+def test_gate_counts_and_neurons_add_up():
+    gates = gate_rows(["lcr", "ccr", "lcr", "ccr"])
+    counts = tables.gate_count_table(gates)
+    assert (counts[["live", "constant", "removed"]].sum(axis=1) == 3).all()
+    assert tables.neuron_table(gates).to_dict("records") == [{"layer": "l0", "hidden": 3, "kept": 2, "all_constant": 1}]
+
+
+def test_words_are_grouped_by_what_they_speak_for():
+    words = pd.DataFrame({"word": ["tensor", " ", "jit"], "says": ["torch", "torch", "numba"], "lift": [3.0, 2.0, 1.0]})
+    assert tables.spoken_for(words).to_dict("records") == [
+        {"says": "numba", "kept": 1, "words": "jit"}, {"says": "torch", "kept": 2, "words": "tensor ' '"}]  # fmt: skip

@@ -1,0 +1,361 @@
+"""The layer computes the formulas of design §1: torch's own where there is no scale, a step loop's where there is."""
+
+import copy
+
+import pytest
+import torch
+from oracles import GRADIENTS, VALUES, error, gradients, one_hot, randn, step_loop
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+
+from sparsernn.recurrent import LSTM
+
+KINDS = ("input", "recurrent", "output", "gates")
+
+
+def layer(inputs, hidden, layers=1, directions=1, dtype=torch.float64, gate="logistic", spread=1.0):
+    torch.manual_seed(0)
+    ours = LSTM(inputs, hidden, layers, bidirectional=directions == 2, gate_activation=gate).to(dtype)
+    with torch.no_grad():
+        for parameter in ours.parameters():
+            parameter.mul_(spread)
+    return ours
+
+
+def torch_twin(ours):
+    """torch's layer with the same parameters: strict loading also proves names and shapes."""
+    shape = {"num_layers": ours.num_layers, "bidirectional": ours.bidirectional}
+    twin = torch.nn.LSTM(ours.input_size, ours.hidden_size, **shape).to(ours.weight_hh_l0.dtype)
+    twin.load_state_dict(ours.state_dict(), strict=True)
+    return twin
+
+
+def initial(ours, batch, seed=7):
+    shape = (len(ours.suffixes()), batch, ours.hidden_size)
+    return tuple(randn(*shape, seed=seed + i, dtype=ours.weight_hh_l0.dtype).requires_grad_() for i in (0, 1))
+
+
+def torch_padded(twin, x, state, lengths, padding):
+    """torch's answer: packed when padded on the right; when on the left, each sequence alone without its padding."""
+    if padding is None:
+        return twin(x, state)
+    if padding == "right":
+        y, final = twin(pack_padded_sequence(x, lengths, enforce_sorted=False), state)
+        return pad_packed_sequence(y, total_length=len(x))[0], final
+    ys, finals = [], []
+    for b, n in enumerate(lengths.tolist()):
+        one = None if state is None else tuple(s[:, b : b + 1].contiguous() for s in state)
+        y, final = twin(x[len(x) - n :, b : b + 1], one)
+        ys.append(torch.cat([y.new_zeros(len(x) - n, 1, y.shape[2]), y]))
+        finals.append(final)
+    return torch.cat(ys, 1), tuple(torch.cat(parts, 1) for parts in zip(*finals, strict=True))
+
+
+def assert_same(ours, twin, x, state, answer, reference, dtype):
+    (y, final), (y_twin, final_twin) = answer, reference
+    for a, b in zip((y, *final), (y_twin, *final_twin), strict=True):
+        assert error(a, b) <= VALUES[dtype]
+    leaves = [x, *(state or ())]
+    names = ["input", "h", "c"][: len(leaves)] + [name for name, _ in ours.named_parameters()]
+    mine = gradients((y, *final), leaves + list(ours.parameters()))
+    theirs = gradients((y_twin, *final_twin), leaves + [twin.get_parameter(n) for n, _ in ours.named_parameters()])
+    for name, a, b in zip(names, mine, theirs, strict=True):
+        assert error(a, b) <= GRADIENTS[dtype], name
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("given_state", [False, True])
+@pytest.mark.parametrize("padding", [None, "right", "left"])
+@pytest.mark.parametrize("directions", [1, 2])
+@pytest.mark.parametrize("layers", [1, 2])
+def test_lstm_equals_torch_in_values_and_all_gradients(layers, directions, padding, given_state, dtype):
+    ours = layer(4, 5, layers, directions, dtype)
+    twin, x = torch_twin(ours), randn(7, 3, 4, dtype=dtype).requires_grad_()
+    state = initial(ours, 3) if given_state else None
+    lengths = None if padding is None else torch.tensor([4, 7, 1])
+    answer = ours(x, state, lengths=lengths, padding=padding or "right")
+    assert_same(ours, twin, x, state, answer, torch_padded(twin, x, state, lengths, padding), dtype)
+
+
+@pytest.mark.parametrize("padding", [None, "right", "left"])
+@pytest.mark.parametrize(
+    ("steps", "batch", "inputs", "hidden"), [(1, 3, 4, 5), (6, 1, 4, 5), (6, 3, 4, 1), (6, 3, 1, 5), (1, 1, 1, 1)]
+)
+def test_lstm_equals_torch_at_size_one(steps, batch, inputs, hidden, padding):
+    ours = layer(inputs, hidden, 2, 2)
+    twin, x = torch_twin(ours), randn(steps, batch, inputs).requires_grad_()
+    lengths = None if padding is None else torch.tensor([max(1, steps - 2 * b) for b in range(batch)])
+    state = initial(ours, batch)
+    answer = ours(x, state, lengths=lengths, padding=padding or "right")
+    assert_same(ours, twin, x, state, answer, torch_padded(twin, x, state, lengths, padding), torch.float64)
+
+
+@pytest.mark.parametrize("view", ["batch first", "every other column", "expanded"])
+def test_non_contiguous_input_equals_torch(view):
+    ours = layer(4, 5, 2)
+    twin = torch_twin(ours)
+    views = {
+        "batch first": lambda: randn(3, 7, 4).transpose(0, 1),
+        "every other column": lambda: randn(7, 3, 8)[..., ::2],
+    }
+    x = views.get(view, lambda: randn(7, 1, 4).expand(7, 3, 4))().requires_grad_()
+    state = tuple(randn(3, 2, 5, seed=i).transpose(0, 1).requires_grad_() for i in (1, 2))
+    assert not x.is_contiguous() and not state[0].is_contiguous()
+    assert_same(ours, twin, x, state, ours(x, state), twin(x, tuple(s.contiguous() for s in state)), torch.float64)
+
+
+# ---- scales
+
+
+def scales_for(ours, kinds, rows, seed=20):
+    """Scales around 1, some negative, every one a leaf."""
+    scales = {}
+    for suffix in ours.suffixes():
+        widths = {"input": getattr(ours, "weight_ih" + suffix).shape[1], "recurrent": ours.hidden_size}
+        widths |= {"output": ours.hidden_size, "gates": 4 * ours.hidden_size}
+        for kind in kinds:
+            z = 1 + 0.7 * randn(rows, widths[kind], seed=seed + len(scales))
+            scales[kind + suffix] = z.requires_grad_()
+    return scales
+
+
+def assert_equals_loop(ours, x, scales, lengths, padding, tokens=None):
+    """Values, and gradients of inputs, states, scales and parameters, against the step loop in float64."""
+    state = initial(ours, x.shape[1])
+    how = {"state": state, "scales": scales, "lengths": lengths, "padding": padding}
+    y, final = ours(x if tokens is None else tokens, **how)
+    shape = {"layers": ours.num_layers, "directions": 1 + ours.bidirectional, "gate": ours.gate_activation}
+    y_loop, final_loop = step_loop(dict(ours.named_parameters()), x, **how, **shape)
+    for a, b in zip((y, *final), (y_loop, *final_loop), strict=True):
+        assert error(a, b) <= 1e-12
+    leaves = dict(ours.named_parameters()) | scales | {"h": state[0], "c": state[1]}
+    leaves |= {} if tokens is not None else {"input": x}
+    pairs = (gradients((a, *b), list(leaves.values())) for a, b in ((y, final), (y_loop, final_loop)))
+    for name, a, b in zip(leaves, *pairs, strict=True):
+        assert error(a, b) <= 1e-12, name
+
+
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+@pytest.mark.parametrize("gate", ["logistic", "hard"])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("kinds", [*((kind,) for kind in KINDS), KINDS], ids="+".join)
+def test_scaled_lstm_equals_the_step_loop(kinds, rows, gate, padding):
+    ours = layer(4, 5, gate=gate, spread=4.0)  # wide enough for hard gates to reach 0 and 1
+    x, lengths = 2 * randn(6, 3, 4), None if padding is None else torch.tensor([3, 6, 1])
+    assert_equals_loop(ours, x.requires_grad_(), scales_for(ours, kinds, rows), lengths, padding or "right")
+
+
+def test_hard_gates_of_these_tests_are_open_shut_and_between():
+    ours = layer(4, 5, gate="hard", spread=4.0)
+    a = torch.nn.functional.linear(2 * randn(6, 3, 4), ours.weight_ih_l0, ours.bias_ih_l0 + ours.bias_hh_l0)
+    gate = (0.2 * a + 0.5).clip(0, 1)
+    assert (gate == 0).any() and (gate == 1).any() and ((gate > 0) & (gate < 1)).any()
+
+
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize(("layers", "directions"), [(2, 1), (1, 2), (2, 2)])
+def test_scaled_stack_equals_the_step_loop(layers, directions, rows, padding):
+    ours = layer(4, 5, layers, directions)
+    lengths = None if padding is None else torch.tensor([3, 6, 1])
+    x = randn(6, 3, 4).requires_grad_()
+    assert_equals_loop(ours, x, scales_for(ours, KINDS, rows), lengths, padding or "right")
+
+
+@pytest.mark.parametrize("padding", [None, "left", "right"])
+@pytest.mark.parametrize("kinds", [(), ("input",), KINDS], ids=lambda kinds: "+".join(kinds) or "none")
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("directions", [1, 2])
+def test_token_ids_equal_an_explicit_one_hot_matrix(directions, rows, kinds, padding):
+    ours = layer(4, 5, 1, directions)
+    tokens = torch.tensor([[0, 3, 1], [2, 3, 1], [0, 0, 3], [2, 3, 1], [2, 1, 0]])  # words repeat, within and across
+    lengths = None if padding is None else torch.tensor([3, 5, 1])
+    assert_equals_loop(ours, one_hot(tokens, 4), scales_for(ours, kinds, rows), lengths, padding or "right", tokens)
+
+
+def test_one_tensor_as_recurrent_and_output_scale_gets_both_gradients():
+    ours, x, z = layer(4, 5), randn(6, 3, 4), (1 + randn(3, 5, seed=3)).requires_grad_()
+    loop = step_loop(dict(ours.named_parameters()), x, scales={"recurrent_l0": z, "output_l0": z})[0]
+    y = ours(x, scales={"recurrent_l0": z, "output_l0": z})[0]
+    assert error(gradients([y], [z])[0], gradients([loop], [z])[0]) <= 1e-12
+
+
+@pytest.mark.parametrize("gate", ["logistic", "hard"])
+@pytest.mark.parametrize("rows", [1, 2])
+def test_gradcheck_with_every_scale(rows, gate):
+    ours = layer(2, 3, gate=gate)
+    scales, state = scales_for(ours, KINDS, rows), initial(ours, 2)
+    x, names = randn(4, 2, 2).requires_grad_(), [name for name, _ in ours.named_parameters()]
+
+    def run(x, h, c, *rest):
+        drawn = dict(zip(scales, rest, strict=False))
+        weights = dict(zip(names, rest[len(scales) :], strict=True))
+        how = {"scales": drawn, "lengths": torch.tensor([4, 2]), "padding": "left"}
+        y, final = torch.func.functional_call(ours, weights, (x, (h, c)), how)
+        return y, *final
+
+    assert torch.autograd.gradcheck(run, (x, *state, *scales.values(), *ours.parameters()))
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+def test_zero_noise_equals_torch_lstm(rows):
+    ours = layer(4, 5, 2, 2)
+    ones = {name: torch.ones_like(z) for name, z in scales_for(ours, KINDS, rows).items()}
+    x = randn(7, 3, 4).requires_grad_()
+    assert_same(ours, twin := torch_twin(ours), x, None, ours(x, scales=ones), twin(x), torch.float64)
+
+
+# ---- states and padding
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@pytest.mark.parametrize("padding", ["left", "right"])
+def test_padded_steps_keep_the_state_and_return_zero(padding, scaled):
+    ours, lengths = layer(4, 5), torch.tensor([3, 6, 1])
+    scales = scales_for(ours, KINDS, 3) if scaled else None
+    x, state = randn(6, 3, 4), initial(ours, 3)
+    time = torch.arange(6)[:, None]
+    padded = time >= lengths if padding == "right" else time < 6 - lengths
+    y, final = ours(x, state, scales, lengths, padding)
+    assert (y[padded] == 0).all() and (y[~padded] != 0).all()
+    elsewhere = torch.where(padded[:, :, None], 1e3 * randn(6, 3, 4, seed=5), x)
+    y_other, final_other = ours(elsewhere, state, scales, lengths, padding)
+    assert torch.equal(y, y_other) and all(map(torch.equal, final, final_other))
+
+
+def test_a_sequence_of_length_zero_returns_its_initial_state():
+    ours, x = layer(4, 5, 2, 2), randn(6, 2, 4)
+    for padding in ("left", "right"):
+        y, final = ours(x, state := initial(ours, 2), lengths=torch.tensor([0, 6]), padding=padding)
+        assert (y[:, 0] == 0).all() and all(torch.equal(a[:, 0], b[:, 0]) for a, b in zip(final, state, strict=True))
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_last_output_is_that_of_the_last_real_step(scaled):
+    ours, lengths, x = layer(4, 5), torch.tensor([3, 6, 1]), randn(6, 3, 4)
+    scales = scales_for(ours, KINDS, 1) if scaled else None
+    y, _ = ours(x, scales=scales, lengths=lengths, padding="left")
+    for b, n in enumerate(lengths.tolist()):
+        alone, _ = ours(x[6 - n :, b : b + 1], scales=scales)
+        assert error(y[-1, b], alone[-1, 0]) <= 1e-12
+
+
+def test_the_carried_state_is_never_scaled():
+    """One step: h' is unscaled although y and the next read are scaled."""
+    ours, x = layer(4, 5), randn(1, 3, 4)
+    scales = {"output_l0": torch.full((1, 5), 3.0, dtype=torch.float64), "recurrent_l0": torch.zeros(1, 5).double()}
+    y, (h, c) = ours(x, scales=scales)
+    plain, (h_plain, c_plain) = ours(x)
+    assert torch.equal(y, 3 * plain) and torch.equal(h, h_plain) and torch.equal(c, c_plain)
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+def test_a_carried_state_continues_the_sequence(scaled):
+    ours, x = layer(4, 5, 2), randn(9, 3, 4)
+    scales = scales_for(ours, KINDS, 3) if scaled else None
+    whole, final = ours(x, scales=scales)
+    parts, state = [], None
+    for window in x.split([4, 1, 4]):
+        y, state = ours(window, state, scales)
+        parts.append(y)
+    assert error(torch.cat(parts), whole) <= 1e-12
+    assert max(error(a, b) for a, b in zip(state, final, strict=True)) <= 1e-12
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 6])
+def test_without_gradients_the_values_are_the_same_bit_for_bit(steps):
+    ours, x, lengths = layer(4, 5, 2, 2), randn(steps, 3, 4), torch.tensor([steps, 1, (steps + 1) // 2])
+    for padding in ("left", "right"):
+        for scales in (None, scales_for(ours, KINDS, 3)):
+            y, final = ours(x, initial(ours, 3), scales, lengths, padding)
+            frozen = copy.deepcopy(ours).requires_grad_(False)
+            state = tuple(s.detach() for s in initial(ours, 3))
+            y_frozen, final_frozen = frozen(
+                x, state, {k: z.detach() for k, z in (scales or {}).items()}, lengths, padding
+            )
+            assert (
+                not y_frozen.requires_grad and torch.equal(y, y_frozen) and all(map(torch.equal, final, final_frozen))
+            )
+
+
+@pytest.mark.parametrize("learned", ["input", "recurrent", "output", "gates", "bias_hh_l0", "weight_ih_l0", "h"])
+def test_gradients_of_one_part_do_not_need_the_others(learned):
+    ours = layer(4, 5)
+    scales, state, x = scales_for(ours, KINDS, 3), initial(ours, 3), randn(6, 3, 4)
+    every = dict(ours.named_parameters()) | {k.removesuffix("_l0"): z for k, z in scales.items()} | {"h": state[0]}
+    full = gradients([ours(x, state, scales)[0]], [every[learned]])[0]
+    for leaf in (*every.values(), state[1]):
+        leaf.requires_grad_(leaf is every[learned])
+    assert error(gradients([ours(x, state, scales)[0]], [every[learned]])[0], full) <= 1e-12
+
+
+def test_the_gradient_can_be_taken_twice_from_one_forward():
+    ours = layer(4, 5)
+    y, final = ours(randn(6, 3, 4), scales=scales_for(ours, KINDS, 3))
+    first = torch.autograd.grad((y * y).sum() + final[1].sum(), list(ours.parameters()), retain_graph=True)
+    again = torch.autograd.grad((y * y).sum() + final[1].sum(), list(ours.parameters()))
+    assert all(map(torch.equal, first, again))
+
+
+# ---- errors a stranger can act on
+
+
+@pytest.mark.parametrize(
+    ("scale", "shape", "said"),
+    [
+        ("recurent_l0", (1, 5), r"no scale 'recurent_l0' in this layer; scales: .*recurrent_l0"),
+        ("recurrent_l1", (1, 5), r"no scale 'recurrent_l1' in this layer; scales: .*recurrent_l0"),
+        ("gates", (1, 20), r"no scale 'gates' in this layer; scales: .*gates_l0"),
+        ("recurrent_l0", (1, 4), r"'recurrent_l0' has shape \(1, 4\), expected \(3 or 1, 5\)"),
+        ("input_l0", (1, 5), r"'input_l0' has shape \(1, 5\), expected \(3 or 1, 4\)"),
+        ("output_l0", (2, 5), r"'output_l0' has shape \(2, 5\), expected \(3 or 1, 5\)"),
+        ("gates_l0", (3, 5), r"'gates_l0' has shape \(3, 5\), expected \(3 or 1, 20\)"),
+        ("gates_l0", (20,), r"'gates_l0' has shape \(20,\), expected \(3 or 1, 20\)"),
+    ],
+)
+def test_a_scale_that_does_not_fit_is_refused_in_words(scale, shape, said):
+    with pytest.raises(ValueError, match=said):
+        layer(4, 5)(randn(6, 3, 4), scales={scale: torch.ones(shape).double()})
+
+
+@pytest.mark.parametrize(
+    ("x", "said"),
+    [
+        (torch.zeros(6, 3, 5).double(), r"input has shape \(6, 3, 5\), expected \(T, B, 4\)"),
+        (torch.zeros(6, 4).double(), r"input has shape \(6, 4\), expected \(T, B, 4\)"),
+        (torch.zeros(6, 3, 4).long(), r"token ids have shape \(6, 3, 4\), expected \(T, B\)"),
+        (torch.zeros(0, 3, 4).double(), "no time step"),
+        (torch.zeros(0, 3).long(), "no time step"),
+    ],
+)
+def test_an_input_that_does_not_fit_is_refused_in_words(x, said):
+    with pytest.raises(ValueError, match=said):
+        layer(4, 5)(x)
+
+
+def test_an_unknown_padding_is_refused_in_words():
+    with pytest.raises(ValueError, match="padding is 'centre'; allowed: 'left', 'right'"):
+        layer(4, 5)(randn(6, 3, 4), lengths=torch.tensor([6, 6, 6]), padding="centre")
+
+
+def test_an_unknown_gate_activation_is_refused_in_words():
+    with pytest.raises(ValueError, match="gate_activation is 'hardsigmoid'; allowed: logistic, hard"):
+        LSTM(4, 5, gate_activation="hardsigmoid")
+
+
+@pytest.mark.parametrize(
+    ("lengths", "said"),
+    [
+        (torch.tensor([6, 7, 1]), r"lengths.*7.*6"),
+        (torch.tensor([6, -1, 1]), r"lengths.*-1"),
+        (torch.tensor([6, 6]), r"lengths.*\(2,\).*\(3,\)"),
+    ],
+)
+def test_lengths_that_do_not_fit_are_refused_in_words(lengths, said):
+    with pytest.raises(ValueError, match=said):
+        layer(4, 5)(randn(6, 3, 4), lengths=lengths)
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 5), (2, 3, 5), (1, 3, 4), (3, 5)])
+def test_a_state_that_does_not_fit_is_refused_in_words(shape):
+    with pytest.raises(ValueError, match=r"state.*expected.*\(1, 3, 5\)"):
+        layer(4, 5)(randn(6, 3, 4), (torch.zeros(shape).double(),) * 2)

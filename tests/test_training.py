@@ -1,0 +1,181 @@
+"""A run survives whatever interrupts it, and is the same run afterwards."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+from safetensors.torch import load_file
+
+from sparsernn import training
+from sparsernn.config import RunConfig
+from sparsernn.training import ensure
+
+HERE = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def tiny_tasks(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "runs"))
+    tiny.register()
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def config(task="tiny-topic", method="sparse-vd-wgn", **more):
+    return RunConfig(task=task, method=method, profile="quick", **more)
+
+
+@contextmanager
+def process(runs, task, method):
+    """A training process of its own, reaped in the end."""
+    environment = os.environ | {"SPARSERNN_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(HERE / "tiny.py"), task, method]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as running:
+        yield running
+
+
+def outcome(directory):
+    """All that a run leaves, without clocks."""
+    checkpoint, model = load_file(directory / "checkpoint.safetensors"), (directory / "model.safetensors").read_bytes()
+    record = json.loads((directory / "record.json").read_text())
+    record.pop("train_seconds")
+    return checkpoint, model, record, pd.read_csv(directory / "metrics.csv").drop(columns="seconds")
+
+
+def test_killed_and_resumed_run_is_bit_identical(tmp_path):
+    """Slow (about half a minute): six processes, five of them killed at a random moment of their training."""
+    moments, leaf = random.Random(0), Path("tiny-topic/lstm-8/sparse-vd-wgn/quick-s0")
+    with process(tmp_path / "quiet", "tiny-topic", "sparse-vd-wgn") as running:
+        assert running.wait() == 0
+    for _ in range(5):
+        with process(tmp_path / "killed", "tiny-topic", "sparse-vd-wgn") as running:
+            running.stdout.readline()  # the forecast: it trains
+            time.sleep(moments.uniform(0, 0.6))
+            running.send_signal(signal.SIGKILL)
+    with process(tmp_path / "killed", "tiny-topic", "sparse-vd-wgn") as running:
+        assert running.wait() == 0
+    quiet, killed = outcome(tmp_path / "quiet" / leaf), outcome(tmp_path / "killed" / leaf)
+    assert quiet[0].keys() == killed[0].keys()
+    assert all(torch.equal(value, killed[0][name]) for name, value in quiet[0].items())
+    assert quiet[1] == killed[1] and quiet[2] == killed[2]
+    pd.testing.assert_frame_equal(quiet[3], killed[3], check_exact=True)
+
+
+@pytest.mark.parametrize(
+    "task, method", [("tiny-topic", "dense"), ("tiny-char", "sparse-vd-w"), ("tiny-char", "sparse-vd-wgn")]
+)
+def test_a_run_stopped_after_any_epoch_goes_on_to_the_same_end(task, method, tmp_path, monkeypatch):
+    whole = outcome(ensure(config(task, method)).directory)
+    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "stopped"))
+
+    def stop(line):
+        if line.startswith("epoch 3/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensure(config(task, method), stop)
+    again = outcome(ensure(config(task, method)).directory)
+    assert all(torch.equal(value, again[0][name]) for name, value in whole[0].items())
+    assert whole[1] == again[1] and whole[2] == again[2]
+
+
+def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
+    run = ensure(config(method="dense"))
+    metrics = run.directory / "metrics.csv"
+    ahead = pd.read_csv(metrics)
+    pd.concat([ahead, ahead.tail(1).assign(epoch=99)]).to_csv(metrics, index=False)
+    (run.directory / "record.json").unlink()
+    assert ensure(config(method="dense")).metrics["epoch"].tolist() == list(range(1, 13))
+
+
+def test_a_changed_config_refuses_to_resume_and_names_the_field():
+    run = ensure(config(method="dense"))
+    path = run.directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"lr": 0.5}))
+    with pytest.raises(ValueError, match=r"begun with lr = 0\.5, now it is 0\.01"):
+        ensure(config(method="dense"))
+
+
+def test_changed_data_refuses_to_resume():
+    run = ensure(config(method="dense"))
+    path = run.directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"data_sha256": "other"}))
+    with pytest.raises(ValueError, match="data_sha256"):
+        ensure(config(method="dense"))
+
+
+def test_two_writers_refuse_each_other():
+    config(method="dense").directory.mkdir(parents=True)
+    with training._only_writer(config(method="dense").directory):
+        with pytest.raises(RuntimeError, match=f"being written by process {os.getpid()}"):
+            ensure(config(method="dense"))
+    ensure(config(method="dense"))  # free again
+
+
+def test_a_finished_run_is_found_not_trained():
+    ensure(config(method="dense"))
+    lines = []
+    ensure(config(method="dense"), lines.append)
+    assert lines == []
+
+
+def test_smoke_trains_anew_in_a_directory_of_its_own(tmp_path):
+    smoke = RunConfig(task="tiny-topic", method="dense", profile="smoke")
+    one, two = ensure(smoke), ensure(smoke)
+    assert one.directory != two.directory and not (tmp_path / "runs").exists()
+    assert (one.directory / "model.safetensors").read_bytes() == (two.directory / "model.safetensors").read_bytes()
+
+
+def test_seeds_draw_everything_and_nothing_else_does():
+    same = [(ensure(config(seed=1)).record["test"], torch.rand(()))[0] for _ in range(2)]
+    assert same[0] == same[1]
+    assert ensure(config(seed=1)).record["weights_kept"] != ensure(config(seed=2)).record["weights_kept"]
+
+
+def test_cost_is_said_before_the_first_epoch():
+    lines = []
+    ensure(config(method="dense"), lines.append)
+    assert "12 epochs" in lines[0] and "min" in lines[0] and lines[1].startswith("epoch 1/12")
+
+
+def test_the_forecast_does_not_change_the_run(monkeypatch):
+    record = ensure(config()).record
+    monkeypatch.setattr(training, "_forecast", lambda session: "")
+    monkeypatch.setenv("SPARSERNN_RUNS", os.environ["SPARSERNN_RUNS"] + "-again")
+    other = ensure(config()).record
+    assert record["test"] == other["test"] and record["weights_kept"] == other["weights_kept"]
+
+
+@pytest.mark.parametrize("task, method", [("tiny-topic", m) for m in ("dense", "sparse-vd-w", "sparse-vd-wgn", "linear")]
+                         + [("tiny-char", m) for m in ("dense", "sparse-vd-w", "sparse-vd-wgn")])  # fmt: skip
+def test_every_method_ends_in_an_equal_compact_model(task, method):
+    run = ensure(config(task, method))
+    assert run.record["compact_error"] <= 1e-9
+    assert run.record["metric_difference"] <= 1e-6
+    assert run.record["weights_stored"] <= run.record["weights_kept"] <= run.record["weights_total"]
+    assert (run.directory / "model.safetensors").stat().st_size == run.record["size_bytes"]
+
+
+def test_a_sparse_run_chooses_its_epoch_in_the_last_quarter():
+    run = ensure(config())
+    settled = run.metrics[run.metrics["phase"] == "settle"]
+    assert settled["epoch"].tolist() == [10, 11, 12]
+    assert run.record["epoch_selected"] == settled.loc[settled["valid"].idxmax(), "epoch"]
+
+
+def test_linear_is_counted_against_the_dense_network():
+    linear, dense = ensure(config(method="linear")), ensure(config(method="dense"))
+    assert linear.record["weights_total"] == dense.record["weights_total"] == 40 * 6 + 32 * 6 + 32 * 8 + 8 * 3
+    assert linear.record["weights_kept"] == int((linear.model.head.weight != 0).sum())
