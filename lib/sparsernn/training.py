@@ -120,14 +120,14 @@ class Session:
         return {f"{part}.{name}": value for part, module in (("model", self.model), ("method", self.method))
                 for name, value in module.state_dict().items()}  # fmt: skip
 
-    def selectable(self, epoch):
-        """Whether the epoch (0-based) lies in a phase from which an epoch may be chosen, and the phase's name."""
-        end = 0.0
-        for phase in self.method.phases():
+    def phase(self, epoch):
+        """The phase an epoch (0-based) lies in; the last epoch is always in the last phase, however few there are."""
+        phases, end = self.method.phases(), 0.0
+        for phase in phases[:-1]:
             end += phase.share * self.plan.epochs
-            if epoch < round(end):
+            if epoch < min(round(end), self.plan.epochs - 1):
                 return phase
-        return phase
+        return phases[-1]
 
     def steps(self):
         """One epoch, a training step at a time: yields (loss, penalty), nats per example."""
@@ -321,7 +321,7 @@ def _train(session, directory, checkpoint, report):
     while session.epoch < epochs:
         start = time.perf_counter()
         loss, penalty = (sum(values) / len(values) for values in zip(*session.steps(), strict=True))
-        phase = session.selectable(session.epoch)
+        phase = session.phase(session.epoch)
         session.epoch += 1
         row = {"epoch": session.epoch, "step": session.epoch * session.steps_per_epoch, "phase": phase.name}
         row |= {"train_loss": loss, "penalty": penalty} | session.read_off()
@@ -364,13 +364,12 @@ def _finish(session, directory, report):
     closed = close(masks)
     masked = masked_predictor(session.model, masks, means)
     size = save(compact(session.model, masks, means), directory / "model.safetensors")
-    full = sum(p.numel() * 4 for p in session.model.parameters())
     small = load(directory / "model.safetensors")
     error = compact_error(session.model, masks, means, task, plan)
     tests = {name: evaluate(predict, task, "test", plan) for name, predict in (("masked", masked), ("compact", small))}
     spec = preset(config.task, config.model)
     dense = session.model if spec.equivalent is None else preset(config.task, spec.equivalent).build(task)
-    total = sum(w.numel() for w in weight_matrices(dense).values())
+    total, full = (sum(p.numel() for p in part) for part in (weight_matrices(dense).values(), dense.parameters()))
     record = {name: getattr(config, name) for name in ("task", "model", "method", "variant", "profile", "seed")}
     record |= {"cell": small.meta.get("cell", ""), "schedule": _schedule(plan), "metric": task.metric}
     record |= {
@@ -379,7 +378,7 @@ def _finish(session, directory, report):
         "epoch_selected": session.best_epoch,
     }
     record |= count_fields(paper_count(masks), closed_count(closed), total) | {"gates_constant": constant_gates(closed)}
-    record |= {"size_bytes": size, "size_bytes_dense": full, "compact_error": error}
+    record |= {"size_bytes": size, "size_bytes_dense": 4 * full, "compact_error": error}
     record |= {"metric_difference": abs(tests["compact"] - tests["masked"])}
     record |= {
         "epochs": session.epoch,

@@ -1,0 +1,93 @@
+"""What is published: rows, tables, small models and figures, from finished runs alone."""
+
+import pandas as pd
+import pytest
+import tiny
+import torch
+
+from sparsernn import records, report
+from sparsernn.config import RunConfig
+from sparsernn.opponents import count_back_off
+from sparsernn.tables import gate_table, log_alpha_table, save, threshold_table
+from sparsernn.training import ensure
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory):
+    """Two tasks run and published once; slow parts are shared by the tests here (some ten seconds)."""
+    root, patch = tmp_path_factory.mktemp("study"), pytest.MonkeyPatch()
+    patch.setenv("SPARSERNN_RUNS", str(root / "runs"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    tiny.register()
+    for task, method in [("tiny-topic", "linear"), ("tiny-topic", "sparse-vd-wgn"), ("tiny-char", "dense")]:
+        run = ensure(RunConfig(task=task, method=method, profile="quick"))
+        save(run, thresholds=threshold_table(run, [1, 5]), log_alpha=log_alpha_table(run), gates=gate_table(run))
+    count_back_off("tiny-char", "quick", 3)
+    written = report.publish("quick", root / "results", root / "figures")
+    yield root, written
+    torch.set_num_threads(threads)
+    patch.undo()
+
+
+def test_every_finished_run_has_one_row(published):
+    table = records.read(published[0] / "results" / "quick.csv")
+    assert sorted(zip(table["task"], table["method"], strict=True)) == [
+        ("tiny-char", "back-off"), ("tiny-char", "dense"), ("tiny-topic", "linear"), ("tiny-topic", "sparse-vd-wgn"),
+    ]  # fmt: skip
+    assert not records.duplicates(table)
+
+
+def test_publishing_again_changes_no_row_and_keeps_rows_made_elsewhere(published):
+    root = published[0]
+    path = root / "results" / "quick.csv"
+    elsewhere = {
+        "task": "tiny-topic",
+        "model": "lstm-8",
+        "method": "dense",
+        "profile": "quick",
+        "seed": 7,
+        "metric": "accuracy",
+    }
+    records.upsert([elsewhere | {"test": 0.5, "compression": 1.0}], path)
+    before = path.read_bytes()
+    report.publish("quick", root / "results", root / "figures")
+    assert path.read_bytes() == before
+
+
+def test_figures_are_drawn_from_tracked_tables_alone(published, tmp_path, monkeypatch):
+    root, written = published
+    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "no runs here"))
+    again = report.draw("quick", root / "results", tmp_path)
+    assert sorted(path.name for path in again) == sorted(path.name for path in written)
+    assert {"tiny-topic-front.png", "tiny-topic-sparse-vd-wgn-gates.png", "tiny-char-training.png"} <= {
+        p.name for p in again
+    }
+
+
+def test_a_counted_opponent_is_recorded_with_its_counts(published):
+    row = records.read(published[0] / "results" / "quick.csv").set_index("method").loc["back-off"]
+    assert (
+        row["model"] == "3-gram" and 0 < row["test"] < 3.6 and row["weights_kept"] > 12 and pd.isna(row["compression"])
+    )
+
+
+def test_an_order_nobody_counts_is_refused():
+    with pytest.raises(ValueError, match="order is 1; n-grams of order 2 to 7"):
+        count_back_off("tiny-char", "quick", 1)
+
+
+def test_publishing_nothing_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path))
+    with pytest.raises(FileNotFoundError, match="make study first"):
+        report.publish("quick", tmp_path / "results", tmp_path / "figures")
+
+
+def test_runs_without_a_record_are_named():
+    study = {"seeds": [0, 1], "tasks": {"t": ["dense", "linear"]}}
+    rows = [
+        {"task": "t", "method": "dense", "seed": 0},
+        {"task": "t", "method": "dense", "seed": 1},
+        {"task": "t", "method": "linear", "seed": 0},
+    ]
+    assert report.missing(study, rows) == [("t", "linear", 1)]
