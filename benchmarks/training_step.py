@@ -145,5 +145,6 @@ if __name__ == "__main__":
     rows = [where | row for kind in (train_steps, layer_steps) for row in kind(rounds)]
     records.upsert_timings(rows, project_root() / "results" / "timings-cpu.csv")
     for row in rows:
-        print("{engine:18} {0:16} {1:14} H {hidden:4} {median_ms:8.1f} ms ± {iqr_ms:.1f}  {2:.2f}x dense  error {error:.1e}".format(
-            row.get("task", ""), row["method"], 1 / row["speedup"], **row))  # fmt: skip
+        name = f"{row['engine']:18} {row.get('task', ''):13} {row['method']:14} H {row['hidden']:4}"
+        cost = f"{row['median_ms']:7.1f} ms ± {row['iqr_ms']:.1f}, {1 / row['speedup']:.2f} x {row['opponent']}"
+        print(f"{name} {cost}  error {row['error']:.1e}")

@@ -91,6 +91,33 @@ def test_a_run_stopped_after_any_epoch_goes_on_to_the_same_end(task, method, tmp
     assert whole[1] == again[1] and whole[2] == again[2]
 
 
+def test_a_fine_tuned_run_stopped_in_either_phase_goes_on_to_the_same_end(tmp_path, monkeypatch):
+    whole = outcome(ensure(config(fine_tune=0.25)).directory)
+    for stop_after in (8, 10):
+        monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / f"stopped-{stop_after}"))
+
+        def stop(line, after=stop_after):
+            if line.startswith(f"epoch {after}/"):
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            ensure(config(fine_tune=0.25), stop)
+        again = outcome(ensure(config(fine_tune=0.25)).directory)
+        assert all(torch.equal(value, again[0][name]) for name, value in whole[0].items())
+        assert whole[1] == again[1] and whole[2] == again[2]
+
+
+def test_fine_tuning_fixes_what_is_kept_and_drops_the_penalty():
+    run = ensure(config(fine_tune=0.25))
+    tuned = run.metrics[run.metrics["phase"] == "fine-tune"]
+    assert tuned["epoch"].tolist() == [10, 11, 12] and run.record["epoch_selected"] in (10, 11, 12)
+    assert tuned["weights_kept"].nunique() == 1 and tuned["gates_live"].nunique() == 1
+    assert (tuned["penalty"].iloc[1:] == 0).all() and (run.metrics["penalty"].iloc[3:9] > 0).all()
+    assert run.record["compact_error"] <= 1e-9
+    masks = run.method.masks()
+    assert run.record["weights_kept"] <= sum(int(mask.sum()) for mask in masks.weights.values())
+
+
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
     run = ensure(config(method="dense"))
     metrics = run.directory / "metrics.csv"

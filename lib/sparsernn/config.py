@@ -45,6 +45,7 @@ class RunConfig:
     kl_start: float | None = None
     kl_full: float | None = None
     threshold: float | None = None
+    fine_tune: float | None = None
 
     def __post_init__(self):
         for field in fields(self):

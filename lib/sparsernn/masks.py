@@ -36,16 +36,16 @@ def weight_matrices(model):
 
 
 def effective(model, masks, means=None):
-    """Weights and scales that evaluate `model` under `masks`: θ or 0, μ or 0 (the papers' single-pass evaluation).
+    """Weights and scales that run `model` under `masks`: θ or 0, μ or 0 (the papers' single-pass evaluation).
 
-    means: axis name → mean of its group variable (1 where absent). → ({weight name: tensor}, {scale: [1, size]}).
+    Gradients pass. means: axis name → mean of its group variable (1 where absent). → ({weight name: tensor}, {scale: [1, size]}).
     """
     means = means or {}
-    weights = {name: w.detach() * masks.weights[name] for name, w in weight_matrices(model).items()}
+    weights = {name: w * masks.weights[name] for name, w in weight_matrices(model).items()}
     dtype, scales = next(iter(weights.values())).dtype, {}
     for axis in masks.axes:
         if axis.name in masks.groups or axis.name in means:
-            value = means.get(axis.name, torch.ones(axis.size)).detach().to(dtype) * masks.group(axis)
+            value = means.get(axis.name, torch.ones(axis.size)).to(dtype) * masks.group(axis)
             scales |= {member.tensor: value[None] for member in axis.having("scale")}
     return weights, scales
 

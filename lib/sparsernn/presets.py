@@ -24,6 +24,8 @@ class Plan:
     kl_weight              multiplies KL / n_examples (papers: 1)
     kl_start, kl_full      epochs between which the KL's factor rises from 0 to kl_weight
     threshold              keep log α below it (papers: 3)
+    fine_tune              share of the epochs, at the end, in which what is kept is fixed and trained on without noise and
+                           penalty (papers: 0); a schedule too short for the posterior to come to rest needs it
     """
 
     epochs: int
@@ -40,6 +42,7 @@ class Plan:
     kl_start: float = 0.0
     kl_full: float = 0.0
     threshold: float = 3.0
+    fine_tune: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,8 @@ class Run:
 
 def masked_predictor(model, masks, means):
     """(tokens, lengths, state) → logits, state of `model` with pruned weights and scales at zero, the others at their mean."""
-    weights, scales = effective(model, masks, means)
+    with torch.no_grad():
+        weights, scales = effective(model, masks, means)
 
     def predict(tokens, lengths, state):
         extras = {"lengths": lengths, "state": state, "scales": scales}

@@ -7,7 +7,7 @@ likewise, with mean one at the start. What ends with log α = log σ²/θ² ≥ 
 import torch
 from torch import nn
 
-from ..masks import Masks, weight_matrices
+from ..masks import Masks, effective, weight_matrices
 from .base import Draw, Method, Phase
 
 K1, K2, K3 = 0.63576, 1.87320, 1.48695  # Molchanov et al. 2017, eq. 14; re-derived in notebooks/kl.ipynb
@@ -88,6 +88,9 @@ class SparseVD(Method):
     groups: "" (weights only), "voc", "wn" or "wgn": the model says which axes that opens. A group variable is drawn
     once per sequence and shared by its time steps. Linear layers named by `model.local_noise` take their noise on the
     output. Only rows or columns of words that occur in the batch are drawn; the others feel their KL alone.
+
+    With `plan.fine_tune`, log α is read once when learning ends (buffers `cut`), and what it keeps is trained on as it
+    is. The papers do not; their schedules are ten to a hundred times as long.
     """
 
     def __init__(self, groups=""):
@@ -114,6 +117,12 @@ class SparseVD(Method):
             {a.name: nn.Parameter(like.new_full((a.size,), plan.log_sigma_groups)) for a in self.group_axes}
         )
 
+        self.register_buffer("fixed", torch.tensor(False))
+        self.learning_steps = min(round((1 - plan.fine_tune) * plan.epochs), plan.epochs - 1) * steps_per_epoch
+        if plan.fine_tune:
+            for name, theta, _ in self._pairs():
+                self.register_buffer("cut/" + _key(name), torch.zeros_like(theta))
+
     def parameter_groups(self, plan):
         uncertain = [*self.log_sigma.values(), *self.group_log_sigma.values()]
         return [
@@ -122,9 +131,14 @@ class SparseVD(Method):
         ]
 
     def phases(self):
+        if share := self.plan.fine_tune:
+            return Phase("learn", 1 - share, selectable=False), Phase("fine-tune", share, selectable=True)
         return Phase("learn", 0.75, selectable=False), Phase("settle", 0.25, selectable=True)
 
     def sample(self, batch):
+        if self.fixed:
+            weights, scales = effective(self.model, self.masks(), dict(self.group_theta))
+            return Draw(batch.tokens, weights, scales)
         touched, tokens = torch.unique(batch.tokens, return_inverse=True)
         draw, batch_size = Draw(tokens), tokens.shape[1]
         for name, theta in self.theta.items():
@@ -160,11 +174,20 @@ class SparseVD(Method):
         )
 
     def penalty(self, step):
-        factor = self.kl_weight(step) / self.n_examples
+        factor = 0.0 if self.fixed else self.kl_weight(step) / self.n_examples
         return factor * sum(kl(theta, log_sigma) for _, theta, log_sigma in self._pairs()) if factor else 0.0
 
     @torch.no_grad()
+    def after_step(self, step):
+        if self.plan.fine_tune and not self.fixed and step >= self.learning_steps:
+            for name, value in self.log_alpha().items():
+                getattr(self, "cut/" + _key(name)).copy_(value)
+            self.fixed.fill_(True)
+
+    @torch.no_grad()
     def log_alpha(self):
+        if self.fixed:
+            return {name: getattr(self, "cut/" + _key(name)) for name, _, _ in self._pairs()}
         return {name: log_alpha(theta, log_sigma).clamp(-8, 8) for name, theta, log_sigma in self._pairs()}
 
     def masks(self, threshold=None):
