@@ -40,10 +40,12 @@ study: $(STAMP)
 	  echo "make study: the last one was killed; unfinished runs are resumed"; \
 	  snakemake --unlock --quiet all || exit $$?; fi; \
 	echo $$$$ > .snakemake/study.pid; code=0; \
+	echo "make study: about 15 minutes on 2 cores; how far a run is: tail runs/*/*/*/*/metrics.csv (SPARSERNN_RUNS moves runs/)"; \
 	snakemake --cores $(WORKERS) --keep-going --rerun-incomplete || code=$$?; \
 	rm -f .snakemake/study.pid; \
-	table="$${SPARSERNN_RUNS:-runs}/comparison.txt"; \
-	[ ! -f "$$table" ] || { echo; cat "$$table"; }; \
+	runs="$${SPARSERNN_RUNS:-runs}"; mkdir -p "$$runs"; \
+	python tools/kernels.py notebooks/report.ipynb "$$runs/report.ipynb" -k python3 --no-progress-bar \
+	  --log-level ERROR -p profile "$$(sed -n 's/^profile: *//p' study.yaml)" && { echo; cat "$$runs/comparison.txt"; }; \
 	[ $$code = 0 ] || echo "make study: some runs failed (see above); what finished is kept, and make study goes on from there"; \
 	exit $$code
 

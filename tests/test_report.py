@@ -83,11 +83,20 @@ def test_publishing_nothing_is_refused(tmp_path, monkeypatch):
         report.publish("quick", tmp_path / "results", tmp_path / "figures")
 
 
-def test_runs_without_a_record_are_named():
-    study = {"seeds": [0, 1], "tasks": {"t": ["dense", "linear"]}}
-    rows = [
-        {"task": "t", "method": "dense", "seed": 0},
-        {"task": "t", "method": "dense", "seed": 1},
-        {"task": "t", "method": "linear", "seed": 0},
+def test_runs_without_a_record_are_named(published):
+    study = {
+        "profile": "quick",
+        "seeds": [0],
+        "tasks": {"tiny-topic": ["linear", "dense", {"sparse-vd-wgn": {"kl_weight": 2}}]},
+    }
+    rows = report.finished("quick")
+    assert report.missing(study, rows) == [
+        "tiny-topic/lstm-8/dense/quick-s0",
+        "tiny-topic/lstm-8/sparse-vd-wgn/quick-s0-kl_weight=2",
     ]
-    assert report.missing(study, rows) == [("t", "linear", 1)]
+
+
+def test_a_misspelt_override_in_the_study_is_refused(published):
+    study = {"profile": "quick", "seeds": [0], "tasks": {"tiny-topic": [{"dense": {"epoch": 2}}]}}
+    with pytest.raises(ValueError, match="'epoch'; did you mean 'epochs'"):
+        report.missing(study, [])

@@ -103,6 +103,20 @@ class RunConfig:
         return cls(**{name: value for name, value in given.items() if name in known})
 
 
+def study_configs(study):
+    """The runs a study (study.yaml as read) asks for: `method` or `{method: {parameter: value}}` per task and seed."""
+    configs = []
+    for task, methods in study["tasks"].items():
+        for entry in methods:
+            (method, overrides), *_ = entry.items() if isinstance(entry, dict) else [(entry, {})]
+            given = {"task": task, "method": method, "profile": study["profile"]} | overrides
+            if unknown := given.keys() - {field.name for field in fields(RunConfig)}:
+                known = sorted(field.name for field in fields(RunConfig))
+                raise ValueError(nearest(f"parameter of {task}, {method}", min(unknown), known))
+            configs += [RunConfig(**given, seed=seed) for seed in study["seeds"]]
+    return configs
+
+
 def check_parameters(namespace, **kinds):
     """The parameters of a notebook that is about no run: name → value, each of a known name and of its type.
 

@@ -11,7 +11,7 @@ import pandas as pd
 
 from . import plots, records
 from . import tables as tidy
-from .config import runs_root
+from .config import runs_root, study_configs
 from .files import project_root, replacing
 
 TABLES = ("metrics.csv", "thresholds.csv", "log_alpha.csv", "gates.csv")
@@ -75,13 +75,8 @@ def quality_table(rows):
 
 def missing(study, rows):
     """Runs `study.yaml` asks for that have no record: their notebooks hold the error."""
-    there = {(row["task"], row["method"], int(row["seed"])) for row in rows}
-    wanted = [
-        (task, method, seed)
-        for task, methods in study["tasks"].items()
-        for method in methods
-        for seed in study["seeds"]
-    ]
+    there = {run_key(row) for row in rows}
+    wanted = [config.directory.relative_to(runs_root()).as_posix() for config in study_configs(study)]
     return [key for key in wanted if key not in there]
 
 
@@ -159,6 +154,6 @@ def _per_method(profile, task, name, results):
 def write_comparison(table, absent, path):
     """What `make study` ends with, as text: the comparison, and the runs that left no record."""
     lines = ["Here, beside the tracked rows (results/):", "", table.round(4).to_string(index=False, na_rep="–"), ""]
-    lines += [f"no record: {task} {method} seed {seed} (its notebook holds the error)" for task, method, seed in absent]
+    lines += [f"no record: {run} (its notebook holds the error)" for run in absent]
     with replacing(path) as temporary:
         temporary.write_text("\n".join(lines).rstrip() + "\n")
