@@ -1,4 +1,4 @@
-"""What the tests compare the library with: slow, obvious, written from design §1 and papers.md 2, not from the code."""
+"""What the tests compare the library with: slow, obvious, written from the formulas of the papers, not from the code."""
 
 import torch
 
@@ -7,12 +7,12 @@ from sparsernn.masks import weight_matrices
 from sparsernn.models import Linear, Model, scales_of
 from sparsernn.recurrent import LSTM
 
-VALUES = {torch.float64: 1e-12, torch.float32: 1e-6}  # design §5
+VALUES = {torch.float64: 1e-12, torch.float32: 1e-6}
 GRADIENTS = {torch.float64: 1e-12, torch.float32: 5e-6}
 
 
 def error(a, b):
-    """max|a − b| / max(1, max|b|) (design §5)."""
+    """max|a − b| / max(1, max|b|)."""
     assert a.shape == b.shape, f"{tuple(a.shape)} is not {tuple(b.shape)}"
     a, b = a.detach(), b.detach()
     return float((a - b).abs().max() / b.abs().max().clamp(min=1)) if a.numel() else 0.0
@@ -32,7 +32,7 @@ SQUASH = {"logistic": torch.sigmoid, "hard": lambda a: (0.2 * a + 0.5).clip(0, 1
 
 
 def step_loop(p, x, layers=1, directions=1, state=None, scales=None, lengths=None, padding="right", gate="logistic"):
-    """design §1, one sequence at a time without its padding, one step at a time → y [T, B, D·H], (h, c).
+    """The layer, one sequence at a time without its padding, one step at a time → y [T, B, D·H], (h, c).
 
     p: parameter name → tensor. x [T, B, I], one-hot written out. state: (h, c), each [layers·D, B, H].
     """
@@ -144,7 +144,7 @@ def random_means(masks, seed=0):
 
 
 def scale_names(model, axis):
-    """The scales of a group variable, from papers.md 2.3: z^x where it is read, z^h on output and recurrence, z^k on gates."""
+    """The scales of a group variable, as 1812.05692 has them: z^x where it is read, z^h on output and recurrence, z^k on gates."""
     kind, _, suffix = axis.partition("_")
     if kind == "hidden":
         return [f"lstm.recurrent_{suffix}", f"lstm.output_{suffix}"]
@@ -158,7 +158,7 @@ def scale_names(model, axis):
 
 
 def masked_by_hand(model, masks, means, tokens, lengths=None, state=None):
-    """The authors' single-pass evaluation (papers.md 2.3): θ or 0, μ or 0 → logits, (h, c)."""
+    """The authors' single-pass evaluation (1812.05692): θ or 0, μ or 0 → logits, (h, c)."""
     weights = {name: w * masks.weights[name] for name, w in weight_matrices(model).items()}
     scales = {}
     for axis in masks.axes:

@@ -345,7 +345,7 @@ def large(vocabulary, words, per_word, embedding=64, hidden=64, density=0.05):
 
 
 def assert_small_file(model, masks, path):
-    """size ≤ 1.3 × (6 B × weights_stored + 4 B × biases) + 4 kB (design §3); a bias is one of a gate of a kept neuron."""
+    """size ≤ 1.3 × (6 B × weights_stored + 4 B × biases) + 4 kB; a bias is one of a gate of a kept neuron."""
     small = compact(model, masks)
     count = closed_count(close(masks))
     biases = 4 * sum(count.hidden_kept) + len(model.head.bias)

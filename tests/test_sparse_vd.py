@@ -1,4 +1,4 @@
-"""Sparse variational dropout: what is drawn once and for whom (papers.md 2.2), what it costs, and what is kept."""
+"""Sparse variational dropout: what is drawn once and for whom (1812.05692, its code), what it costs, and what is kept."""
 
 import math
 
@@ -77,7 +77,7 @@ def test_the_output_is_that_of_one_set_of_weights_and_one_scale_a_sequence(name,
     draw, outputs = drawn(model, method, 0, lengths=lengths)
     weights, noise = dict(draw.weights), draw.noise.get("head")
     expected, _, read = logits_by_hand(model, weights, draw.scales, draw.tokens, lengths)
-    if noise is not None:  # papers.md 2.2: std = sqrt(h² σ² + 1e-8), the same noise of a sequence at all time steps
+    if noise is not None:  # the authors: std = sqrt(h² σ² + 1e-8), the same noise of a sequence at all time steps
         variance = torch.exp(2 * method.log_sigma["head/weight"])
         expected = expected + noise[1] * torch.sqrt(read**2 @ variance.T + 1e-8)
         assert noise[1].shape == (4, model.head.out_features) and "head.weight" not in weights
@@ -138,7 +138,7 @@ def test_drawn_weights_are_theta_plus_sigma_times_standard_noise(name, groups):
 
 
 def test_which_axes_take_group_variables():
-    """papers.md 2.1: classifiers open words with every letter; language models words for Voc only, else neurons and gates."""
+    """1812.05692: classifiers open words with every letter; language models words for Voc only, else neurons and gates."""
     opened = {(name, g): sorted(prepared(name, g)[1].group_theta) for name, g in CASES}
     assert opened["classifier", ""] == opened["character model", ""] == []
     assert opened["classifier", "voc"] == opened["character model", "voc"] == ["vocabulary"]
@@ -184,7 +184,7 @@ def test_one_neuron_has_one_scale_wherever_it_is_read():
     draw, _ = drawn(*prepared("classifier, 2 layers", "wgn"), 0)
     for layer in ("l0", "l1"):
         assert torch.equal(draw.scales[f"lstm.recurrent_{layer}"], draw.scales[f"lstm.output_{layer}"])
-    assert "lstm.input_l1" not in draw.scales  # the output scale below is it (design §1)
+    assert "lstm.input_l1" not in draw.scales  # the output scale below is it
 
 
 def test_the_same_word_in_a_sequence_gets_the_same_factor():

@@ -29,7 +29,7 @@ def compact(model, masks, means=None):
     masks   `Masks` as a method reads them off (closed here, see `masks.close`)
     means   axis name → mean of its group variable
     → `Compact`, in the model's dtype. Raises ValueError if a layer would keep no hidden neuron, naming it.
-    Equal to the masked model within design §5 (tests/test_compact.py).
+    Equal to the masked model to 1e-9 in float64 (tests/test_compact.py).
     """
     closed, means = close(masks), means or {}
     for axis in closed.of_kind("hidden"):

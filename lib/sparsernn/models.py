@@ -46,7 +46,7 @@ class Model(nn.Module):
     """What methods, counting and compaction read off a model.
 
     groups       which axis kinds take group variables: "voc", "wn" (neurons), "wgn" (gates too)
-    local_noise  linear layers whose noise is drawn on their output (papers.md 2.2), not on their weights
+    local_noise  linear layers whose noise is drawn on their output (1812.05692), not on their weights
     """
 
     groups: dict[str, tuple[str, ...]] = {}
@@ -57,7 +57,7 @@ class Model(nn.Module):
 
 
 def _start(lstm, start_input, gain, forget_bias):
-    """Initial weights gate by gate, as papers.md 2.4 has them; the two bias vectors add up, so one starts at zero."""
+    """Initial weights gate by gate, as the code of 1812.05692 has them; the two bias vectors add up, so one starts at zero."""
     gates = len(lstm.cell.gates)
     for suffix in lstm.suffixes():
         for block in getattr(lstm, "weight_ih" + suffix).data.chunk(gates):

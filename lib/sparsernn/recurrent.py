@@ -1,4 +1,4 @@
-"""Recurrent layers that a method can touch at two places: their weights and their scales (design: "two places").
+"""Recurrent layers that a method can touch at two places: their weights and their scales.
 
 Weights have the names, shapes and gate order of torch (`weight_ih_l0 [G·H, I]`, `weight_hh_l0 [G·H, H]`, biases).
 Scales are multiplicative vectors, one per sequence, applied where a vector is *read*:

@@ -96,7 +96,7 @@ def predictions(predict, task, split, plan):
 
 
 def relative_error(value, reference):
-    """max|value − reference| / max(1, max|reference|) (design §5)."""
+    """max|value − reference| / max(1, max|reference|)."""
     return float((value - reference).abs().max() / reference.abs().max().clamp(min=1))
 
 
@@ -393,7 +393,7 @@ def _finish(session, directory, report):
 
 
 def compact_error(model, masks, means, task, plan):
-    """Largest relative difference of logits, compact against masked, float64, whole test set (design §5)."""
+    """Largest relative difference of logits, compact against masked, float64, whole test set."""
     double = copy.deepcopy(model).double()
     means = {name: mean.double() for name, mean in means.items()}
     pairs = zip(
