@@ -144,7 +144,7 @@ def random_means(masks, seed=0):
 
 
 def scale_names(model, axis):
-    """The scales of a group variable, as 1812.05692 has them: z^x where it is read, z^h on output and recurrence, z^k on gates."""
+    """The scales of a group variable (1812.05692): z^x where it is read, z^h on output and recurrence, z^k on gates."""
     kind, _, suffix = axis.partition("_")
     if kind == "hidden":
         return [f"lstm.recurrent_{suffix}", f"lstm.output_{suffix}"]
