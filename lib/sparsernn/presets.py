@@ -61,14 +61,14 @@ class Preset:
 
 
 # Minutes on a CPU instead of the papers' days: log σ has a rate of its own ten times the papers', and what is kept is
-# fixed about half way and trained on. At a threshold of 0 a weight that is larger than its noise stays, |θ| > σ.
+# fixed towards the end and trained on. At a threshold of 0 a weight that is larger than its noise stays, |θ| > σ.
 TOPIC = Plan(
     epochs=8, batch_size=64, lr=5.0e-3, lr_end=0.02, clip=1.0, word_dropout=0.3, lr_log_sigma=2.0e-2,
     log_sigma=-3.5, log_sigma_groups=-4.0, kl_weight=0.3, threshold=0.5, fine_tune=0.38,
 )  # fmt: skip
 CHAR = Plan(
     epochs=4, batch_size=64, steps=100, lr=1.0e-2, lr_end=0.05, clip=1.0, lr_log_sigma=5.0e-2,
-    log_sigma=-3.5, log_sigma_groups=-4.0, kl_weight=8.0, threshold=1.5, fine_tune=0.5,
+    log_sigma=-3.5, log_sigma_groups=-4.0, kl_weight=10.0, threshold=1.0, fine_tune=0.25,
 )  # fmt: skip
 ONCE = Plan(epochs=1, batch_size=256)  # for what is fitted, not trained
 
