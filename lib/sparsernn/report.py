@@ -143,12 +143,13 @@ def _curves(profile, task, rows, results):
 
 
 def _per_method(profile, task, name, results):
-    """(method, table) of the first seed's plain run of each method that left a table with rows."""
+    """(method, table) of one run of each method that left a table with rows: the plainest variant, the first seed."""
     table = tracked(profile, name, results)
     if len(table):
-        table = table[(table["task"] == task) & (table["variant"].fillna("") == "")]
+        table = table[table["task"] == task].fillna({"variant": ""}).sort_values(["variant", "seed"], kind="stable")
         for method, part in table.groupby("method"):
-            yield method, part[part["seed"] == part["seed"].min()]
+            first = part.iloc[0]
+            yield method, part[(part["variant"] == first["variant"]) & (part["seed"] == first["seed"])]
 
 
 def write_comparison(table, absent, path):
