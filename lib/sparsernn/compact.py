@@ -172,6 +172,7 @@ class Compact(nn.Module):
         start = torch.zeros_like(where, dtype=a.dtype)
         start[~where] = self.tensor("lstm.constant" + suffix)
         gates = start.flatten().repeat(batch, 1)
+        slices = cell.slices(gates[None])[0]
         columns, rows = where.flatten().nonzero().flatten(), where.sum(1).tolist()
         state = [a.new_zeros(batch, hidden) for _ in range(cell.n_states)] if state is None else state
         y = a.new_empty(steps, batch, hidden)
@@ -181,7 +182,7 @@ class Compact(nn.Module):
                 block.tanh_() if letter in cell.candidates else squash(block, cell.gate_activation)
             gates[:, columns] = reached
             new = [torch.empty_like(s) for s in state]
-            cell.advance(gates, state, new)
+            cell.advance(slices, state, new)
             if live is not None:
                 new = [torch.where(live[t][:, None], after, before) for after, before in zip(new, state, strict=True)]
             state = new

@@ -16,11 +16,14 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 GATE_ACTIVATIONS = ("logistic", "hard")  # hard: clip(0.2 x + 0.5, 0, 1), the papers'; not F.hardsigmoid (x / 6)
+HALF = torch.tensor(0.5)  # without a dimension it takes the other's dtype and device
 
 
 def squash(a, gate_activation):
     """The gate's sigmoid, logistic or hard, in place."""
-    return a.sigmoid_() if gate_activation == "logistic" else a.mul_(0.2).add_(0.5).clamp_(0, 1)
+    if gate_activation == "logistic":
+        return a.sigmoid_()
+    return torch.add(HALF, a, alpha=0.2, out=a).clamp_(0, 1)
 
 
 def word_scale(tokens, scale):
@@ -38,30 +41,36 @@ class LSTMCell:
     def __init__(self, gate_activation):
         self.gate_activation = gate_activation
 
-    def activate(self, a):
-        """Preactivations [B, 4·H] → gate values, in place."""
-        i_f, g, o = a.split([a.shape[1] // 2, a.shape[1] // 4, a.shape[1] // 4], 1)
-        squash(i_f, self.gate_activation), g.tanh_(), squash(o, self.gate_activation)
-        return a
+    def slices(self, gates):
+        """Gate values [T, B, 4·H] → for each t the slices the other methods take: both i and f, then i, f, g, o.
 
-    def advance(self, gates, state, new):
-        """Gate values [B, 4·H] and the old (h, c) → the new (h, c), written to `new`."""
-        i, f, g, o = gates.chunk(4, 1)
+        Made for all steps at once: cut step by step they cost as much as the arithmetic.
+        """
+        both = gates[..., : gates.shape[2] // 2]
+        return list(zip(*(part.unbind() for part in (both, *gates.chunk(4, 2))), strict=True))
+
+    def activate(self, slices):
+        """Preactivations become gate values, in place."""
+        i_f, _, _, g, o = slices
+        squash(i_f, self.gate_activation), g.tanh_(), squash(o, self.gate_activation)
+
+    def advance(self, slices, state, new):
+        """Gate values and the old (h, c) → the new (h, c), written to `new`."""
+        _, i, f, g, o = slices
         h, c = new
         torch.mul(f, state[1], out=c).addcmul_(i, g)
         torch.tanh(c, out=h).mul_(o)
 
-    def backward(self, gates, state, new, grad, out):
-        """Gradients of the new (h, c) → of the preactivations (`out` [B, 4·H]) and of the old c (in place in `grad`)."""
-        i, f, g, o = gates.chunk(4, 1)
-        d_i, d_f, d_g, d_o = out.chunk(4, 1)
+    def backward(self, slices, state, new, grad, out):
+        """Gradients of the new (h, c) → of the preactivations (slices `out`) and of the old c (in place in `grad`)."""
+        i_f, i, f, g, o = slices
+        d_i_f, d_i, d_f, d_g, d_o = out
         d_h, d_c = grad
         tanh_c = new[1].tanh()
         torch.mul(d_h, tanh_c, out=d_o)
         d_c.add_(torch.ops.aten.tanh_backward(d_h * o, tanh_c))
         torch.mul(d_c, g, out=d_i), torch.mul(d_c, state[1], out=d_f), torch.mul(d_c, i, out=d_g)
-        half = out.shape[1] // 2
-        self._through_squash(out[:, :half], gates[:, :half])
+        self._through_squash(d_i_f, i_f)
         torch.ops.aten.tanh_backward.grad_input(d_g, g, grad_input=d_g)
         self._through_squash(d_o, o)
         d_c.mul_(f)
@@ -100,17 +109,19 @@ class _Recurrence(torch.autograd.Function):
             kept[0] = s
         read = inputs.new_empty(batch, weight.shape[1])
         transposed = weight.t()
-        for t in range(steps):
-            old = [kept[t % kept.shape[0]] for kept in history]
-            new = [kept[(t + 1) % kept.shape[0]] for kept in history]
+        slices, states, value_rows = cell.slices(values), [kept.unbind() for kept in history], values.unbind()
+        product_rows = None if gates is None else products.unbind()
+        for t, x in enumerate(inputs.unbind()):
+            old, new = ([kept[u % len(kept)] for kept in states] for u in (t, t + 1))
             h = old[0] if recurrent is None else torch.mul(old[0], recurrent, out=read)
-            a = values[t % rows]
+            a = value_rows[t % rows]
             if gates is None:
-                torch.addmm(inputs[t], h, transposed, out=a)
+                torch.addmm(x, h, transposed, out=a)
             else:
-                product = torch.addmm(inputs[t], h, transposed, out=products[t % rows])
+                product = torch.addmm(x, h, transposed, out=product_rows[t % rows])
                 torch.addcmul(bias, product, gates, out=a)
-            cell.advance(cell.activate(a), old, new)
+            cell.activate(slices[t % rows])
+            cell.advance(slices[t % rows], old, new)
             if partial[t]:
                 for before, after in zip(old, new, strict=True):
                     torch.where(live[t], after, before, out=after)
@@ -126,25 +137,28 @@ class _Recurrence(torch.autograd.Function):
         weight, recurrent, gates, live, values, products, *history = ctx.saved_tensors
         steps = values.shape[0]
         d_inputs = torch.empty_like(values)
-        d_a = None if gates is None else torch.empty_like(values[0])
+        d_a = d_inputs if gates is None else torch.empty_like(values[:1])  # of preactivations: all steps, or one
         d_sum = None if gates is None else torch.zeros_like(values[0])
         d_recurrent = None if recurrent is None else torch.zeros_like(history[0][0])
         d_gates = None if gates is None else torch.zeros_like(values[0])
         d_h, d_rest = torch.zeros_like(history[0][0]), [d.clone() for d in d_last]
+        slices, d_slices, states = ctx.cell.slices(values), ctx.cell.slices(d_a), [kept.unbind() for kept in history]
+        d_inputs_rows, d_hidden = d_inputs.unbind(), d_hidden.unbind()
+        dead = None if live is None else ~live
         for t in reversed(range(steps)):
-            old, new = [kept[t] for kept in history], [kept[t + 1] for kept in history]
+            old, new = [kept[t] for kept in states], [kept[t + 1] for kept in states]
             d_h = d_h.add_(d_hidden[t])
             stays = None
             if ctx.partial[t]:  # a padded step hands its gradient on untouched
                 stays = [d.masked_fill(live[t], 0) for d in (d_h, *d_rest)]
                 for d in (d_h, *d_rest):
-                    d.mul_(live[t])
-            ctx.cell.backward(values[t], old, new, (d_h, *d_rest), d_inputs[t] if gates is None else d_a)
+                    d.masked_fill_(dead[t], 0)
+            ctx.cell.backward(slices[t], old, new, (d_h, *d_rest), d_slices[t % len(d_slices)])
             if gates is not None:
-                d_sum.add_(d_a)
-                d_gates.addcmul_(d_a, products[t])
-                torch.mul(d_a, gates, out=d_inputs[t])
-            torch.mm(d_inputs[t], weight, out=d_h)
+                d_sum.add_(d_a[0])
+                d_gates.addcmul_(d_a[0], products[t])
+                torch.mul(d_a[0], gates, out=d_inputs_rows[t])
+            torch.mm(d_inputs_rows[t], weight, out=d_h)
             if recurrent is not None:
                 d_recurrent.addcmul_(d_h, old[0])
                 d_h.mul_(recurrent)
