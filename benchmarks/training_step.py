@@ -71,8 +71,8 @@ def forward_error(session):
         x = torch.eye(p["lstm.weight_ih_l0"].shape[1], dtype=torch.float64)[draw.tokens]
     layer = {name.removeprefix("lstm."): value for name, value in p.items() if name.startswith("lstm.")}
     layer_scales = {name.removeprefix("lstm."): value for name, value in scales.items() if name.startswith("lstm.")}
-    gate, padding = model.lstm.gate_activation, "left" if classifier else "right"
-    y, _ = oracles.step_loop(layer, x, scales=layer_scales, lengths=batch.lengths, padding=padding, gate=gate)
+    padding = "left" if classifier else "right"
+    y, _ = oracles.step_loop(model.lstm, layer, x, scales=layer_scales, lengths=batch.lengths, padding=padding)
     y = y[-1] if classifier else y
     expected = y @ p["head.weight"].t() + p["head.bias"]
     if "head" in draw.noise:
@@ -120,8 +120,8 @@ def layer_steps(rounds):
         double = {name: value.detach().double() for name, value in scales.items()}
         with torch.no_grad():
             part = slice(0, 2)  # sequences are independent: two of them tell the error
-            plain, _ = oracles.step_loop(p, x[:, part].double())
-            scaled, _ = oracles.step_loop(p, x[:, part].double(), scales={n: s[part] for n, s in double.items()})
+            plain, _ = oracles.step_loop(ours, p, x[:, part].double())
+            scaled, _ = oracles.step_loop(ours, p, x[:, part].double(), scales={n: s[part] for n, s in double.items()})
             got = {"torch": theirs(x)[0], "plain": ours(x)[0], "scaled": ours(x, scales=scales)[0]}
         expected = {"torch": plain, "plain": plain, "scaled": scaled}
         errors = {name: relative_error(got[name][:, part].double(), expected[name]) for name in calls}

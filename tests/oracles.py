@@ -31,45 +31,69 @@ def gradients(outputs, leaves):
 SQUASH = {"logistic": torch.sigmoid, "hard": lambda a: (0.2 * a + 0.5).clip(0, 1)}
 
 
-def step_loop(p, x, layers=1, directions=1, state=None, scales=None, lengths=None, padding="right", gate="logistic"):
-    """The layer, one sequence at a time without its padding, one step at a time → y [T, B, D·H], (h, c).
+def lstm_step(p, name, act, s_gates, x, read, h, c):
+    """x and h as W_ih and W_hh read them, h as it is carried → the next (h, c)."""
+    a = s_gates * (p["weight_ih" + name] @ x + p["weight_hh" + name] @ read)
+    i, f, g, o = (a + p["bias_ih" + name] + p["bias_hh" + name]).chunk(4)
+    c = SQUASH[act](f) * c + SQUASH[act](i) * g.tanh()
+    return SQUASH[act](o) * c.tanh(), c
 
-    p: parameter name → tensor. x [T, B, I], one-hot written out. state: (h, c), each [layers·D, B, H].
+
+def gru_step(p, name, act, s_gates, x, read, h):
+    from_x = (s_gates * (p["weight_ih" + name] @ x) + p["bias_ih" + name]).chunk(3)
+    from_h = (s_gates * (p["weight_hh" + name] @ read) + p["bias_hh" + name]).chunk(3)
+    r, z = (SQUASH[act](from_x[k] + from_h[k]) for k in (0, 1))
+    n = torch.tanh(from_x[2] + r * from_h[2])
+    return ((1 - z) * n + z * h,)
+
+
+def rnn_step(p, name, act, s_gates, x, read, h):
+    a = s_gates * (p["weight_ih" + name] @ x + p["weight_hh" + name] @ read) + p["bias_ih" + name] + p["bias_hh" + name]
+    return (a.tanh() if act == "tanh" else a.clamp(min=0),)
+
+
+STEPS = {"LSTM": lstm_step, "GRU": gru_step, "RNN": rnn_step}
+
+
+def step_loop(layer, p, x, state=None, scales=None, lengths=None, padding="right"):
+    """The layer, one sequence at a time without its padding, one step at a time → y [T, B, D·H], state as torch's.
+
+    layer: read for its kind and shape only. p: parameter name → tensor. x [T, B, I], one-hot written out.
     """
-    scales, size = scales or {}, p["weight_hh_l0"].shape[1]
-    squash, ends = SQUASH[gate], ("", "_reverse")[:directions]
+    step, act, directions = STEPS[type(layer).__name__], layer.activation, 1 + layer.bidirectional
+    scales, size, ends = scales or {}, p["weight_hh_l0"].shape[1], ("", "_reverse")[:directions]
+    n_states = 2 if step is lstm_step else 1
+    state = state if state is None or n_states == 2 else (state,)
     ys, finals = [], []
     for b in range(x.shape[1]):
         n = len(x) if lengths is None else int(lengths[b])
         start = 0 if padding == "right" else len(x) - n
         sequence, final, row = list(x[start : start + n, b]), [], 0
-        for layer in range(layers):
+        for level in range(layer.num_layers):
             read = []
             for end in ends:
-                name = f"_l{layer}{end}"
+                name = f"_l{level}{end}"
                 s_in, s_rec, s_out, s_gates = (
                     1.0 if (s := scales.get(kind + name)) is None else s[b if len(s) > 1 else 0]
                     for kind in ("input", "recurrent", "output", "gates")
                 )
-                h, c = (x.new_zeros(size),) * 2 if state is None else (state[0][row, b], state[1][row, b])
+                carried = (x.new_zeros(size),) * n_states if state is None else tuple(s[row, b] for s in state)
                 y = [None] * n
                 for t in reversed(range(n)) if end else range(n):
-                    a = s_gates * (p["weight_ih" + name] @ (s_in * sequence[t]) + p["weight_hh" + name] @ (s_rec * h))
-                    i, f, g, o = (a + p["bias_ih" + name] + p["bias_hh" + name]).chunk(4)
-                    c = squash(f) * c + squash(i) * g.tanh()
-                    h = squash(o) * c.tanh()
-                    y[t] = s_out * h
+                    carried = step(p, name, act, s_gates, s_in * sequence[t], s_rec * carried[0], *carried)
+                    y[t] = s_out * carried[0]
                 read.append(y)
-                final.append((h, c))
+                final.append(carried)
                 row += 1
             sequence = [torch.cat(parts) for parts in zip(*read, strict=True)]
         blank = x.new_zeros(directions * size)
         ys.append(torch.stack([blank] * start + sequence + [blank] * (len(x) - n - start)))
         finals.append(final)
-    state = tuple(
-        torch.stack([torch.stack([final[r][k] for final in finals]) for r in range(len(finals[0]))]) for k in (0, 1)
+    final = tuple(
+        torch.stack([torch.stack([final[r][k] for final in finals]) for r in range(len(finals[0]))])
+        for k in range(n_states)
     )
-    return torch.stack(ys, 1), state
+    return torch.stack(ys, 1), final if n_states == 2 else final[0]
 
 
 def one_hot(tokens, size):
@@ -81,9 +105,9 @@ class Tagger(Model):
 
     groups = {"wgn": ("vocabulary", "hidden", "gates")}
 
-    def __init__(self, vocabulary, classes, hidden, layers=1):
+    def __init__(self, vocabulary, classes, hidden, layers=1, cell=LSTM, activation=None):
         super().__init__()
-        self.lstm = LSTM(vocabulary, hidden, layers, bidirectional=True)
+        self.lstm = cell(vocabulary, hidden, layers, bidirectional=True, activation=activation)
         self.head = Linear(2 * hidden, classes)
 
     def axes(self):
@@ -103,16 +127,15 @@ def logits_by_hand(model, weights, scales, tokens, lengths=None, state=None):
     p = {name: parameter.detach() for name, parameter in model.named_parameters()} | weights
     lstm, own = model.lstm, {name.removeprefix("lstm."): s for name, s in scales.items() if name.startswith("lstm.")}
     cells = {name.removeprefix("lstm."): value for name, value in p.items() if name.startswith("lstm.")}
-    shape = {"layers": lstm.num_layers, "directions": 1 + lstm.bidirectional, "gate": lstm.gate_activation}
     if "embedding.weight" in p:
         x = p["embedding.weight"][tokens]
         if (z := scales.get("embedding.input")) is not None:
             rows = [[z[b if len(z) > 1 else 0, word] for b, word in enumerate(step)] for step in tokens.tolist()]
             x = x * torch.stack([torch.stack(row) for row in rows])[:, :, None]
-        y, state = step_loop(cells, x, state=state, scales=own, lengths=lengths, padding="left", **shape)
+        y, state = step_loop(lstm, cells, x, state=state, scales=own, lengths=lengths, padding="left")
         return y[-1] @ p["head.weight"].T + p["head.bias"], state, y[-1]
     x = one_hot(tokens, cells["weight_ih_l0"].shape[1])
-    y, state = step_loop(cells, x, state=state, scales=own, lengths=lengths, **shape)
+    y, state = step_loop(lstm, cells, x, state=state, scales=own, lengths=lengths)
     return y @ p["head.weight"].T + p["head.bias"], state, y
 
 

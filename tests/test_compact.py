@@ -14,16 +14,21 @@ from sparsernn import compact as compact_module
 from sparsernn.compact import Compact, compact, load, save, size_floor
 from sparsernn.masks import Masks, close, closed_count
 from sparsernn.models import BagOfWords, Classifier, LanguageModel
+from sparsernn.recurrent import GRU, RNN
 
 V = 7
 MODELS = {
     "classifier": lambda: Classifier(V, 2, embedding=4, hidden=5),
     "classifier, 2 layers": lambda: Classifier(V, 3, embedding=4, hidden=5, layers=2),
-    "classifier, logistic": lambda: Classifier(V, 2, embedding=4, hidden=5, gate_activation="logistic"),
+    "classifier, logistic": lambda: Classifier(V, 2, embedding=4, hidden=5, activation="logistic"),
     "language model": lambda: LanguageModel(V, hidden=5),
     "language model, 2 layers": lambda: LanguageModel(V, hidden=5, layers=2),
     "bidirectional": lambda: Tagger(V, 3, hidden=5),
     "bidirectional, 2 layers": lambda: Tagger(V, 3, hidden=5, layers=2),
+    "GRU, bidirectional": lambda: Tagger(V, 3, hidden=5, cell=GRU),
+    "GRU, bidirectional, 2 layers, hard": lambda: Tagger(V, 3, 5, layers=2, cell=GRU, activation="hard"),
+    "RNN, bidirectional": lambda: Tagger(V, 3, hidden=5, cell=RNN),
+    "RNN, bidirectional, 2 layers, relu": lambda: Tagger(V, 3, 5, layers=2, cell=RNN, activation="relu"),
     "bag of words": lambda: BagOfWords(V, 3),
 }
 
@@ -38,6 +43,7 @@ def tokens_for(steps=5, batch=3, seed=0):
 
 def assert_states_equal(model, small, state, reference, closed):
     """The compact state is that of the kept neurons, layer by layer; the rest of the masked state is read by nobody."""
+    reference = reference if isinstance(reference, tuple) else (reference,)
     for row, suffix in enumerate(model.lstm.suffixes()):
         keep = closed.groups["hidden" + suffix]
         for mine, theirs in zip(state[row], reference, strict=True):

@@ -21,6 +21,7 @@ from sparsernn.masks import (
     weight_matrices,
 )
 from sparsernn.models import BagOfWords, Classifier, LanguageModel
+from sparsernn.recurrent import GRU, RNN
 
 MODELS = {
     "classifier": lambda: Classifier(5, 2, embedding=3, hidden=4),
@@ -29,6 +30,8 @@ MODELS = {
     "language model, 2 layers": lambda: LanguageModel(5, hidden=4, layers=2),
     "bidirectional": lambda: Tagger(5, 2, hidden=3),
     "bidirectional, 2 layers": lambda: Tagger(5, 2, hidden=3, layers=2),
+    "GRU": lambda: Tagger(5, 2, hidden=3, layers=2, cell=GRU),
+    "RNN": lambda: Tagger(5, 2, hidden=3, layers=2, cell=RNN),
     "bag of words": lambda: BagOfWords(5, 3),
 }
 RECURRENT = [name for name in MODELS if name != "bag of words"]
@@ -40,6 +43,7 @@ def built(name, seed=0):
 
 
 def logits(model, weights=None, scales=None, state=None):
+    state = state[0] if state is not None and len(state) == 1 else state  # of GRU and RNN h alone
     return functional_call(model, weights or {}, (TOKENS,), {"scales": scales, "state": state})[0]
 
 
@@ -82,7 +86,7 @@ def test_every_line_of_every_matrix_belongs_to_one_neuron(name):
             assert sorted(found) == ([] if none else list(range(weight.shape[dim]))), f"{tensor}, dim {dim}"
     for axis in (axis for axis in model.axes() if axis.kind == "gates"):
         for member in axis.having("out", "bias"):
-            assert sorted(member.positions.flatten().tolist()) == list(range(4 * model.lstm.hidden_size))
+            assert sorted(member.positions.flatten().tolist()) == list(range(axis.size))
 
 
 @pytest.mark.parametrize("name", RECURRENT)
@@ -93,7 +97,7 @@ def test_without_its_in_lines_nothing_depends_on_a_neuron(name):
     for axis in (axis for axis in model.axes() if axis.kind == "hidden"):
         row = suffixes.index(axis.name.removeprefix("hidden"))
         for j in range(size):
-            state = tuple(randn(len(suffixes), 3, size, seed=i) for i in (1, 2))
+            state = tuple(randn(len(suffixes), 3, size, seed=i) for i in range(model.lstm.cell.n_states))
             other = tuple(s.clone() for s in state)
             for s in other:
                 s[row, :, j] += randn(3, seed=3)
@@ -114,7 +118,8 @@ def test_out_and_bias_lines_are_all_that_moves_a_neuron(name):
     for axis in (axis for axis in model.axes() if axis.kind == "hidden"):
         row = suffixes.index(axis.name.removeprefix("hidden"))
         for j in range(axis.size):
-            _, (h, _) = functional_call(model, zeroed(model, axis, j, "out", "bias"), (TOKENS,))
+            _, state = functional_call(model, zeroed(model, axis, j, "out", "bias"), (TOKENS,))
+            h = state if isinstance(state, torch.Tensor) else state[0]
             assert (h[row, :, j] == 0).all() and (h[row, :, torch.arange(axis.size) != j] != 0).all()
 
 

@@ -7,14 +7,18 @@ import torch
 from oracles import GRADIENTS, VALUES, error, gradients, one_hot, randn, step_loop
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from sparsernn.recurrent import LSTM
+from sparsernn.recurrent import GRU, LSTM, RNN
 
 KINDS = ("input", "recurrent", "output", "gates")
+CELLS = [(LSTM, "logistic"), (LSTM, "hard"), (GRU, "logistic"), (GRU, "hard"), (RNN, "tanh"), (RNN, "relu")]
+LIKE_TORCH = [(cell, act) for cell, act in CELLS if act != "hard"]  # torch knows no hard gates
+every_cell = pytest.mark.parametrize(("cell", "act"), CELLS)
+every_cell_of_torch = pytest.mark.parametrize(("cell", "act"), LIKE_TORCH)
 
 
-def layer(inputs, hidden, layers=1, directions=1, dtype=torch.float64, gate="logistic", spread=1.0):
+def layer(inputs, hidden, layers=1, directions=1, dtype=torch.float64, cell=LSTM, act="logistic", spread=1.0):
     torch.manual_seed(0)
-    ours = LSTM(inputs, hidden, layers, bidirectional=directions == 2, gate_activation=gate).to(dtype)
+    ours = cell(inputs, hidden, layers, bidirectional=directions == 2, activation=act).to(dtype)
     with torch.no_grad():
         for parameter in ours.parameters():
             parameter.mul_(spread)
@@ -24,14 +28,29 @@ def layer(inputs, hidden, layers=1, directions=1, dtype=torch.float64, gate="log
 def torch_twin(ours):
     """torch's layer with the same parameters: strict loading also proves names and shapes."""
     shape = {"num_layers": ours.num_layers, "bidirectional": ours.bidirectional}
-    twin = torch.nn.LSTM(ours.input_size, ours.hidden_size, **shape).to(ours.weight_hh_l0.dtype)
+    shape |= {"nonlinearity": ours.activation} if isinstance(ours, RNN) else {}
+    twin = getattr(torch.nn, type(ours).__name__)(ours.input_size, ours.hidden_size, **shape).to(
+        ours.weight_hh_l0.dtype
+    )
     twin.load_state_dict(ours.state_dict(), strict=True)
     return twin
 
 
 def initial(ours, batch, seed=7):
     shape = (len(ours.suffixes()), batch, ours.hidden_size)
-    return tuple(randn(*shape, seed=seed + i, dtype=ours.weight_hh_l0.dtype).requires_grad_() for i in (0, 1))
+    states = [randn(*shape, seed=seed + i, dtype=ours.weight_hh_l0.dtype).requires_grad_() for i in (0, 1)]
+    return tuple(states) if ours.cell.n_states == 2 else states[0]
+
+
+def parts(state):
+    """A state as a tuple: torch's is one for the LSTM, h alone for GRU and RNN."""
+    return (state,) if isinstance(state, torch.Tensor) else tuple(state or ())
+
+
+def like(state, tensors):
+    """`tensors` packed as `state` is."""
+    tensors = tuple(tensors)
+    return tensors[0] if isinstance(state, torch.Tensor) else tensors
 
 
 def torch_padded(twin, x, state, lengths, padding):
@@ -43,18 +62,18 @@ def torch_padded(twin, x, state, lengths, padding):
         return pad_packed_sequence(y, total_length=len(x))[0], final
     ys, finals = [], []
     for b, n in enumerate(lengths.tolist()):
-        one = None if state is None else tuple(s[:, b : b + 1].contiguous() for s in state)
+        one = None if state is None else like(state, (s[:, b : b + 1].contiguous() for s in parts(state)))
         y, final = twin(x[len(x) - n :, b : b + 1], one)
         ys.append(torch.cat([y.new_zeros(len(x) - n, 1, y.shape[2]), y]))
-        finals.append(final)
-    return torch.cat(ys, 1), tuple(torch.cat(parts, 1) for parts in zip(*finals, strict=True))
+        finals.append(parts(final))
+    return torch.cat(ys, 1), like(final, (torch.cat(s, 1) for s in zip(*finals, strict=True)))
 
 
 def assert_same(ours, twin, x, state, answer, reference, dtype):
-    (y, final), (y_twin, final_twin) = answer, reference
+    (y, final), (y_twin, final_twin) = ((y, parts(final)) for y, final in (answer, reference))
     for a, b in zip((y, *final), (y_twin, *final_twin), strict=True):
         assert error(a, b) <= VALUES[dtype]
-    leaves = [x, *(state or ())]
+    leaves = [x, *parts(state)]
     names = ["input", "h", "c"][: len(leaves)] + [name for name, _ in ours.named_parameters()]
     mine = gradients((y, *final), leaves + list(ours.parameters()))
     theirs = gradients((y_twin, *final_twin), leaves + [twin.get_parameter(n) for n, _ in ours.named_parameters()])
@@ -67,8 +86,9 @@ def assert_same(ours, twin, x, state, answer, reference, dtype):
 @pytest.mark.parametrize("padding", [None, "right", "left"])
 @pytest.mark.parametrize("directions", [1, 2])
 @pytest.mark.parametrize("layers", [1, 2])
-def test_lstm_equals_torch_in_values_and_all_gradients(layers, directions, padding, given_state, dtype):
-    ours = layer(4, 5, layers, directions, dtype)
+@every_cell_of_torch
+def test_a_layer_equals_torch_in_values_and_all_gradients(cell, act, layers, directions, padding, given_state, dtype):
+    ours = layer(4, 5, layers, directions, dtype, cell, act)
     twin, x = torch_twin(ours), randn(7, 3, 4, dtype=dtype).requires_grad_()
     state = initial(ours, 3) if given_state else None
     lengths = None if padding is None else torch.tensor([4, 7, 1])
@@ -80,8 +100,9 @@ def test_lstm_equals_torch_in_values_and_all_gradients(layers, directions, paddi
 @pytest.mark.parametrize(
     ("steps", "batch", "inputs", "hidden"), [(1, 3, 4, 5), (6, 1, 4, 5), (6, 3, 4, 1), (6, 3, 1, 5), (1, 1, 1, 1)]
 )
-def test_lstm_equals_torch_at_size_one(steps, batch, inputs, hidden, padding):
-    ours = layer(inputs, hidden, 2, 2)
+@every_cell_of_torch
+def test_a_layer_equals_torch_at_size_one(cell, act, steps, batch, inputs, hidden, padding):
+    ours = layer(inputs, hidden, 2, 2, cell=cell, act=act)
     twin, x = torch_twin(ours), randn(steps, batch, inputs).requires_grad_()
     lengths = None if padding is None else torch.tensor([max(1, steps - 2 * b) for b in range(batch)])
     state = initial(ours, batch)
@@ -111,7 +132,7 @@ def scales_for(ours, kinds, rows, seed=20):
     scales = {}
     for suffix in ours.suffixes():
         widths = {"input": getattr(ours, "weight_ih" + suffix).shape[1], "recurrent": ours.hidden_size}
-        widths |= {"output": ours.hidden_size, "gates": 4 * ours.hidden_size}
+        widths |= {"output": ours.hidden_size, "gates": len(ours.cell.gates) * ours.hidden_size}
         for kind in kinds:
             z = 1 + 0.7 * randn(rows, widths[kind], seed=seed + len(scales))
             scales[kind + suffix] = z.requires_grad_()
@@ -123,11 +144,11 @@ def assert_equals_loop(ours, x, scales, lengths, padding, tokens=None):
     state = initial(ours, x.shape[1])
     how = {"state": state, "scales": scales, "lengths": lengths, "padding": padding}
     y, final = ours(x if tokens is None else tokens, **how)
-    shape = {"layers": ours.num_layers, "directions": 1 + ours.bidirectional, "gate": ours.gate_activation}
-    y_loop, final_loop = step_loop(dict(ours.named_parameters()), x, **how, **shape)
+    y_loop, final_loop = step_loop(ours, dict(ours.named_parameters()), x, **how)
+    state, final, final_loop = parts(state), parts(final), parts(final_loop)
     for a, b in zip((y, *final), (y_loop, *final_loop), strict=True):
         assert error(a, b) <= 1e-12
-    leaves = dict(ours.named_parameters()) | scales | {"h": state[0], "c": state[1]}
+    leaves = dict(ours.named_parameters()) | scales | dict(zip("hc", state, strict=False))
     leaves |= {} if tokens is not None else {"input": x}
     pairs = (gradients((a, *b), list(leaves.values())) for a, b in ((y, final), (y_loop, final_loop)))
     for name, a, b in zip(leaves, *pairs, strict=True):
@@ -135,17 +156,19 @@ def assert_equals_loop(ours, x, scales, lengths, padding, tokens=None):
 
 
 @pytest.mark.parametrize("padding", [None, "left", "right"])
-@pytest.mark.parametrize("gate", ["logistic", "hard"])
+@every_cell
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("kinds", [*((kind,) for kind in KINDS), KINDS], ids="+".join)
-def test_scaled_lstm_equals_the_step_loop(kinds, rows, gate, padding):
-    ours = layer(4, 5, gate=gate, spread=4.0)  # wide enough for hard gates to reach 0 and 1
+def test_a_scaled_layer_equals_the_step_loop(kinds, rows, cell, act, padding):
+    ours = layer(
+        4, 5, cell=cell, act=act, spread=4.0 if act == "hard" else 1.0
+    )  # wide enough for hard gates to reach 0 and 1
     x, lengths = 2 * randn(6, 3, 4), None if padding is None else torch.tensor([3, 6, 1])
     assert_equals_loop(ours, x.requires_grad_(), scales_for(ours, kinds, rows), lengths, padding or "right")
 
 
 def test_hard_gates_of_these_tests_are_open_shut_and_between():
-    ours = layer(4, 5, gate="hard", spread=4.0)
+    ours = layer(4, 5, act="hard", spread=4.0)
     a = torch.nn.functional.linear(2 * randn(6, 3, 4), ours.weight_ih_l0, ours.bias_ih_l0 + ours.bias_hh_l0)
     gate = (0.2 * a + 0.5).clip(0, 1)
     assert (gate == 0).any() and (gate == 1).any() and ((gate > 0) & (gate < 1)).any()
@@ -154,8 +177,9 @@ def test_hard_gates_of_these_tests_are_open_shut_and_between():
 @pytest.mark.parametrize("padding", [None, "left", "right"])
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize(("layers", "directions"), [(2, 1), (1, 2), (2, 2)])
-def test_scaled_stack_equals_the_step_loop(layers, directions, rows, padding):
-    ours = layer(4, 5, layers, directions)
+@every_cell_of_torch
+def test_a_scaled_stack_equals_the_step_loop(cell, act, layers, directions, rows, padding):
+    ours = layer(4, 5, layers, directions, cell=cell, act=act)
     lengths = None if padding is None else torch.tensor([3, 6, 1])
     x = randn(6, 3, 4).requires_grad_()
     assert_equals_loop(ours, x, scales_for(ours, KINDS, rows), lengths, padding or "right")
@@ -165,8 +189,9 @@ def test_scaled_stack_equals_the_step_loop(layers, directions, rows, padding):
 @pytest.mark.parametrize("kinds", [(), ("input",), KINDS], ids=lambda kinds: "+".join(kinds) or "none")
 @pytest.mark.parametrize("rows", [1, 3])
 @pytest.mark.parametrize("directions", [1, 2])
-def test_token_ids_equal_an_explicit_one_hot_matrix(directions, rows, kinds, padding):
-    ours = layer(4, 5, 1, directions)
+@every_cell_of_torch
+def test_token_ids_equal_an_explicit_one_hot_matrix(cell, act, directions, rows, kinds, padding):
+    ours = layer(4, 5, 1, directions, cell=cell, act=act)
     tokens = torch.tensor([[0, 3, 1], [2, 3, 1], [0, 0, 3], [2, 3, 1], [2, 1, 0]])  # words repeat, within and across
     lengths = None if padding is None else torch.tensor([3, 5, 1])
     assert_equals_loop(ours, one_hot(tokens, 4), scales_for(ours, kinds, rows), lengths, padding or "right", tokens)
@@ -174,31 +199,34 @@ def test_token_ids_equal_an_explicit_one_hot_matrix(directions, rows, kinds, pad
 
 def test_one_tensor_as_recurrent_and_output_scale_gets_both_gradients():
     ours, x, z = layer(4, 5), randn(6, 3, 4), (1 + randn(3, 5, seed=3)).requires_grad_()
-    loop = step_loop(dict(ours.named_parameters()), x, scales={"recurrent_l0": z, "output_l0": z})[0]
+    loop = step_loop(ours, dict(ours.named_parameters()), x, scales={"recurrent_l0": z, "output_l0": z})[0]
     y = ours(x, scales={"recurrent_l0": z, "output_l0": z})[0]
     assert error(gradients([y], [z])[0], gradients([loop], [z])[0]) <= 1e-12
 
 
-@pytest.mark.parametrize("gate", ["logistic", "hard"])
+@every_cell
 @pytest.mark.parametrize("rows", [1, 2])
-def test_gradcheck_with_every_scale(rows, gate):
-    ours = layer(2, 3, gate=gate)
+def test_gradcheck_with_every_scale(rows, cell, act):
+    ours = layer(2, 3, cell=cell, act=act)
     scales, state = scales_for(ours, KINDS, rows), initial(ours, 2)
     x, names = randn(4, 2, 2).requires_grad_(), [name for name, _ in ours.named_parameters()]
 
-    def run(x, h, c, *rest):
-        drawn = dict(zip(scales, rest, strict=False))
-        weights = dict(zip(names, rest[len(scales) :], strict=True))
+    def run(x, *rest):
+        given = iter(rest)
+        carried = like(state, [next(given) for _ in parts(state)])
+        drawn = {name: next(given) for name in scales}
+        weights = {name: next(given) for name in names}
         how = {"scales": drawn, "lengths": torch.tensor([4, 2]), "padding": "left"}
-        y, final = torch.func.functional_call(ours, weights, (x, (h, c)), how)
-        return y, *final
+        y, final = torch.func.functional_call(ours, weights, (x, carried), how)
+        return y, *parts(final)
 
-    assert torch.autograd.gradcheck(run, (x, *state, *scales.values(), *ours.parameters()))
+    assert torch.autograd.gradcheck(run, (x, *parts(state), *scales.values(), *ours.parameters()))
 
 
 @pytest.mark.parametrize("rows", [1, 3])
-def test_zero_noise_equals_torch_lstm(rows):
-    ours = layer(4, 5, 2, 2)
+@every_cell_of_torch
+def test_zero_noise_equals_torch(cell, act, rows):
+    ours = layer(4, 5, 2, 2, cell=cell, act=act)
     ones = {name: torch.ones_like(z) for name, z in scales_for(ours, KINDS, rows).items()}
     x = randn(7, 3, 4).requires_grad_()
     assert_same(ours, twin := torch_twin(ours), x, None, ours(x, scales=ones), twin(x), torch.float64)
@@ -209,24 +237,27 @@ def test_zero_noise_equals_torch_lstm(rows):
 
 @pytest.mark.parametrize("scaled", [False, True])
 @pytest.mark.parametrize("padding", ["left", "right"])
-def test_padded_steps_keep_the_state_and_return_zero(padding, scaled):
-    ours, lengths = layer(4, 5), torch.tensor([3, 6, 1])
+@every_cell_of_torch
+def test_padded_steps_keep_the_state_and_return_zero(cell, act, padding, scaled):
+    ours, lengths = layer(4, 5, cell=cell, act=act), torch.tensor([3, 6, 1])
     scales = scales_for(ours, KINDS, 3) if scaled else None
     x, state = randn(6, 3, 4), initial(ours, 3)
     time = torch.arange(6)[:, None]
     padded = time >= lengths if padding == "right" else time < 6 - lengths
     y, final = ours(x, state, scales, lengths, padding)
-    assert (y[padded] == 0).all() and (y[~padded] != 0).all()
+    assert (y[padded] == 0).all() and ((y[~padded] != 0).all() or act == "relu")
     elsewhere = torch.where(padded[:, :, None], 1e3 * randn(6, 3, 4, seed=5), x)
     y_other, final_other = ours(elsewhere, state, scales, lengths, padding)
-    assert torch.equal(y, y_other) and all(map(torch.equal, final, final_other))
+    assert torch.equal(y, y_other) and all(map(torch.equal, parts(final), parts(final_other)))
 
 
-def test_a_sequence_of_length_zero_returns_its_initial_state():
-    ours, x = layer(4, 5, 2, 2), randn(6, 2, 4)
+@every_cell_of_torch
+def test_a_sequence_of_length_zero_returns_its_initial_state(cell, act):
+    ours, x = layer(4, 5, 2, 2, cell=cell, act=act), randn(6, 2, 4)
     for padding in ("left", "right"):
         y, final = ours(x, state := initial(ours, 2), lengths=torch.tensor([0, 6]), padding=padding)
-        assert (y[:, 0] == 0).all() and all(torch.equal(a[:, 0], b[:, 0]) for a, b in zip(final, state, strict=True))
+        pairs = zip(parts(final), parts(state), strict=True)
+        assert (y[:, 0] == 0).all() and all(torch.equal(a[:, 0], b[:, 0]) for a, b in pairs)
 
 
 @pytest.mark.parametrize("scaled", [False, True])
@@ -239,51 +270,55 @@ def test_last_output_is_that_of_the_last_real_step(scaled):
         assert error(y[-1, b], alone[-1, 0]) <= 1e-12
 
 
-def test_the_carried_state_is_never_scaled():
+@every_cell_of_torch
+def test_the_carried_state_is_never_scaled(cell, act):
     """One step: h' is unscaled although y and the next read are scaled."""
-    ours, x = layer(4, 5), randn(1, 3, 4)
+    ours, x = layer(4, 5, cell=cell, act=act), randn(1, 3, 4)
     scales = {"output_l0": torch.full((1, 5), 3.0, dtype=torch.float64), "recurrent_l0": torch.zeros(1, 5).double()}
-    y, (h, c) = ours(x, scales=scales)
-    plain, (h_plain, c_plain) = ours(x)
-    assert torch.equal(y, 3 * plain) and torch.equal(h, h_plain) and torch.equal(c, c_plain)
+    y, state = ours(x, scales=scales)
+    plain, unscaled = ours(x)
+    assert torch.equal(y, 3 * plain) and all(map(torch.equal, parts(state), parts(unscaled)))
 
 
 @pytest.mark.parametrize("scaled", [False, True])
-def test_a_carried_state_continues_the_sequence(scaled):
-    ours, x = layer(4, 5, 2), randn(9, 3, 4)
+@every_cell_of_torch
+def test_a_carried_state_continues_the_sequence(cell, act, scaled):
+    ours, x = layer(4, 5, 2, cell=cell, act=act), randn(9, 3, 4)
     scales = scales_for(ours, KINDS, 3) if scaled else None
     whole, final = ours(x, scales=scales)
-    parts, state = [], None
+    ys, state = [], None
     for window in x.split([4, 1, 4]):
         y, state = ours(window, state, scales)
-        parts.append(y)
-    assert error(torch.cat(parts), whole) <= 1e-12
-    assert max(error(a, b) for a, b in zip(state, final, strict=True)) <= 1e-12
+        ys.append(y)
+    assert error(torch.cat(ys), whole) <= 1e-12
+    assert max(error(a, b) for a, b in zip(parts(state), parts(final), strict=True)) <= 1e-12
 
 
+@every_cell_of_torch
 @pytest.mark.parametrize("steps", [1, 2, 5, 6])
-def test_without_gradients_the_values_are_the_same_bit_for_bit(steps):
-    ours, x, lengths = layer(4, 5, 2, 2), randn(steps, 3, 4), torch.tensor([steps, 1, (steps + 1) // 2])
+def test_without_gradients_the_values_are_the_same_bit_for_bit(steps, cell, act):
+    ours, x = layer(4, 5, 2, 2, cell=cell, act=act), randn(steps, 3, 4)
+    lengths = torch.tensor([steps, 1, (steps + 1) // 2])
+    frozen, state = copy.deepcopy(ours).requires_grad_(False), initial(ours, 3)
     for padding in ("left", "right"):
-        for scales in (None, scales_for(ours, KINDS, 3)):
-            y, final = ours(x, initial(ours, 3), scales, lengths, padding)
-            frozen = copy.deepcopy(ours).requires_grad_(False)
-            state = tuple(s.detach() for s in initial(ours, 3))
-            y_frozen, final_frozen = frozen(
-                x, state, {k: z.detach() for k, z in (scales or {}).items()}, lengths, padding
-            )
-            assert (
-                not y_frozen.requires_grad and torch.equal(y, y_frozen) and all(map(torch.equal, final, final_frozen))
-            )
+        for scales in ({}, scales_for(ours, KINDS, 3)):
+            y, final = ours(x, state, scales, lengths, padding)
+            still = like(state, (s.detach() for s in parts(state)))
+            y_frozen, final_frozen = frozen(x, still, {k: z.detach() for k, z in scales.items()}, lengths, padding)
+            assert not y_frozen.requires_grad and torch.equal(y, y_frozen)
+            assert all(map(torch.equal, parts(final), parts(final_frozen)))
 
 
 @pytest.mark.parametrize("learned", ["input", "recurrent", "output", "gates", "bias_hh_l0", "weight_ih_l0", "h"])
-def test_gradients_of_one_part_do_not_need_the_others(learned):
-    ours = layer(4, 5)
+@every_cell_of_torch
+def test_gradients_of_one_part_do_not_need_the_others(cell, act, learned):
+    ours = layer(4, 5, cell=cell, act=act)
     scales, state, x = scales_for(ours, KINDS, 3), initial(ours, 3), randn(6, 3, 4)
-    every = dict(ours.named_parameters()) | {k.removesuffix("_l0"): z for k, z in scales.items()} | {"h": state[0]}
+    every = (
+        dict(ours.named_parameters()) | {k.removesuffix("_l0"): z for k, z in scales.items()} | {"h": parts(state)[0]}
+    )
     full = gradients([ours(x, state, scales)[0]], [every[learned]])[0]
-    for leaf in (*every.values(), state[1]):
+    for leaf in (*every.values(), *parts(state)):
         leaf.requires_grad_(leaf is every[learned])
     assert error(gradients([ours(x, state, scales)[0]], [every[learned]])[0], full) <= 1e-12
 
@@ -337,9 +372,9 @@ def test_an_unknown_padding_is_refused_in_words():
         layer(4, 5)(randn(6, 3, 4), lengths=torch.tensor([6, 6, 6]), padding="centre")
 
 
-def test_an_unknown_gate_activation_is_refused_in_words():
-    with pytest.raises(ValueError, match="gate_activation is 'hardsigmoid'; allowed: logistic, hard"):
-        LSTM(4, 5, gate_activation="hardsigmoid")
+def test_an_unknown_activation_is_refused_in_words():
+    with pytest.raises(ValueError, match="activation is 'hardsigmoid'; a LSTM has logistic or hard"):
+        LSTM(4, 5, activation="hardsigmoid")
 
 
 @pytest.mark.parametrize(

@@ -279,7 +279,7 @@ def test_gradients_through_a_draw_are_those_of_theta_plus_sigma_epsilon():
     cells = {n.removeprefix("lstm."): q for n, q in p.items() if n.startswith("lstm.")}
     own = {n.removeprefix("lstm."): s for n, s in scales.items() if n.startswith("lstm.")}
     factor = torch.stack([scales["embedding.input"][b, draw.tokens[:, b]] for b in range(4)], 1)[:, :, None]
-    y, _ = step_loop(cells, p["embedding.weight"][draw.tokens] * factor, scales=own, gate="hard")
+    y, _ = step_loop(model.lstm, cells, p["embedding.weight"][draw.tokens] * factor, scales=own)
     variance = torch.exp(2 * method.log_sigma["head/weight"])
     logits = y[-1] @ p["head.weight"].T + p["head.bias"]
     logits = logits + draw.noise["head"][1] * torch.sqrt(y[-1] ** 2 @ variance.T + 1e-8)

@@ -16,10 +16,11 @@ from torch.nn import functional as F
 
 from .files import replacing
 from .masks import close
-from .recurrent import LSTMCell, squash
+from .recurrent import GRU, LSTM, RNN
+from .small import PARTS, run, shrink
 
 FORMAT = "sparsernn-compact/1"
-CELLS = {"LSTM": LSTMCell}
+LAYERS = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
 
 
 def compact(model, masks, means=None):
@@ -54,7 +55,7 @@ def compact(model, masks, means=None):
     meta["sizes"] = {axis.name: axis.size for axis in closed.axes if axis.kind != "gates"}
     lstm = getattr(model, "lstm", None)
     if lstm is not None:
-        meta |= {"cell": type(lstm).__name__, "gate_activation": lstm.gate_activation, "layers": lstm.suffixes()}
+        meta |= {"cell": type(lstm).__name__, "activation": lstm.activation, "layers": lstm.suffixes()}
     for suffix in reversed(meta["layers"]):  # a reverse direction's columns stand behind: they go first
         _shrink_layer(tensors, parameters, closed, lstm, suffix)
     tensors["head.bias"] = parameters["head.bias"]
@@ -85,23 +86,17 @@ def _shrink_layer(tensors, parameters, closed, lstm, suffix):
     gates = next(axis for axis in closed.axes if axis.name == "gates" + suffix)
     keep, live = closed.groups[hidden.name], closed.groups[gates.name]
     tensors.update(_select(tensors, hidden, keep, roles=("in",)))
-    for kind in ("ih", "hh"):
-        tensors[f"lstm.weight_{kind}{suffix}"] = tensors[f"lstm.weight_{kind}{suffix}"][live]
-    bias = parameters["lstm.bias_ih" + suffix] + parameters["lstm.bias_hh" + suffix]
-    letters = lstm.cell.gates
-    values = [b.tanh() if k in lstm.cell.candidates else squash(b.clone(), lstm.gate_activation)
-              for k, b in zip(letters, bias.chunk(len(letters)), strict=True)]  # fmt: skip
-    small_live = live.view(len(letters), -1)[:, keep]
-    tensors["lstm.bias" + suffix] = bias[live]
-    tensors["lstm.live" + suffix] = small_live.to(torch.uint8)
-    tensors["lstm.constant" + suffix] = torch.stack(values)[:, keep][~small_live]
+    names = [kind + suffix for kind in ("weight_ih", "weight_hh")]
+    biases = [parameters[f"lstm.bias_{kind}{suffix}"] for kind in ("ih", "hh")]
+    small = shrink(lstm.cell, *(tensors["lstm." + name] for name in names), *biases, keep, live)
+    tensors |= {f"lstm.{name}{suffix}": tensor for name, tensor in small.items()}
     tensors["kept." + hidden.name] = keep.nonzero().flatten()
 
 
 class Compact(nn.Module):
     """A compact model: called like the model it came from, in evaluation only.
 
-    meta     cell, gate_activation, layers (suffixes in order), sizes (axis → size before), model
+    meta     cell, activation, layers (suffixes in order), sizes (axis → size before), model
     buffers  matrices without removed lines; `lstm.live [G, Hk]`, `lstm.constant` (values of the gates that are not
              live, row by row), `kept.<axis>` (indices of what is left)
     """
@@ -138,10 +133,12 @@ class Compact(nn.Module):
         if lengths is not None:
             time = torch.arange(len(tokens), device=tokens.device)[:, None]
             live = time >= len(tokens) - lengths if embedded else time < lengths  # classifiers: padded on the left
-        outputs, finals = [], []
+        cell, outputs, finals = None, [], []
         for index, suffix in enumerate(self.meta["layers"]):
+            cell = cell or LAYERS[self.meta["cell"]].cell_type(self.meta["activation"])
+            parts = {name: self.tensor(f"lstm.{name}{suffix}") for name in PARTS}
             initial = None if state is None else state[index]
-            y, final = self._layer(x, suffix, initial, live)
+            y, final = run(cell, parts, x, initial, live, reverse=suffix.endswith("_reverse"))
             outputs.append(y)
             finals.append(final)
             if index + 1 == len(self.meta["layers"]) or not self.meta["layers"][index + 1].endswith("_reverse"):
@@ -155,41 +152,6 @@ class Compact(nn.Module):
         counts = weight.new_zeros(words.shape[1], weight.shape[1] + 1)
         counts.scatter_add_(1, words.t(), counts.new_ones(()).expand(words.t().shape))
         return F.linear(counts[:, :-1].log1p(), weight, self.tensor("head.bias"))
-
-    def _layer(self, x, suffix, state, live):
-        """One layer and direction → y [T, B, Hk], (h, c). State is that of kept neurons."""
-        cell = CELLS[self.meta["cell"]](self.meta["gate_activation"])
-        weight_ih, weight_hh = self.tensor("lstm.weight_ih" + suffix), self.tensor("lstm.weight_hh" + suffix).t()
-        where, bias = self.tensor("lstm.live" + suffix).bool(), self.tensor("lstm.bias" + suffix)
-        if x.dtype == torch.int64:
-            a = F.embedding(x, F.pad(weight_ih.t(), (0, 0, 0, 1))) + bias
-        else:
-            a = F.linear(x, weight_ih, bias)
-        reverse = suffix.endswith("_reverse")
-        if reverse:
-            a, live = a.flip(0), None if live is None else live.flip(0)
-        steps, batch, hidden = a.shape[0], a.shape[1], where.shape[1]
-        start = torch.zeros_like(where, dtype=a.dtype)
-        start[~where] = self.tensor("lstm.constant" + suffix)
-        gates = start.flatten().repeat(batch, 1)
-        slices = cell.slices(gates[None])[0]
-        columns, rows = where.flatten().nonzero().flatten(), where.sum(1).tolist()
-        state = [a.new_zeros(batch, hidden) for _ in range(cell.n_states)] if state is None else state
-        y = a.new_empty(steps, batch, hidden)
-        for t in range(steps):
-            reached = torch.addmm(a[t], state[0], weight_hh)
-            for letter, block in zip(cell.gates, reached.split(rows, 1), strict=True):
-                block.tanh_() if letter in cell.candidates else squash(block, cell.gate_activation)
-            gates[:, columns] = reached
-            new = [torch.empty_like(s) for s in state]
-            cell.advance(slices, state, new)
-            if live is not None:
-                new = [torch.where(live[t][:, None], after, before) for after, before in zip(new, state, strict=True)]
-            state = new
-            y[t] = state[0]
-        if live is not None:
-            y = y.masked_fill(~live.unsqueeze(2), 0)
-        return (y.flip(0) if reverse else y), state
 
 
 def _index_type(largest):

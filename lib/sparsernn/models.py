@@ -91,10 +91,10 @@ class Classifier(Model):
     }
     local_noise = ("head",)
 
-    def __init__(self, vocabulary, classes, embedding, hidden, layers=1, gate_activation="hard", forget_bias=1.0):
+    def __init__(self, vocabulary, classes, embedding, hidden, layers=1, activation="hard", forget_bias=1.0):
         super().__init__()
         self.embedding = Embedding(vocabulary, embedding)
-        self.lstm = LSTM(embedding, hidden, layers, gate_activation=gate_activation)
+        self.lstm = LSTM(embedding, hidden, layers, activation=activation)
         self.head = Linear(hidden, classes)
         nn.init.normal_(self.embedding.weight, std=0.1)
         _start(self.lstm, nn.init.xavier_uniform_, gain=1.1, forget_bias=forget_bias)

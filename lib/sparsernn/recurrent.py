@@ -5,7 +5,8 @@ Scales are multiplicative vectors, one per sequence, applied where a vector is *
 
     a = s_gates ⊙ (W_ih (s_input ⊙ x) + W_hh (s_recurrent ⊙ h')) + b_ih + b_hh        y = s_output ⊙ h
 
-The carried state (h, c) is never scaled. With no scale a layer computes what torch's computes.
+(The GRU's n keeps the two products apart: tanh(s ⊙ W_in (…) + b_in + r ⊙ (s ⊙ W_hn (…) + b_hn)).) The carried state is
+never scaled. With no scale a layer computes what torch's computes.
 """
 
 import math
@@ -15,13 +16,12 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-GATE_ACTIVATIONS = ("logistic", "hard")  # hard: clip(0.2 x + 0.5, 0, 1), the papers'; not F.hardsigmoid (x / 6)
 HALF = torch.tensor(0.5)  # without a dimension it takes the other's dtype and device
 
 
-def squash(a, gate_activation):
+def squash(a, activation):
     """The gate's sigmoid, logistic or hard, in place."""
-    if gate_activation == "logistic":
+    if activation == "logistic":
         return a.sigmoid_()
     return torch.add(HALF, a, alpha=0.2, out=a).clamp_(0, 1)
 
@@ -31,38 +31,121 @@ def word_scale(tokens, scale):
     return scale.expand(tokens.shape[1], -1).gather(1, tokens.t()).t().unsqueeze(2)
 
 
-class LSTMCell:
-    """One step of an LSTM on one time slice, forward and by hand backward. Gate order i f g o, as in torch."""
+class Cell:
+    """One step of a recurrent layer on one time slice, forward and by hand backward; the shared part.
 
-    gates = "ifgo"
-    candidates = "g"  # gates that are a tanh; the others are squashed
-    n_states = 2  # h, c
+    gates                    a letter each, in torch's order: the rows of the weights
+    candidates               gates that are a tanh; the others are squashed
+    n_states                 tensors carried from step to step, h first
+    from_input, from_state   in which *block* of the preactivations each gate's product with x and with h lands. They
+                             differ where a gate needs the two apart (the GRU's n)
+    moved_by                 (gate, another that moves it without any weight)
+    """
 
-    def __init__(self, gate_activation):
-        self.gate_activation = gate_activation
+    gates: str
+    candidates: str
+    n_states: int
+    from_input: tuple[int, ...]
+    from_state: tuple[int, ...]
+    moved_by: tuple[tuple[str, str], ...] = ()
 
-    def slices(self, gates):
-        """Gate values [T, B, 4·H] → for each t the slices the other methods take: both i and f, then i, f, g, o.
+    def __init__(self, activation):
+        self.activation = activation
+
+    def spread(self, rows, landing):
+        """A tensor whose first dimension runs over gates → over blocks; zeros where no gate lands."""
+        blocks = 1 + max(self.from_input + self.from_state)
+        if landing == tuple(range(blocks)):
+            return rows
+        parts = rows.chunk(len(self.gates))
+        return torch.cat([parts[landing.index(b)] if b in landing else parts[0] * 0 for b in range(blocks)])
+
+    @property
+    def gate_of_block(self):
+        """For each block, the gate it belongs to."""
+        gates = range(len(self.gates))
+        return [
+            *dict(
+                sorted((*zip(self.from_input, gates, strict=True), *zip(self.from_state, gates, strict=True)))
+            ).values()
+        ]
+
+    def join_biases(self, bias_ih, bias_hh):
+        return self.spread(bias_ih, self.from_input) + self.spread(bias_hh, self.from_state)
+
+    def arrange(self, weight_ih, weight_hh, bias_ih, bias_hh, gates):
+        """torch's parameters and the gates' scale [B|1, G·H] → weights, summed bias and scale over blocks."""
+        weights = self.spread(weight_ih, self.from_input), self.spread(weight_hh, self.from_state)
+        if gates is not None and self.from_input != self.from_state:
+            parts = gates.chunk(len(self.gates), 1)
+            gates = torch.cat([parts[gate] for gate in self.gate_of_block], 1)
+        return *weights, self.join_biases(bias_ih, bias_hh), gates
+
+    def slices(self, values):
+        """Preactivations or gate values [T, B, blocks·H] → for each t the slices the other methods take.
 
         Made for all steps at once: cut step by step they cost as much as the arithmetic.
         """
-        both = gates[..., : gates.shape[2] // 2]
-        return list(zip(*(part.unbind() for part in (both, *gates.chunk(4, 2))), strict=True))
+        raise NotImplementedError
 
     def activate(self, slices):
         """Preactivations become gate values, in place."""
-        i_f, _, _, g, o = slices
-        squash(i_f, self.gate_activation), g.tanh_(), squash(o, self.gate_activation)
+        self.squash(slices)
+        self.propose(slices)
+
+    def squash(self, slices):
+        """The squashed gates alone."""
+
+    def propose(self, slices):
+        """The candidate, once the others have their values."""
+        raise NotImplementedError
 
     def advance(self, slices, state, new):
-        """Gate values and the old (h, c) → the new (h, c), written to `new`."""
+        """Gate values and the old state → the new state, written to `new`."""
+        raise NotImplementedError
+
+    def backward(self, slices, state, new, grad, out):
+        """Gradients of the new state → of the preactivations (slices `out`), and of the old state where it does not go
+        through the product with h: for h returned (None: there is no such way), for the others in place in `grad`."""
+        raise NotImplementedError
+
+    def _through_squash(self, grad, value):
+        if self.activation == "logistic":
+            torch.ops.aten.sigmoid_backward.grad_input(grad, value, grad_input=grad)
+        else:  # slope 0.2 strictly inside (0, 1)
+            torch.ops.aten.hardtanh_backward.grad_input(grad, value, 0, 1, grad_input=grad).mul_(0.2)
+
+
+def _each_step(*parts):
+    return list(zip(*(part.unbind() for part in parts), strict=True))
+
+
+def _through_tanh(grad, value):
+    torch.ops.aten.tanh_backward.grad_input(grad, value, grad_input=grad)
+
+
+class LSTMCell(Cell):
+    """c = f ⊙ c' + i ⊙ g,  h = o ⊙ tanh c."""
+
+    gates, candidates, n_states = "ifgo", "g", 2
+    from_input = from_state = (0, 1, 2, 3)
+
+    def slices(self, values):
+        return _each_step(values[..., : values.shape[2] // 2], *values.chunk(4, 2))  # i and f in one, then each
+
+    def squash(self, slices):
+        squash(slices[0], self.activation), squash(slices[4], self.activation)
+
+    def propose(self, slices):
+        slices[3].tanh_()
+
+    def advance(self, slices, state, new):
         _, i, f, g, o = slices
         h, c = new
         torch.mul(f, state[1], out=c).addcmul_(i, g)
         torch.tanh(c, out=h).mul_(o)
 
     def backward(self, slices, state, new, grad, out):
-        """Gradients of the new (h, c) → of the preactivations (slices `out`) and of the old c (in place in `grad`)."""
         i_f, i, f, g, o = slices
         d_i_f, d_i, d_f, d_g, d_o = out
         d_h, d_c = grad
@@ -70,16 +153,62 @@ class LSTMCell:
         torch.mul(d_h, tanh_c, out=d_o)
         d_c.add_(torch.ops.aten.tanh_backward(d_h * o, tanh_c))
         torch.mul(d_c, g, out=d_i), torch.mul(d_c, state[1], out=d_f), torch.mul(d_c, i, out=d_g)
-        self._through_squash(d_i_f, i_f)
-        torch.ops.aten.tanh_backward.grad_input(d_g, g, grad_input=d_g)
-        self._through_squash(d_o, o)
+        self._through_squash(d_i_f, i_f), _through_tanh(d_g, g), self._through_squash(d_o, o)
         d_c.mul_(f)
 
-    def _through_squash(self, grad, value):
-        if self.gate_activation == "logistic":
-            torch.ops.aten.sigmoid_backward.grad_input(grad, value, grad_input=grad)
-        else:  # slope 0.2 strictly inside (0, 1)
-            torch.ops.aten.hardtanh_backward.grad_input(grad, value, 0, 1, grad_input=grad).mul_(0.2)
+
+class GRUCell(Cell):
+    """n = tanh(n_x + r ⊙ n_h),  h = n + z ⊙ (h' − n): the products of n with x and with h stay apart."""
+
+    gates, candidates, n_states = "rzn", "n", 1
+    from_input, from_state = (0, 1, 2), (0, 1, 3)
+    moved_by = (("n", "r"),)  # through b_hn
+
+    def slices(self, values):
+        return _each_step(values[..., : values.shape[2] // 2], *values.chunk(4, 2))  # r and z in one, then each
+
+    def squash(self, slices):
+        squash(slices[0], self.activation)
+
+    def propose(self, slices):
+        _, r, _, n, n_h = slices
+        n.addcmul_(r, n_h).tanh_()
+
+    def advance(self, slices, state, new):
+        _, _, z, n, _ = slices
+        torch.sub(state[0], n, out=new[0]).mul_(z).add_(n)
+
+    def backward(self, slices, state, new, grad, out):
+        r_z, r, z, n, n_h = slices
+        d_r_z, d_r, d_z, d_n, d_n_h = out
+        torch.mul(grad[0], state[0] - n, out=d_z)
+        direct = grad[0] * z
+        torch.sub(grad[0], direct, out=d_n)
+        _through_tanh(d_n, n)
+        torch.mul(d_n, r, out=d_n_h), torch.mul(d_n, n_h, out=d_r)
+        self._through_squash(d_r_z, r_z)
+        return direct
+
+
+class RNNCell(Cell):
+    """h = tanh(a) or relu(a)."""
+
+    gates, candidates, n_states = "h", "h", 1
+    from_input = from_state = (0,)
+
+    def slices(self, values):
+        return _each_step(values)
+
+    def propose(self, slices):
+        slices[0].tanh_() if self.activation == "tanh" else slices[0].relu_()
+
+    def advance(self, slices, state, new):
+        new[0].copy_(slices[0])
+
+    def backward(self, slices, state, new, grad, out):
+        backward = torch.ops.aten.tanh_backward if self.activation == "tanh" else torch.ops.aten.threshold_backward
+        extra = () if self.activation == "tanh" else (0,)
+        backward.grad_input(grad[0], slices[0], *extra, grad_input=out[0])
 
 
 def _sum_to(grad, like):
@@ -90,7 +219,7 @@ def _sum_to(grad, like):
 class _Recurrence(torch.autograd.Function):
     """The whole time loop of one layer and direction as one operation.
 
-    inputs [T, B, G·H] is W_ih x, with the bias in it unless `gates` scales it first; live [T, B, 1] is False where a
+    inputs [T, B, blocks·H] is W_ih x, with the bias in it unless `gates` scales it first; live [T, B, 1] is False where a
     step is padding (the state stays); `partial` lists, per step, whether any sequence is padded there. Returns the
     unscaled h [T, B, H] and the other final states. One product per step forward and one backward; the weight
     gradient is one product at the end; everything else of a step stays in the cache.
@@ -153,7 +282,7 @@ class _Recurrence(torch.autograd.Function):
                 stays = [d.masked_fill(live[t], 0) for d in (d_h, *d_rest)]
                 for d in (d_h, *d_rest):
                     d.masked_fill_(dead[t], 0)
-            ctx.cell.backward(slices[t], old, new, (d_h, *d_rest), d_slices[t % len(d_slices)])
+            direct = ctx.cell.backward(slices[t], old, new, (d_h, *d_rest), d_slices[t % len(d_slices)])
             if gates is not None:
                 d_sum.add_(d_a[0])
                 d_gates.addcmul_(d_a[0], products[t])
@@ -162,6 +291,8 @@ class _Recurrence(torch.autograd.Function):
             if recurrent is not None:
                 d_recurrent.addcmul_(d_h, old[0])
                 d_h.mul_(recurrent)
+            if direct is not None:
+                d_h.add_(direct)
             if stays is not None:
                 for d, kept in zip((d_h, *d_rest), stays, strict=True):
                     d.add_(kept)
@@ -187,7 +318,7 @@ class Recurrent(nn.Module):
     forward(input, state=None, scales=None, lengths=None, padding="right") → output [T, B, D·H], state
 
     input    [T, B, I], or token ids int64 [T, B]: then the input is one-hot and columns of `weight_ih_l0` are gathered
-    state    as torch's: (h, c), each [layers·D, B, H]; zeros if None
+    state    as torch's: (h, c), of GRU and RNN h alone, each [layers·D, B, H]; zeros if None
     scales   name → [B|1, n]: `input_l0 [·, I]`, `recurrent_l0 [·, H]`, `output_l0 [·, H]`, `gates_l0 [·, G·H]`,
              with torch's suffixes for further layers and the reverse direction
     lengths  int64 [B], real steps of each sequence; a padded step keeps the state and returns y = 0
@@ -197,14 +328,21 @@ class Recurrent(nn.Module):
     """
 
     cell_type: type
+    activations = (
+        "logistic",
+        "hard",
+    )  # of gates; hard: clip(0.2 x + 0.5, 0, 1), the papers'; not F.hardsigmoid (x / 6)
 
-    def __init__(self, input_size, hidden_size, num_layers=1, bidirectional=False, gate_activation="logistic"):
+    def __init__(self, input_size, hidden_size, num_layers=1, bidirectional=False, activation=None):
         super().__init__()
-        if gate_activation not in GATE_ACTIVATIONS:
-            raise ValueError(f"gate_activation is {gate_activation!r}; allowed: {', '.join(GATE_ACTIVATIONS)}")
+        activation = activation or self.activations[0]
+        if activation not in self.activations:
+            raise ValueError(
+                f"activation is {activation!r}; a {type(self).__name__} has {' or '.join(self.activations)}"
+            )
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.bidirectional, self.gate_activation = bidirectional, gate_activation
-        self.cell = self.cell_type(gate_activation)
+        self.bidirectional, self.activation = bidirectional, activation
+        self.cell = self.cell_type(activation)
         directions = 2 if bidirectional else 1
         rows = len(self.cell.gates) * hidden_size
         for suffix in self.suffixes():
@@ -223,7 +361,7 @@ class Recurrent(nn.Module):
         return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ends]
 
     def forward(self, input, state=None, scales=None, lengths=None, padding="right"):
-        scales = scales or {}
+        scales, state = scales or {}, (state,) if isinstance(state, torch.Tensor) else state
         self._check(input, state, scales, lengths, padding)
         steps, batch = input.shape[:2]
         live, partial = None, [False] * steps
@@ -244,12 +382,13 @@ class Recurrent(nn.Module):
             finals.append(final)
             if not self.bidirectional or suffix.endswith("_reverse"):
                 input, outputs = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)), []
-        return input, tuple(torch.stack(s) for s in zip(*finals, strict=True))
+        final = tuple(torch.stack(s) for s in zip(*finals, strict=True))
+        return input, final if self.cell.n_states > 1 else final[0]
 
     def _run(self, x, suffix, initial, scales, live, partial):
         """One layer in one direction → y [T, B, H] and its final states."""
-        weight, gates = getattr(self, "weight_ih" + suffix), scales.get("gates" + suffix)
-        bias = getattr(self, "bias_ih" + suffix) + getattr(self, "bias_hh" + suffix)
+        given = [getattr(self, name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+        weight, weight_hh, bias, gates = self.cell.arrange(*given, scales.get("gates" + suffix))
         inward, output = scales.get("input" + suffix), scales.get("output" + suffix)
         if x.dtype == torch.int64:
             a = F.embedding(x, weight.t())
@@ -261,7 +400,7 @@ class Recurrent(nn.Module):
         reverse = suffix.endswith("_reverse")
         if reverse:
             a, live, partial = a.flip(0), None if live is None else live.flip(0), partial[::-1]
-        weight_hh, recurrent = getattr(self, "weight_hh" + suffix), scales.get("recurrent" + suffix)
+        recurrent = scales.get("recurrent" + suffix)
         hidden, *rest = _Recurrence.apply(self.cell, a, bias, weight_hh, recurrent, gates, live, partial, *initial)
         y = hidden if output is None else hidden * output
         if live is not None:
@@ -305,10 +444,23 @@ class Recurrent(nn.Module):
     def extra_repr(self):
         kinds = f", layers={self.num_layers}" if self.num_layers > 1 else ""
         kinds += ", bidirectional" if self.bidirectional else ""
-        return f"{self.input_size}, {self.hidden_size}{kinds}, {self.gate_activation} gates"
+        return f"{self.input_size}, {self.hidden_size}{kinds}, {self.activation}"
 
 
 class LSTM(Recurrent):
     """LSTM with all four scales; equal to `torch.nn.LSTM` when there is none. See `Recurrent`."""
 
     cell_type = LSTMCell
+
+
+class GRU(Recurrent):
+    """GRU with all four scales; equal to `torch.nn.GRU` when there is none. See `Recurrent`."""
+
+    cell_type = GRUCell
+
+
+class RNN(Recurrent):
+    """Vanilla RNN with all four scales (`gates`: on its one preactivation); equal to `torch.nn.RNN` without."""
+
+    cell_type = RNNCell
+    activations = ("tanh", "relu")
