@@ -42,6 +42,7 @@ class RunConfig:
     log_sigma: float | None = None
     log_sigma_groups: float | None = None
     kl_weight: float | None = None
+    kl_weight_neurons: float | None = None
     kl_start: float | None = None
     kl_full: float | None = None
     threshold: float | None = None

@@ -64,7 +64,15 @@ class Method(nn.Module):
 
     def sample(self, batch):
         """→ Draw for one training step."""
-        return Draw(batch.tokens)
+        return Draw(batch.tokens, self.sample_weights(), self.sample_scales(batch.tokens.shape[1]))
+
+    def sample_weights(self):
+        """Parameter name → the tensor to use in this step, for those that are not used as they are."""
+        return {}
+
+    def sample_scales(self, batch_size):
+        """`layer.scale` → [batch_size|1, n] to use in this step."""
+        return {}
 
     def penalty(self, step):
         """What is added to the loss, nats per example."""

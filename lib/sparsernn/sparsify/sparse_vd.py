@@ -105,16 +105,18 @@ class SparseVD(Method):
         self.group_axes = [axis for axis in self.axes if axis.kind in kinds]
         self.words = next((axis for axis in self.axes if axis.kind == "vocabulary"), None)
         self.word_dims = {m.tensor: m.dim for m in self.words.having("in")} if self.words else {}
+        neurons = [axis.name for axis in self.group_axes if axis.kind != "vocabulary"]
+        self.temper = dict.fromkeys(neurons, (plan.kl_weight_neurons or plan.kl_weight) / (plan.kl_weight or 1.0))
         self.theta = weight_matrices(model)
         self.log_sigma = nn.ParameterDict(
             {_key(n): nn.Parameter(torch.full_like(w, plan.log_sigma)) for n, w in self.theta.items()}
         )
         like = next(iter(self.theta.values()))
         self.group_theta = nn.ParameterDict(
-            {axis.name: nn.Parameter(like.new_ones(axis.size)) for axis in self.group_axes}
+            {_key(axis.name): nn.Parameter(like.new_ones(axis.size)) for axis in self.group_axes}
         )
         self.group_log_sigma = nn.ParameterDict(
-            {a.name: nn.Parameter(like.new_full((a.size,), plan.log_sigma_groups)) for a in self.group_axes}
+            {_key(a.name): nn.Parameter(like.new_full((a.size,), plan.log_sigma_groups)) for a in self.group_axes}
         )
 
         self.register_buffer("fixed", torch.tensor(False))
@@ -137,27 +139,46 @@ class SparseVD(Method):
 
     def sample(self, batch):
         if self.fixed:
-            weights, scales = effective(self.model, self.masks(), dict(self.group_theta))
-            return Draw(batch.tokens, weights, scales)
+            return Draw(batch.tokens, *self._kept())
         touched, tokens = torch.unique(batch.tokens, return_inverse=True)
-        draw, batch_size = Draw(tokens), tokens.shape[1]
+        batch_size = tokens.shape[1]
+        draw = Draw(tokens, self.sample_weights(touched), self.sample_scales(batch_size, touched))
+        for layer in self.model.local_noise:
+            theta, log_sigma = self.theta[layer + ".weight"], self.log_sigma[_key(layer + ".weight")]
+            epsilon = torch.randn(batch_size, theta.shape[0], dtype=theta.dtype, device=theta.device)
+            draw.noise[layer] = ((2 * log_sigma).exp(), epsilon)
+        return draw
+
+    def sample_weights(self, touched=None):
+        """touched: the words to draw, in the order in which they are numbered then; None: all."""
+        if self.fixed:
+            return self._kept()[0]
+        draws = {}
         for name, theta in self.theta.items():
-            log_sigma, layer = self.log_sigma[_key(name)], name.rpartition(".")[0]
-            if layer in self.model.local_noise:
-                epsilon = torch.randn(batch_size, theta.shape[0], dtype=theta.dtype, device=theta.device)
-                draw.noise[layer] = ((2 * log_sigma).exp(), epsilon)
+            if name.rpartition(".")[0] in self.model.local_noise:
                 continue
-            if name in self.word_dims:
+            log_sigma = self.log_sigma[_key(name)]
+            if touched is not None and name in self.word_dims:
                 dim = self.word_dims[name]
                 theta, log_sigma = theta.index_select(dim, touched), log_sigma.index_select(dim, touched)
-            draw.weights[name] = noisy(theta, log_sigma)
+            draws[name] = noisy(theta, log_sigma)
+        return draws
+
+    def sample_scales(self, batch_size, touched=None):
+        if self.fixed:
+            return self._kept()[1]
+        draws = {}
         for axis in self.group_axes:
-            theta, log_sigma = self.group_theta[axis.name], self.group_log_sigma[axis.name]
-            if axis is self.words:
+            theta, log_sigma = self.group_theta[_key(axis.name)], self.group_log_sigma[_key(axis.name)]
+            if touched is not None and axis is self.words:
                 theta, log_sigma = theta[touched], log_sigma[touched]
             z = noisy(theta, log_sigma, rows=(batch_size,))
-            draw.scales |= {member.tensor: z for member in axis.having("scale")}
-        return draw
+            draws |= {member.tensor: z for member in axis.having("scale")}
+        return draws
+
+    def _kept(self):
+        """Weights and scales of the second phase, without noise; gradients pass."""
+        return effective(self.model, self.masks(), {a.name: self.group_theta[_key(a.name)] for a in self.group_axes})
 
     def kl_weight(self, step):
         """The factor of the KL at a step: 0 until epoch `kl_start`, then a straight line to `kl_weight` at `kl_full`."""
@@ -170,12 +191,16 @@ class SparseVD(Method):
         """Every (name, θ, log σ), of weights and of groups."""
         yield from ((name, theta, self.log_sigma[_key(name)]) for name, theta in self.theta.items())
         yield from (
-            (axis.name, self.group_theta[axis.name], self.group_log_sigma[axis.name]) for axis in self.group_axes
+            (a.name, self.group_theta[_key(a.name)], self.group_log_sigma[_key(a.name)]) for a in self.group_axes
         )
 
     def penalty(self, step):
         factor = 0.0 if self.fixed else self.kl_weight(step) / self.n_examples
-        return factor * sum(kl(theta, log_sigma) for _, theta, log_sigma in self._pairs()) if factor else 0.0
+        if not factor:
+            return 0.0
+        return factor * sum(
+            self.temper.get(name, 1.0) * kl(theta, log_sigma) for name, theta, log_sigma in self._pairs()
+        )
 
     @torch.no_grad()
     def after_step(self, step):
@@ -197,4 +222,4 @@ class SparseVD(Method):
         return Masks(self.axes, keep, groups)
 
     def means(self):
-        return {axis.name: self.group_theta[axis.name].detach() for axis in self.group_axes}
+        return {axis.name: self.group_theta[_key(axis.name)].detach() for axis in self.group_axes}
