@@ -55,8 +55,11 @@ def each(size):
     return torch.arange(size)[:, None]
 
 
-def recurrent_axes(name, layer, readers):
-    """The hidden and gate axes of a `Recurrent` stack called `name` whose output the tensors `readers` read (dim 1)."""
+def recurrent_axes(name, layer, readers, prefix="", bias=True):
+    """The hidden and gate axes of a `Recurrent` stack called `name` whose output the tensors `readers` read (dim 1).
+
+    prefix: of the axes' names, where a model has several stacks. bias: whether the layer has biases.
+    """
     axes, suffixes = [], layer.suffixes()
     size, letters = layer.hidden_size, layer.cell.gates
     rows = torch.arange(len(letters)) * size + each(size)  # [H, G]: neuron j is row g·H + j of every gate g
@@ -67,14 +70,14 @@ def recurrent_axes(name, layer, readers):
         columns = each(size) + (size if suffix.endswith("_reverse") else 0)
         weights, biases = (
             [f"{name}.weight_{k}{suffix}" for k in ("ih", "hh")],
-            [f"{name}.bias_{k}{suffix}" for k in ("ih", "hh")],
+            [f"{name}.bias_{k}{suffix}" for k in ("ih", "hh") if bias],
         )
         hidden = [Member(w, 0, rows, "out") for w in weights] + [Member(b, 0, rows, "bias") for b in biases]
         hidden += [Member(weights[1], 1, each(size), "in"), *(Member(reader, 1, columns, "in") for reader in above)]
         hidden += [Member(f"{name}.{scale}{suffix}", 1, each(size), "scale") for scale in ("recurrent", "output")]
         gates = [Member(w, 0, all_rows, "out") for w in weights] + [Member(b, 0, all_rows, "bias") for b in biases]
         gates += [Member(f"{name}.gates{suffix}", 1, all_rows, "scale")]
-        axes.append(Axis("hidden" + suffix, "hidden", size, tuple(hidden), gates="gates" + suffix))
+        axes.append(Axis(f"{prefix}hidden{suffix}", "hidden", size, tuple(hidden), gates=f"{prefix}gates{suffix}"))
         extra = {"needs": ("out",), "gates": letters, "moved_by": layer.cell.moved_by}
-        axes.append(Axis("gates" + suffix, "gates", len(letters) * size, tuple(gates), **extra))
+        axes.append(Axis(f"{prefix}gates{suffix}", "gates", len(letters) * size, tuple(gates), **extra))
     return axes

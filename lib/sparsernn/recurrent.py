@@ -323,6 +323,7 @@ class Recurrent(nn.Module):
              with torch's suffixes for further layers and the reverse direction
     lengths  int64 [B], real steps of each sequence; a padded step keeps the state and returns y = 0
     padding  the side of the padding, "left" or "right"
+    dropout  between the layers of a stack, in training, as torch's
 
     Raises ValueError for a shape, a scale, lengths or a padding it cannot use, saying what it expected.
     """
@@ -333,7 +334,7 @@ class Recurrent(nn.Module):
         "hard",
     )  # of gates; hard: clip(0.2 x + 0.5, 0, 1), the papers'; not F.hardsigmoid (x / 6)
 
-    def __init__(self, input_size, hidden_size, num_layers=1, bidirectional=False, activation=None):
+    def __init__(self, input_size, hidden_size, num_layers=1, bidirectional=False, activation=None, dropout=0.0):
         super().__init__()
         activation = activation or self.activations[0]
         if activation not in self.activations:
@@ -341,7 +342,7 @@ class Recurrent(nn.Module):
                 f"activation is {activation!r}; a {type(self).__name__} has {' or '.join(self.activations)}"
             )
         self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.bidirectional, self.activation = bidirectional, activation
+        self.bidirectional, self.activation, self.dropout = bidirectional, activation, dropout
         self.cell = self.cell_type(activation)
         directions = 2 if bidirectional else 1
         rows = len(self.cell.gates) * hidden_size
@@ -376,6 +377,8 @@ class Recurrent(nn.Module):
             state = (blank,) * self.cell.n_states
         outputs, finals = [], []
         for index, suffix in enumerate(suffixes):
+            if self.dropout and index and not suffix.endswith("_reverse"):
+                input = F.dropout(input, self.dropout, self.training)
             initial = [s[index] for s in state]
             y, final = self._run(input, suffix, initial, scales, live, partial)
             outputs.append(y)

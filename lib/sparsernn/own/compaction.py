@@ -1,0 +1,431 @@
+"""From a model under masks to a smaller model of the same classes around smaller layers, with a proof that it is equal."""
+
+import copy
+import statistics
+import time
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import prune
+
+from ..axes import Member
+from ..masks import Masks, close
+from ..small import PARTS, run, shrink
+from .attaching import STUDIES, OwnModel, by_time, matrix_and_bias_names
+from .readers import Reading, answer, find
+
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
+
+
+@dataclass(frozen=True)
+class Proof:
+    """What `compact` measured on the example: prints as a table.
+
+    error      max|small − model| / max(1, max|model|) of everything the model returns (states handed through left out)
+    weights_*  numbers in matrices that are not zero, before and after
+    bytes_*    parameters and buffers                     ms_*   a forward pass, median of nine, interleaved
+    layers     name → what became of it
+    """
+
+    error: float
+    weights_before: int
+    weights_after: int
+    bytes_before: int
+    bytes_after: int
+    ms_before: float
+    ms_after: float
+    layers: dict
+
+    def __str__(self):
+        lines = [f"{name:20} {what}" for name, what in self.layers.items()]
+        lines += [
+            f"{'error':20} {self.error:.1e} on the example",
+            f"{'weights not zero':20} {self.weights_before:,} → {self.weights_after:,}",
+            f"{'bytes':20} {self.bytes_before:,} → {self.bytes_after:,} ({self.bytes_before / self.bytes_after:.1f}× smaller)",
+            f"{'milliseconds':20} {self.ms_before:.2f} → {self.ms_after:.2f} ({self.ms_before / self.ms_after:.1f}× faster)",
+        ]
+        return "\n".join(lines)
+
+
+def compact(model, example, consumers=None):
+    """A smaller model that computes what `model` computes in evaluation, and the proof → (small, Proof).
+
+    model      with a method attached: its masks and means are used; without: its zeros are (torch.nn.utils.prune's too)
+    example    what the model is called with: a tensor, or a tuple or dict of arguments
+    consumers  layer → names of the modules that alone read its output, as it is, where running the example cannot show it
+    A layer whose readers are not all known keeps its outer width: inside it shrinks, removed neurons come out as zeros.
+    Raises ValueError where a layer would keep no neuron, RuntimeError if the result were not equal.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        study = STUDIES.get(model)
+        own = study.own if study else OwnModel(model)
+        before = answer(model, example)  # torch's pruning puts its products in place when a module is called
+        parameters = {name: _read(model, name) for name in own.parameters}
+        if study:
+            masks, means = study.method.masks(), study.method.means()
+        else:
+            masks, means = Masks(tuple(own.axes()), {n: p != 0 for n, p in parameters.items() if p.dim() == 2}, {}), {}
+        producers = [name for name, module in own.modules.items() if not isinstance(module, nn.Linear)]
+        readings = {name: _reading(model, own, name, example, consumers or {}) for name in producers}
+        closed = _closed(own, masks, readings)
+        scales = {name: _output_scale(own, name, masks, means) for name in own.twins}
+        tensors = _folded(own, closed, means, parameters, readings, scales)
+        plain = _plain_copy(model, study)
+        for narrow in (True, False):  # what lies between a layer and its reader may insist on the width
+            small, layers = _rebuilt(copy.deepcopy(plain), own, closed, tensors, readings, scales, narrow)
+            error = _error(small, example, before)
+            if error <= TOLERANCE.get(before[0].dtype, 1e-2):
+                break
+        else:
+            raise RuntimeError(
+                f"the small model differs from the model on the example by {error:.1e}; please report it"
+            )
+        ms_before, ms_after = _milliseconds(model, small, example)
+        counts = _weights(plain), _weights(small)
+        return small, Proof(error, *counts, _bytes(plain), _bytes(small), ms_before, ms_after, layers)
+    finally:
+        model.train(was_training)
+
+
+def _error(small, example, before):
+    """Largest relative difference from the answer before; infinite where the small model cannot be run."""
+    try:
+        after = answer(small, example)
+    except RuntimeError:
+        return float("inf")
+    pairs = [(a, b) for a, b in zip(after, before, strict=True)]
+    return max(
+        float((a - b).abs().max() / b.abs().max().clamp(min=1)) if a.shape == b.shape else float("inf")
+        for a, b in pairs
+    )
+
+
+def _read(model, name):
+    """A parameter as the module uses it: with torch's pruning it is a plain tensor in the parameter's place."""
+    module, _, own = name.rpartition(".")
+    return getattr(model.get_submodule(module), own).detach()
+
+
+def _reading(model, own, name, example, given):
+    readers = {n: m for n, m in own.modules.items() if n != name and not isinstance(m, nn.Embedding)}
+    if name in given:
+        if unknown := [reader for reader in given[name] if reader not in readers]:
+            raise ValueError(f"consumers of {name}: no such module {unknown[0]!r}; there are: {', '.join(readers)}")
+        columns = {column: (column, "y") for column in range(_width(own, name))}
+        return Reading(dict.fromkeys(given[name], columns), complete=True)
+    return find(model, own.modules[name], readers, example)
+
+
+def _width(own, name):
+    module = own.modules[name]
+    if name in own.twins:
+        return module.hidden_size * (2 if module.bidirectional else 1)
+    return module.embedding_dim
+
+
+def _inputs_of(own, consumer):
+    """The matrices whose columns are a module's input."""
+    if consumer in own.twins:
+        return [f"{consumer}.weight_ih{s}" for s in own.twins[consumer].suffixes() if s.startswith("_l0")]
+    return [own.canonical[f"{consumer}.weight"]]
+
+
+def _read_neurons(own, name, reading, weights, alive):
+    """bool [width]: which outputs of a layer anybody reads. alive: those that are not always zero."""
+    read = torch.zeros(_width(own, name), dtype=torch.bool)
+    for consumer, columns in reading.columns.items():
+        for tensor in _inputs_of(own, consumer):
+            some = weights[tensor].any(0)
+            for column, (neuron, _) in columns.items():
+                read[neuron] |= some[column]
+    return read if reading.complete else read | alive | reading.state
+
+
+def _closed(own, masks, readings):
+    """Masks closed over who really reads whom, without groups: a scale of zero becomes columns of zeros.
+
+    What reads a stack from outside is a row of its own, `<axis>.read`; rows and closure change each other, so they take
+    turns until nothing changes.
+    """
+    weights, axes, tops = {name: w.clone() for name, w in masks.weights.items()}, [], {}
+    groups = {
+        axis.name: masks.group(axis) for axis in masks.axes if axis.kind != "hidden" and axis.name in masks.groups
+    }
+    for axis in masks.axes:
+        if axis.kind == "hidden":
+            layer, suffix = (
+                axis.name.split(".hidden") if ".hidden" in axis.name else ("", axis.name.removeprefix("hidden"))
+            )
+            kept, twin = masks.group(axis), own.twins[layer]
+            for member in axis.having("in"):
+                weights[member.tensor][:, member.positions[~kept].flatten()] = False
+            if suffix.startswith(f"_l{twin.num_layers - 1}"):
+                start = twin.hidden_size if suffix.endswith("_reverse") else 0
+                tops[axis.name] = layer, slice(start, start + axis.size), kept
+                for consumer, columns in readings[layer].columns.items() if readings[layer].complete else ():
+                    lost = [c for c, (n, kind) in columns.items() if kind == "y" and start <= n < start + axis.size]
+                    lost = [c for c in lost if not kept[columns[c][0] - start]]
+                    for tensor in _inputs_of(own, consumer):
+                        weights[tensor][:, lost] = False
+            elif readings[layer].state and not readings[layer].complete:
+                tops[axis.name] = layer, None, kept
+            if axis.name in tops:
+                row = Member(f"{axis.name}.read", 1, torch.arange(axis.size)[:, None], "in")
+                axis = replace(axis, members=(*axis.members, row))
+        axes.append(axis)
+    before = None
+    while before != (before := sum(int(w.sum()) for w in weights.values())):
+        for name, (layer, place, kept) in tops.items():
+            if place is None:  # a lower level whose state somebody may read
+                weights[f"{name}.read"] = torch.ones(1, len(kept), dtype=torch.bool)
+            else:
+                alive = torch.zeros(_width(own, layer), dtype=torch.bool)
+                alive[place] = kept
+                weights[f"{name}.read"] = _read_neurons(own, layer, readings[layer], weights, alive)[None, place]
+        closed = close(Masks(tuple(axes), weights, groups))
+        weights = dict(closed.weights)
+    for axis in closed.of_kind("hidden"):
+        if not closed.groups[axis.name].any():
+            raise ValueError(
+                f"{axis.name} would keep none of its {axis.size} neurons, so nothing would be left to run; "
+                "raise the threshold, train longer, or lower kl_weight"
+            )
+    return closed
+
+
+def _folded(own, closed, means, parameters, readings, scales):
+    """Masked weights with every scale in them but that on an output whose readers are not known."""
+    tensors = {name: p * closed.weights[name] if name in closed.weights else p for name, p in parameters.items()}
+
+    def fold(tensor, dim, positions, values):
+        factor = torch.ones(tensors[tensor].shape[dim], dtype=values.dtype)
+        factor[positions] = values
+        tensors[tensor] = tensors[tensor] * (factor[:, None] if dim == 0 else factor)
+
+    for axis in closed.axes:
+        mean = means.get(axis.name)
+        if mean is None:
+            continue
+        for member in axis.having("out" if axis.kind == "gates" else "in"):
+            if member.tensor in tensors:
+                fold(member.tensor, member.dim, member.positions, mean[:, None].expand(member.positions.shape))
+    for name, reading in readings.items():
+        scale = scales.get(name)
+        if scale is not None and reading.complete:
+            for consumer, columns in reading.columns.items():
+                mine = {c: n for c, (n, kind) in columns.items() if kind == "y"}
+                for tensor in _inputs_of(own, consumer):
+                    fold(tensor, 1, torch.tensor(list(mine), dtype=torch.long), scale[list(mine.values())])
+    return tensors
+
+
+def _output_scale(own, name, masks, means):
+    """What the output of a recurrent layer is multiplied with, [width]; None where it has no scale."""
+    twin = own.twins[name]
+    names = [f"{name}.hidden{s}" for s in twin.suffixes() if s.startswith(f"_l{twin.num_layers - 1}")]
+    if names[0] not in means:
+        return None
+    return torch.cat([means[axis] * masks.groups[axis] for axis in names])
+
+
+# ---- the small model
+
+
+class SmallRecurrent(nn.Module):
+    """A stack of recurrent layers with neurons removed and gates constant, called as the torch layer it stands for.
+
+    reads     columns of the input that are read; None: all
+    outputs   which of the last level's kept neurons go out; None: all
+    spread    their places in the outer width; None: they go out side by side
+    scale     what goes out is multiplied with; None: 1
+    Final states have the outer width; removed neurons are zero there.
+    """
+
+    hands_out_state = True
+
+    def __init__(self, module, twin, parts, keep, reads, outputs, spread, scale):
+        super().__init__()
+        self.kind, self.cell, self.suffixes = type(module).__name__, twin.cell, twin.suffixes()
+        self.batch_first, self.hidden_size, self.bidirectional = (
+            module.batch_first,
+            module.hidden_size,
+            module.bidirectional,
+        )
+        self.width = module.hidden_size * (2 if module.bidirectional else 1)
+        for suffix in self.suffixes:
+            for name in PARTS:
+                self.register_buffer(name + suffix, parts[suffix][name].clone())
+            self.register_buffer("kept" + suffix, keep[suffix].nonzero().flatten())
+        self.register_buffer("reads", reads)
+        self.register_buffer("outputs", outputs)
+        self.register_buffer("spread", spread)
+        self.register_buffer("scale", scale)
+
+    def extra_repr(self):
+        kept = ", ".join(f"{s[1:]} {len(getattr(self, 'kept' + s))}/{self.hidden_size}" for s in self.suffixes)
+        return f"{self.kind}, neurons {kept}" + ("" if self.spread is None else f", output {self.width} wide")
+
+    @torch.no_grad()
+    def forward(self, input, hx=None):
+        x, state, lengths, back = by_time(self, input, hx)
+        live = None if lengths is None else torch.arange(len(x), device=x.device)[:, None] < lengths
+        state = None if state is None else state if isinstance(state, tuple) else (state,)
+        if self.reads is not None:
+            x = x.index_select(-1, self.reads)
+        outputs, finals = [], []
+        for row, suffix in enumerate(self.suffixes):
+            kept = getattr(self, "kept" + suffix)
+            initial = None if state is None else [s[row][:, kept] for s in state]
+            parts = {name: getattr(self, name + suffix) for name in PARTS}
+            y, final = run(self.cell, parts, x, initial, live, reverse=suffix.endswith("_reverse"))
+            outputs.append(y)
+            finals.append([self._wide(s, kept) for s in final])
+            if not self.bidirectional or suffix.endswith("_reverse"):
+                x, outputs = torch.cat(outputs, 2), []
+        if self.outputs is not None:
+            x = x.index_select(2, self.outputs)
+        if self.spread is not None:
+            x = x if self.scale is None else x * self.scale
+            x = x.new_zeros(*x.shape[:2], self.width).index_copy(2, self.spread, x)
+        final = tuple(torch.stack(s) for s in zip(*finals, strict=True))
+        return back(x, final if self.cell.n_states > 1 else final[0])
+
+    def _wide(self, state, kept):
+        return state.new_zeros(len(state), self.hidden_size).index_copy(1, kept, state)
+
+
+class SmallEmbedding(nn.Module):
+    """An embedding without the rows that are zero: those words share one row of zeros."""
+
+    def __init__(self, weight, words):
+        super().__init__()
+        lookup = torch.full((len(words),), int(words.sum()))
+        lookup[words] = torch.arange(int(words.sum()))
+        self.register_buffer("lookup", lookup.to(torch.int32))
+        self.register_buffer("weight", F.pad(weight[words], (0, 0, 0, 1)))
+
+    def extra_repr(self):
+        return f"{len(self.lookup)} words, {len(self.weight) - 1} with a row, {self.weight.shape[1]} wide"
+
+    def forward(self, input):
+        return F.embedding(self.lookup[input], self.weight)
+
+
+def _plain_copy(model, study):
+    """The model's own copy without the method; pruned by torch, its zeros are made permanent."""
+    forwards = {module: module.__dict__.pop("forward") for module in (study.own.modules.values() if study else ())}
+    try:
+        plain = copy.deepcopy(model)
+    finally:
+        for module, forward in forwards.items():
+            module.forward = forward
+    if study:
+        plain._forward_pre_hooks.pop(study.hook.id)
+    for module in plain.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+    return plain.eval()
+
+
+def _rebuilt(small, own, closed, tensors, readings, scales, narrow):
+    """`small`, a plain copy, with smaller modules in it → small, what became of each (name → words)."""
+    narrowed = {name for name, reading in readings.items() if narrow and reading.narrow}
+    kept = {name: _kept_outputs(own, name, closed, reading, tensors) for name, reading in readings.items()}
+    incoming = {name: torch.ones(_inward(m), dtype=torch.bool) for name, m in own.modules.items() if _inward(m)}
+    for name in narrowed:
+        for consumer, columns in readings[name].columns.items():
+            for column, (neuron, _) in columns.items():
+                incoming[consumer][column] &= kept[name][neuron]
+    layers = {}
+    for name, module in own.modules.items():
+        full = {n: tensors[own.canonical[f"{name}.{n}"]] for n in matrix_and_bias_names(module)}
+        if name in own.twins:
+            spread = None if name in narrowed else kept[name].nonzero().flatten()
+            scale = None if readings[name].complete or scales[name] is None else scales[name][kept[name]]
+            outputs = kept[name][_last_kept(own, name, closed)]
+            outputs = None if outputs.all() else outputs.nonzero().flatten()
+            new = _small_recurrent(own, name, closed, full, incoming[name], outputs, spread, scale)
+        elif own.is_tied(name):
+            continue
+        elif isinstance(module, nn.Embedding):
+            weight = full["weight"][:, kept[name]] if name in narrowed else full["weight"]
+            new = SmallEmbedding(weight, weight.any(1))
+        else:
+            new = nn.Linear(int(incoming[name].sum()), module.out_features, "bias" in full).to(full["weight"])
+            for own_name, value in full.items():
+                getattr(new, own_name).data = (value[:, incoming[name]] if value.dim() == 2 else value).clone()
+        parent, _, leaf = name.rpartition(".")
+        setattr(small.get_submodule(parent), leaf, new.eval())
+        layers[name] = new.extra_repr()
+        if name in readings and name not in narrowed:
+            why = "its final state is read" if readings[name].state else "its readers are not all known"
+            layers[name] += f"; {why}, so the output keeps its width"
+    for name in own.parameters:  # tied tensors stay where they are, with their zeros
+        module, _, leaf = name.rpartition(".")
+        if own.is_tied(module):
+            getattr(small.get_submodule(module), leaf).data.copy_(tensors[name])
+    return small, layers
+
+
+def _inward(module):
+    """Columns a module reads; 0 for an embedding."""
+    return getattr(module, "in_features", getattr(module, "input_size", 0))
+
+
+def _kept_outputs(own, name, closed, reading, tensors):
+    """bool [width]: the outputs of a layer that are still there."""
+    if name in own.twins:
+        kept = _last_kept(own, name, closed)
+        return kept & _read_neurons(own, name, reading, tensors, kept)
+    alive = tensors[own.canonical[f"{name}.weight"]].any(0)
+    return alive & _read_neurons(own, name, reading, tensors, alive)
+
+
+def _last_kept(own, name, closed):
+    """bool [width]: the neurons of a stack's last level that are still there."""
+    twin = own.twins[name]
+    last = [s for s in twin.suffixes() if s.startswith(f"_l{twin.num_layers - 1}")]
+    return torch.cat([closed.groups[f"{name}.hidden{s}"] for s in last])
+
+
+def _small_recurrent(own, name, closed, full, incoming, outputs, spread, scale):
+    twin, parts, keep = own.twins[name], {}, {}
+    ends = ("", "_reverse") if twin.bidirectional else ("",)
+    used = torch.stack([full[f"weight_ih_l0{end}"].any(0) for end in ends]).any(0)
+    reads = None if bool((used | ~incoming).all()) else used[incoming].nonzero().flatten()
+    columns = used & incoming
+    for level in range(twin.num_layers):
+        for suffix in (f"_l{level}{end}" for end in ends):
+            keep[suffix] = closed.groups[f"{name}.hidden{suffix}"]
+            matrices = full["weight_ih" + suffix][:, columns], full["weight_hh" + suffix][:, keep[suffix]]
+            blank = matrices[0].new_zeros(len(matrices[0]))
+            biases = [full.get(f"bias_{kind}{suffix}", blank) for kind in ("ih", "hh")]
+            parts[suffix] = shrink(twin.cell, *matrices, *biases, keep[suffix], closed.groups[f"{name}.gates{suffix}"])
+        columns = torch.cat([keep[f"_l{level}{end}"] for end in ends])
+    return SmallRecurrent(own.modules[name], twin, parts, keep, reads, outputs, spread, scale)
+
+
+def _weights(model):
+    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    return sum(int((t != 0).sum()) for t in tensors if t.dim() == 2 and t.is_floating_point())
+
+
+def _bytes(model):
+    return sum(
+        t.numel() * t.element_size() for t in {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    )
+
+
+def _milliseconds(model, small, example, rounds=9):
+    times = {model: [], small: []}
+    for _ in range(rounds):
+        for each_model, taken in times.items():
+            start = time.perf_counter()
+            answer(each_model, example)
+            taken.append(1e3 * (time.perf_counter() - start))
+    return tuple(statistics.median(taken) for taken in times.values())

@@ -1,0 +1,169 @@
+"""Who reads a layer's output, found by running the model on an example.
+
+A neuron's output is replaced by a number of its own, the same at every step and in every sequence, so that taking the
+last step, a maximum or a mean over time leaves it as it is. Whoever then reads a column of that number reads the neuron.
+"""
+
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_leaves, tree_map
+
+
+@dataclass
+class Reading:
+    """Who reads a producer's output.
+
+    columns   consumer's name → {its column: (the neuron in it, "y" from the outputs or "h" from the final state)}
+    complete  nothing else in the model, and no part of its answer, depends on outputs or final state
+    state     the answer depends on the final state
+    """
+
+    columns: dict = field(default_factory=dict)
+    complete: bool = False
+    state: bool = False
+
+    @property
+    def narrow(self):
+        """Whether the width of the outputs may change: they go to known columns only."""
+        return self.complete and not self.state
+
+
+def call(model, example):
+    """The model on an example: a tensor, or a tuple or dict of arguments. No gradient."""
+    with torch.no_grad():
+        if isinstance(example, dict):
+            return model(**example)
+        return model(*example) if isinstance(example, tuple) else model(example)
+
+
+def answer(model, example):
+    """The tensors the model returns, but for states of its recurrent layers that it hands through."""
+    states = []
+    layers = [m for m in model.modules() if isinstance(m, nn.RNNBase) or getattr(m, "hands_out_state", False)]
+    handles = [
+        m.register_forward_hook(lambda module, args, output: states.extend(tree_leaves(output[1]))) for m in layers
+    ]
+    try:
+        leaves = [
+            _tensor_of(x) for x in tree_leaves(call(model, example)) if isinstance(x, (torch.Tensor, PackedSequence))
+        ]
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [x for x in leaves if not any(x is state for state in states)]
+
+
+def _tensor_of(x):
+    return x.data if isinstance(x, PackedSequence) else x
+
+
+@contextmanager
+def replaced(module, replace):
+    """While it lasts, `module` returns replace(its output)."""
+    handle = module.register_forward_hook(lambda module, args, output: replace(output))
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def watched(modules, see):
+    """While it lasts, see(name, first argument) is told of every call of the modules; what it returns is used instead."""
+
+    def hook(name):
+        return lambda module, args: (see(name, args[0]), *args[1:])
+
+    handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def like(output, values):
+    """An output (tensor or packed) with other values."""
+    if isinstance(output, PackedSequence):
+        return output._replace(data=values(output.data))
+    return values(output)
+
+
+def find(model, producer, consumers, example):
+    """→ `Reading` of one producer (a recurrent layer or an embedding). consumers: name → module, those that may read it."""
+    recurrent = isinstance(producer, nn.RNNBase)
+    generator = torch.Generator().manual_seed(0)
+
+    def marked(output):
+        y, state = output if recurrent else (output, None)
+        values = _tensor_of(y)
+        marks = torch.rand(values.shape[-1], generator=generator, dtype=torch.float64) + 1
+        marks = marks.to(values)
+        found["y"] = marks
+        y = like(y, lambda v: marks.expand(v.shape).clone())
+        if not recurrent:
+            return y
+        directions = 2 if producer.bidirectional else 1
+        hidden, *rest = state if isinstance(state, tuple) else (state,)
+        last = torch.rand(directions, hidden.shape[-1], generator=generator, dtype=torch.float64).to(values) + 3
+        found["h"] = last.flatten()
+        noise = [torch.randn(s.shape, generator=generator, dtype=torch.float64).to(s) for s in (hidden, *rest)]
+        noise[0][-directions:] = last[(slice(None), *[None] * (hidden.dim() - 2))]
+        return y, tuple(noise) if isinstance(state, tuple) else noise[0]
+
+    found, maps, spoiled = {}, {}, set()
+
+    def see(name, x):
+        values = _tensor_of(x)
+        if not values.is_floating_point():
+            return x
+        values = values.reshape(-1, values.shape[-1])
+        steady = (values.amax(0) - values.amin(0)).abs() <= 1e-6 * values.abs().amax(0)
+        mapping = {}
+        for kind, marks in found.items():  # y: columns of the output; h: of the last layer's states, as in y
+            distance = (values[0][:, None] - marks[None]).abs() / marks
+            nearest = distance.argmin(1)
+            for column in (steady & (distance.amin(1) < 1e-6)).nonzero().flatten().tolist():
+                mapping[column] = (int(nearest[column]), kind)
+        if maps.setdefault(name, mapping) != mapping:  # called on different things: not a reader to rely on
+            spoiled.add(name)
+        return x
+
+    with replaced(producer, marked), watched(consumers, see):
+        answer(model, example)
+    if not found:
+        raise ValueError(
+            f"the example never reaches {type(producer).__name__}({producer.extra_repr()}); give one that does"
+        )
+    columns = {name: mapping for name, mapping in maps.items() if mapping and name not in spoiled}
+    complete = _indifferent(model, producer, consumers, columns, example, ("y", "h"))
+    state = recurrent and not _indifferent(model, producer, consumers, {}, example, ("h",))
+    return Reading(columns, complete, state)
+
+
+def _indifferent(model, producer, consumers, columns, example, parts):
+    """Whether the model's answer is the same whatever the outputs ("y") and final states ("h") are, `columns` unseen."""
+    answers = []
+    for seed in (1, 2):
+        generator = torch.Generator().manual_seed(seed)
+
+        def random(v, generator=generator):
+            return torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v)
+
+        def scrambled(output, random=random):
+            if not isinstance(producer, nn.RNNBase):
+                return like(output, random)
+            y, state = output
+            return (like(y, random) if "y" in parts else y), tree_map(random, state)
+
+        def blind(name, x):
+            unseen = list(columns.get(name, ()))
+            return like(x, lambda v: v.index_fill(-1, torch.tensor(unseen, device=v.device), 0)) if unseen else x
+
+        with replaced(producer, scrambled), watched(consumers, blind):
+            answers.append(answer(model, example))
+    return len(answers[0]) == len(answers[1]) and all(map(torch.equal, *answers))
