@@ -437,6 +437,15 @@ def test_penalty_is_the_kl_of_every_weight_and_group_variable_over_the_examples(
     assert len(every_pair(method)) == 4 + 4
 
 
+def test_the_variables_of_neurons_may_be_charged_more_than_weights_and_words():
+    _, method = prepared("classifier", "wgn", kl_weight=0.5, kl_weight_neurons=2.0, kl_full=2.0)
+    charged = {name: plain_kl(theta, log_sigma).sum() for name, theta, log_sigma in method._pairs()}
+    neurons = sum(charged.pop(name) for name in ("input", "hidden_l0", "gates_l0"))
+    expected = (0.5 * sum(charged.values()) + 2.0 * neurons).item() / N_EXAMPLES
+    assert method.penalty(10**6).item() == pytest.approx(expected, rel=1e-12)
+    assert method.penalty(STEPS_PER_EPOCH).item() == pytest.approx(expected / 2, rel=1e-12)
+
+
 def test_kl_weight_is_zero_then_a_straight_line_then_full():
     _, method = prepared("classifier", kl_weight=0.8, kl_start=1.0, kl_full=3.0)
     weights = [method.kl_weight(step) for step in range(45)]

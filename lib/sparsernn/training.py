@@ -31,6 +31,7 @@ from .masks import close, closed_count, effective, paper_count, weight_matrices
 from .presets import preset
 from .records import constant_gates, count_fields, joined, where_and_with
 
+EVALUATION_BATCH = 256  # sequences; where a state is carried the batch is the number of streams, and stays
 OUT_OF_VOCABULARY = 2  # classification tasks: 0 pad, 1 start, 2 out of vocabulary
 
 
@@ -89,8 +90,8 @@ def evaluate(predict, task, split, plan):
 
 def predictions(predict, task, split, plan):
     """(batch, logits) over a split in evaluation order, the state carried where the task carries it."""
-    state = None
-    for batch in task.batches(split, plan.batch_size, plan.steps or None):
+    state, batch_size = None, plan.batch_size if plan.steps else max(plan.batch_size, EVALUATION_BATCH)
+    for batch in task.batches(split, batch_size, plan.steps or None):
         logits, state = predict(batch.tokens, batch.lengths, state if batch.carry else None)
         yield batch, logits
 

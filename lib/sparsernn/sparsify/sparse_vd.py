@@ -29,15 +29,17 @@ class _KL(torch.autograd.Function):
         total = theta.new_zeros((), dtype=torch.float64)
         length = _KL.slice_length if theta.device.type == "cpu" else theta.numel()
         parts = (t.reshape(-1).split(length) for t in (theta, log_sigma, d_theta, d_log_sigma))
+        buffers = [theta.new_empty(min(length, theta.numel())) for _ in range(3)]
         for t, ls, d_t, d_ls in zip(*parts, strict=True):
-            square = t * t + 1e-16
-            a = 2 * ls - torch.log(square)
-            s = torch.sigmoid(-K2 - K3 * a)  # small where α is large: 1 − sigm(K2 + K3 a) would lose its digits there
-            # KL = K1 s + ½ softplus(−a);  dKL/da = −K1 K3 s (1 − s) − ½ sigm(−a)
-            total += (K1 * s + 0.5 * nn.functional.softplus(-a)).sum(dtype=torch.float64)
-            slope = (-K1 * K3) * s * (1 - s) - 0.5 * torch.sigmoid(-a)
-            torch.mul(slope, 2, out=d_ls)
-            torch.mul(slope, -2 * t / square, out=d_t)
+            square, x, s = (buffer[: len(t)] for buffer in buffers)
+            torch.mul(t, t, out=square).add_(1e-16)
+            torch.log(square, out=x).sub_(ls, alpha=2)  # −log α
+            # KL = K1 s + ½ softplus(x), s = 1 − sigm(K2 + K3 log α) without losing its digits where α is large
+            torch.mul(x, K3, out=s).sub_(K2).sigmoid_()
+            total += K1 * s.sum() + 0.5 * torch._C._nn.softplus(x, out=d_t).sum()
+            # dKL/dlog σ = 2 K1 K3 s (s − 1) − sigm(x);  dKL/dθ = −θ/θ² of it
+            torch.mul(s, s, out=d_ls).sub_(s).mul_(2 * K1 * K3).sub_(x.sigmoid_())
+            torch.div(t, square, out=d_t).mul_(d_ls).neg_()
         ctx.save_for_backward(d_theta, d_log_sigma)
         return total.to(theta.dtype)
 
