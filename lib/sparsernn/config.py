@@ -38,6 +38,8 @@ class RunConfig:
     clip: float | None = None
     lr_end: float | None = None
     word_dropout: float | None = None
+    dropout: float | None = None
+    weight_decay: float | None = None
     lr_log_sigma: float | None = None
     log_sigma: float | None = None
     log_sigma_groups: float | None = None

@@ -48,8 +48,8 @@ METRICS = {
     "label_error_rate": ("label error rate", "lower"),
 }
 GATES = {"i": "input i", "f": "forget f", "g": "candidate g", "o": "output o",
-         "r": "reset r", "z": "update z", "n": "candidate n"}  # fmt: skip
-CANDIDATES = "gn"  # a tanh, −1 … 1; the others are squashed to 0 … 1
+         "r": "reset r", "z": "update z", "n": "candidate n", "h": "state h"}  # fmt: skip
+CANDIDATES = "gnh"  # a tanh, −1 … 1; the others are squashed to 0 … 1
 LIVE = "#1f1f1f"
 STATES = {"live": (LIVE, ""), "constant": ("#a79fcb", "///"), "removed": ("#e6e6e6", "...")}
 FILES = {"dense": (BLACK, ""), "compact": (BLUE, "///"), "floor": (GREY, "...")}
@@ -476,10 +476,11 @@ def constant_values(table):
 
 
 @_styled
-def front(table, ax=None, quality="test"):
+def front(table, ax=None, quality="test", variants=True):
     """Quality against compression, a small point a run, a large one the mean of a method's seeds; one task.
 
-    table: rows of results/<profile>.csv. Opponents that are no network are hollow; one without a compression is a line.
+    table: rows of results/<profile>.csv. variants: write them beside their points. Opponents that are no network are
+    hollow; one without a compression is a line.
     """
     ax = ax or _axes(6.4, 4.2)[1]
     if table.empty:
@@ -509,7 +510,9 @@ def front(table, ax=None, quality="test"):
             zorder=3,
             **fill,
         )
-        ax.annotate(variant, (row.compression, value), xytext=(7, 3), textcoords="offset points", fontsize=7)
+        ax.annotate(
+            variant if variants else "", (row.compression, value), xytext=(7, 3), textcoords="offset points", fontsize=7
+        )
     for method, part in rows[rows["compression"].notna()].groupby("method"):
         if part.duplicated(["model", "variant"]).any():
             colour, marker, _ = look(method)

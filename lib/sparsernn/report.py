@@ -120,7 +120,10 @@ def draw(profile, results, figures):
         written.append(Path(figures) / f"{name}.png")
 
     for task, part in rows.groupby("task"):
-        keep(plots.front(part), f"{task}-front")
+        finished = part[part["test"].notna()]  # trials stop at validation
+        keep(plots.front(finished), f"{task}-front")
+        if len(finished) < len(part):
+            keep(plots.front(part, quality="valid", variants=False), f"{task}-tried")
         keep(plots.training_curves(_curves(profile, task, part, results)), f"{task}-training")
         for method, thresholds in _per_method(profile, task, "thresholds.csv", results):
             keep(plots.threshold_curve(thresholds), f"{task}-{method}-thresholds")

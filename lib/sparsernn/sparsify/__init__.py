@@ -4,12 +4,17 @@ from functools import partial
 
 from ..names import nearest
 from .base import Dense, Method
+from .binary import BinaryDropout, BinarySparseVD
 from .linear import L1Logistic
 from .sparse_vd import SparseVD
 
 METHODS = {
     "dense": Dense,
+    "binary-dropout": BinaryDropout,
     "sparse-vd-w": SparseVD,
+    "sparse-vd-w-binary": BinarySparseVD,
+    "sparse-vd-w-voc": partial(SparseVD, groups="voc"),
+    "sparse-vd-wn": partial(SparseVD, groups="wn"),
     "sparse-vd-wgn": partial(SparseVD, groups="wgn"),
     "linear": L1Logistic,
 }
