@@ -85,7 +85,7 @@ def evaluate(predict, task, split, plan):
     for batch, logits in predictions(predict, task, split, plan):
         part, number = task.score(logits, batch)
         total, count = total + part, count + number
-    return total / count
+    return task.metric_of(total, count)
 
 
 def predictions(predict, task, split, plan):
@@ -109,7 +109,7 @@ class Session:
         torch.manual_seed(config.seed)
         self.model = preset(config.task, config.model).build(self.task)
         self.method = sparsify.make(config.method)
-        self.steps_per_epoch = math.ceil(self.task.n_examples / (self.plan.batch_size * max(1, self.plan.steps)))
+        self.steps_per_epoch = task.steps_per_epoch(self.plan.batch_size, self.plan.steps)
         self.method.prepare(self.model, self.plan, self.task.n_examples, self.steps_per_epoch)
         groups = [{"params": list(self.model.parameters()), "lr": self.plan.lr, "decays": True}]
         groups += self.method.parameter_groups(self.plan)

@@ -18,6 +18,12 @@ def _loader(module: str, function: str) -> Callable[[str], Task]:
 TASKS: dict[str, Callable[[str], Task]] = {
     "pydocs-topic": _loader("pydocs", "topic"),
     "pydocs-char": _loader("pydocs", "char"),
+    "pydocs-word": _loader("pydocs", "word"),
+    "imdb": _loader("sentiment_and_topic", "imdb"),
+    "ag-news": _loader("sentiment_and_topic", "ag_news"),
+    "ptb-char": _loader("language", "ptb_char"),
+    "ptb-word": _loader("language", "ptb_word"),
+    "wikitext-2": _loader("language", "wikitext_2"),
 }
 
 
@@ -27,7 +33,7 @@ def names() -> list[str]:
 
 
 def load(name: str, profile: str) -> Task:
-    """The task `name`; profile "smoke" gives a subset that loads in seconds, any other the whole corpus.
+    """The task `name`; profile "smoke" gives a subset that trains in seconds, any other the whole corpus.
 
     Raises ValueError for an unknown name, with the nearest one.
     """

@@ -38,7 +38,7 @@ class Task:
     """Base of `ClassificationTask` and `LanguageTask`.
 
     name, data_note     what it is; package versions (and "smoke subset" where so)
-    metric, better      "accuracy" | "bits_per_char"; "higher" | "lower"
+    metric, better      "accuracy" | "bits_per_char" | "perplexity"; "higher" | "lower"
     vocabulary, classes names of the token ids and of the class ids (no classes: language model)
     n_examples          training examples as the likelihood counts them: sequences or predicted symbols
     data_sha256         over the id arrays of all splits, with their names, dtypes and shapes
@@ -69,13 +69,21 @@ class Task:
         """One pass over a split; in training, `generator` draws the order (classification) or the offset (language)."""
         raise NotImplementedError
 
+    def steps_per_epoch(self, batch_size: int, steps: int | None = None) -> int:
+        """Batches of one pass over the training split (a random offset may make one fewer)."""
+        return math.ceil(self.n_examples / (batch_size * max(1, steps or 1)))
+
     def loss(self, logits: torch.Tensor, batch: Batch) -> torch.Tensor:
         """Mean nats per example, a scalar; logits [B, C] (classification) or [T, B, V] (language model)."""
         return F.cross_entropy(logits.flatten(0, -2), batch.targets.flatten())
 
     def score(self, logits: torch.Tensor, batch: Batch) -> tuple[float, int]:
-        """(total, count) of a batch: over a split, metric = sum of totals / sum of counts."""
+        """(total, count) of a batch; over a split they are added up and given to `metric_of`."""
         raise NotImplementedError
+
+    def metric_of(self, total: float, count: int) -> float:
+        """The metric of a split."""
+        return total / count
 
     def examples(self, n: int) -> list[tuple[str, str]]:
         """(label or "", text) of the first n training examples, as the model sees them."""
@@ -190,6 +198,24 @@ class LanguageTask(Task):
         """The first n pieces of `symbols` symbols each."""
         text = [self.vocabulary[i] for i in self.splits["train"]["ids"][: n * symbols]]
         return [("", "".join(text[start : start + symbols])) for start in range(0, len(text), symbols)]
+
+
+class WordTask(LanguageTask):
+    """A stream of words: its metric is the perplexity, exp of the mean nats."""
+
+    metric = "perplexity"
+
+    def score(self, logits: torch.Tensor, batch: Batch) -> tuple[float, int]:
+        """(summed nats, words)."""
+        bits, count = super().score(logits, batch)
+        return bits * math.log(2), count
+
+    def metric_of(self, total: float, count: int) -> float:
+        return math.exp(total / count)
+
+    def examples(self, n: int, symbols: int = 40) -> list[tuple[str, str]]:
+        words = [self.vocabulary[i] for i in self.splits["train"]["ids"][: n * symbols]]
+        return [("", " ".join(words[start : start + symbols])) for start in range(0, len(words), symbols)]
 
 
 def data_sha256(splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:

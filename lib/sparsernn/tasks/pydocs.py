@@ -2,7 +2,7 @@
 
 Read with `ast` from the installed *.py (nothing is imported, tests are skipped), split by source *file* hash 80/10/10.
 Documents of fewer than 15 words are dropped, and of those with the same first 12 masked words one is kept, in one
-split. Order is by text hash, so that any beginning of a split is a fair sample of it. Two tasks: `topic`, `char`.
+split. Order is by text hash, so that any beginning of a split is a fair sample of it. Tasks: `topic`, `char`, `word`.
 
 The processed ids are cached as one npz under <root>/data/cache, named after package versions and `PROCESSING`; delete
 it and it is built again. Locking uses fcntl (Linux, macOS).
@@ -30,9 +30,9 @@ from typing import NamedTuple
 import numpy as np
 
 from ..files import project_root
-from .base import SPLITS, ClassificationTask, LanguageTask
+from .base import SPLITS, ClassificationTask, LanguageTask, WordTask
 
-PROCESSING = 6  # part of the cache's name: raise it when the code below makes something else
+PROCESSING = 7  # part of the cache's name: raise it when the code below makes something else
 PACKAGES = ("matplotlib", "networkx", "numba", "numpy", "pandas", "scipy", "sympy", "torch")
 TEST_FOLDERS = {"test", "tests", "testing", "_testing"}
 
@@ -54,9 +54,14 @@ RESERVED = ["<pad>", "<start>", "<oov>"]  # ids 0, 1, 2, as in the papers' class
 END, OTHER = "¶", "\N{REPLACEMENT CHARACTER}"  # end of a docstring; any character outside the alphabet
 ALPHABET = 98  # printable ASCII and newline, with END and OTHER at most 100 symbols
 
-# Most passages per package, and most characters, in (train, valid, test).
+PIECE = re.compile(r"\w+|[^\w\s]")  # of the word task: words and signs
+WORD_VOCABULARY = 10_000  # with <unk> and <eos>
+UNKNOWN, END_OF_DOCUMENT = "<unk>", "<eos>"
+
+# Most passages per package, most characters and most words, in (train, valid, test).
 TOPIC_CAP = {"full": (6000, 1000, 1000), "smoke": (50, 15, 15)}
 CHAR_CAP = {"full": (3_000_000, 100_000, 100_000), "smoke": (40_000, 5_000, 5_000)}
+WORD_CAP = {"full": (2_000_000, 100_000, 100_000), "smoke": (20_000, 3_000, 3_000)}
 
 
 class Document(NamedTuple):
@@ -90,6 +95,16 @@ def char(profile: str) -> LanguageTask:
     arrays, meta = _load(profile)
     splits = {split: {"ids": arrays[f"char.{split}.ids"]} for split in SPLITS}
     return LanguageTask("pydocs-char", splits, meta["alphabet"], data_note=meta["note"])
+
+
+def word(profile: str) -> WordTask:
+    """`pydocs-word`: the docstrings by lower-cased words and signs, an <eos> after each, the 10,000 most frequent.
+
+    At most 2,000,000 / 100,000 / 100,000 words; others are <unk>.
+    """
+    arrays, meta = _load(profile)
+    splits = {split: {"ids": arrays[f"word.{split}.ids"]} for split in SPLITS}
+    return WordTask("pydocs-word", splits, meta["pieces"], data_note=meta["note"])
 
 
 # ---- from source files to documents
@@ -233,8 +248,25 @@ def char_ids(documents: list[Document], cap: tuple[int, int, int]) -> tuple[dict
     return {f"char.{split}.ids": table[points[split]] for split in SPLITS}, alphabet
 
 
+def word_ids(documents: list[Document], cap: tuple[int, int, int]) -> tuple[dict[str, np.ndarray], list[str]]:
+    """Arrays `word.<split>.ids` and the vocabulary: <unk>, <eos>, then the training words by frequency."""
+    texts = {}
+    for split, most in zip(SPLITS, cap, strict=True):
+        texts[split] = []
+        for document in documents:
+            if document.split == split and len(texts[split]) < most:
+                texts[split] += [*PIECE.findall(document.text.lower()), END_OF_DOCUMENT]
+        del texts[split][most:]
+    frequency = Counter(texts["train"])
+    del frequency[END_OF_DOCUMENT]
+    most_frequent = sorted(frequency, key=lambda word: (-frequency[word], word))
+    words = [UNKNOWN, END_OF_DOCUMENT, *most_frequent[: WORD_VOCABULARY - 2]]
+    index = {word: i for i, word in enumerate(words)}
+    return {f"word.{s}.ids": np.array([index.get(word, 0) for word in texts[s]], dtype=np.int32) for s in SPLITS}, words
+
+
 def build(roots: Mapping[str, Path], size: str = "full") -> tuple[dict[str, np.ndarray], dict]:
-    """Both tasks' arrays and meta data (words, alphabet, unread), from the files themselves; size "full" or "smoke"."""
+    """All tasks' arrays and meta data (words, alphabet, pieces, unread), from the files themselves; size "full" or "smoke"."""
     with warnings.catch_warnings(), _no_garbage_collection():
         for category in (SyntaxWarning, DeprecationWarning):  # of other people's string escapes
             warnings.simplefilter("ignore", category)
@@ -242,7 +274,9 @@ def build(roots: Mapping[str, Path], size: str = "full") -> tuple[dict[str, np.n
         documents = distinct(documents)
         topic_arrays, words = topic_ids(documents, TOPIC_CAP[size])
         char_arrays, alphabet = char_ids(documents, CHAR_CAP[size])
-    return topic_arrays | char_arrays, {"words": words, "alphabet": alphabet, "unread": unread}
+        word_arrays, pieces = word_ids(documents, WORD_CAP[size])
+    meta = {"words": words, "alphabet": alphabet, "pieces": pieces, "unread": unread}
+    return topic_arrays | char_arrays | word_arrays, meta
 
 
 # ---- cache
