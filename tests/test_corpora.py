@@ -8,6 +8,7 @@ import re
 import tarfile
 import threading
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +127,13 @@ def test_another_file_of_that_name_is_refused(server, monkeypatch):
 def test_an_unknown_name_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match=r"ptb/ptb.train.txt"):
         corpora.read("ptb/ptb.trian.txt")
+
+
+def test_data_readme_gives_the_sums_that_are_checked():
+    text = (Path(__file__).parents[1] / "data/README.md").read_text()
+    for name, source in corpora.FILES.items():
+        assert source.sum.removeprefix("md5:") in text and source.url.rpartition("/")[2] in text, name
+    assert corpora.MEMBERS["imdb"][1] in text
 
 
 # ---- archives
@@ -261,7 +269,7 @@ def test_character_windows_know_nothing_of_each_other(ptb):
     text = ids.unfold(0, 100, 1)
     starts = [int((text == window).all(1).nonzero()[0]) for window in windows[:5]]
     assert len({start % 100 for start in starts}) == 1 and starts != sorted(starts)
-    assert task.n_examples == len(ids) // 100 * 99
+    assert task.n_examples == (len(ids) - 99) // 100 * 99
     assert abs(len(batches) - task.steps_per_epoch(7, 100)) <= 1
     every = torch.cat([batch.tokens.t() for batch in task.batches("valid", 7, 100)])
     assert np.array_equal(every[0], task.splits["valid"]["ids"][:99])

@@ -27,7 +27,8 @@ class WindowTask(LanguageTask):
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
-        self.n_examples = len(self.splits["train"]["ids"]) // self.window * (self.window - 1)
+        windows = (len(self.splits["train"]["ids"]) - self.window + 1) // self.window  # at any offset
+        self.n_examples = windows * (self.window - 1)
 
     def steps_per_epoch(self, batch_size: int, steps: int | None = None) -> int:
         return math.ceil(len(self.splits["train"]["ids"]) // (steps or self.window) / batch_size)
