@@ -127,6 +127,8 @@ def test_consumers_that_cannot_be_found_may_be_named():
     assert named.head.in_features == 2 * H - 5 and error(named(words(seed=5)), model.eval()(words(seed=5))) <= 1e-12
     with pytest.raises(ValueError, match="no such module 'haed'; there are: .*head"):
         compact(model, example=words(), consumers={"stack": ["haed"]})
+    with pytest.raises(ValueError, match="skip reads 6 columns, the layer has 16 outputs"):
+        compact(model, example=words(), consumers={"stack": ["skip"]})
 
 
 @pytest.mark.parametrize("cell", CELLS)

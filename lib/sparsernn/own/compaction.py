@@ -64,6 +64,8 @@ def compact(model, example, consumers=None):
         study = STUDIES.get(model)
         own = study.own if study else OwnModel(model)
         before = answer(model, example)  # torch's pruning puts its products in place when a module is called
+        if not before:
+            raise ValueError("the model returns no tensor for the example, so nothing could be compared")
         parameters = {name: _read(model, name) for name in own.parameters}
         if study:
             masks, means = study.method.masks(), study.method.means()
@@ -82,7 +84,8 @@ def compact(model, example, consumers=None):
                 break
         else:
             raise RuntimeError(
-                f"the small model differs from the model on the example by {error:.1e}; please report it"
+                f"the small model differs from the model on the example by {error:.1e}: "
+                + ("are the consumers given the only readers?" if consumers else "please report it with the model")
             )
         ms_before, ms_after = _milliseconds(model, small, example)
         counts = _weights(plain), _weights(small)
@@ -97,11 +100,9 @@ def _error(small, example, before):
         after = answer(small, example)
     except RuntimeError:
         return float("inf")
-    pairs = [(a, b) for a, b in zip(after, before, strict=True)]
-    return max(
-        float((a - b).abs().max() / b.abs().max().clamp(min=1)) if a.shape == b.shape else float("inf")
-        for a, b in pairs
-    )
+    if [x.shape for x in after] != [x.shape for x in before]:
+        return float("inf")
+    return max(float((a - b).abs().max() / b.abs().max().clamp(min=1)) for a, b in zip(after, before, strict=True))
 
 
 def _read(model, name):
@@ -115,7 +116,11 @@ def _reading(model, own, name, example, given):
     if name in given:
         if unknown := [reader for reader in given[name] if reader not in readers]:
             raise ValueError(f"consumers of {name}: no such module {unknown[0]!r}; there are: {', '.join(readers)}")
-        columns = {column: (column, "y") for column in range(_width(own, name))}
+        width = _width(own, name)
+        for reader in given[name]:
+            if (reads := _inward(readers[reader])) != width:
+                raise ValueError(f"consumers of {name}: {reader} reads {reads} columns, the layer has {width} outputs")
+        columns = {column: (column, "y") for column in range(width)}
         return Reading(dict.fromkeys(given[name], columns), complete=True)
     return find(model, own.modules[name], readers, example)
 
@@ -157,9 +162,7 @@ def _closed(own, masks, readings):
     }
     for axis in masks.axes:
         if axis.kind == "hidden":
-            layer, suffix = (
-                axis.name.split(".hidden") if ".hidden" in axis.name else ("", axis.name.removeprefix("hidden"))
-            )
+            layer, _, suffix = axis.name.rpartition(".hidden")
             kept, twin = masks.group(axis), own.twins[layer]
             for member in axis.having("in"):
                 weights[member.tensor][:, member.positions[~kept].flatten()] = False
