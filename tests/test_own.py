@@ -82,7 +82,8 @@ def test_the_small_model_equals_the_pruned_one_on_other_data(cell, method, aroun
 
 def test_a_two_layer_bidirectional_gru_with_a_way_around_it_trains_and_shrinks():
     model = model_of(cell=nn.GRU)
-    study = attach(model, "sparse-vd-wgn", steps=300, n_examples=300, kl_weight=0.3, lr_log_sigma=0.05, fine_tune=0.3)
+    plan = {"kl_weight": 0.3, "kl_weight_neurons": 10.0, "lr_log_sigma": 0.05, "fine_tune": 0.3}
+    study = attach(model, "sparse-vd-wgn", steps=300, n_examples=300, **plan)
     optimizer = torch.optim.Adam(study.parameter_groups(lr=1e-2))
     losses, generator = [], torch.Generator().manual_seed(2)
     for _ in range(300):

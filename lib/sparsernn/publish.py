@@ -8,6 +8,6 @@ from .files import project_root
 from .report import publish
 
 if __name__ == "__main__":
-    profile = yaml.safe_load((project_root() / "study.yaml").read_text())["profile"]
-    for path in publish(profile):
+    study = yaml.safe_load((project_root() / "study.yaml").read_text())
+    for path in publish(study["profile"], study=study):
         sys.stdout.write(f"{path}\n")

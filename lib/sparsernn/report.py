@@ -80,7 +80,7 @@ def missing(study, rows):
     return [key for key in wanted if key not in there]
 
 
-def publish(profile, results=None, figures=None):
+def publish(profile, results=None, figures=None, study=None):
     """Upsert the finished runs of a profile into results/, copy their tables and small models, redraw every figure."""
     results, figures = Path(results or project_root() / "results"), Path(figures or project_root() / "figures")
     fresh = finished(profile)
@@ -95,7 +95,7 @@ def publish(profile, results=None, figures=None):
                 with replacing(target / name) as temporary:
                     shutil.copyfile(path, temporary)
     records.upsert(fresh, results / f"{profile}.csv")
-    return draw(profile, results, figures)
+    return draw(profile, results, figures, study)
 
 
 def tracked(profile, name, results):
@@ -108,8 +108,11 @@ def tracked(profile, name, results):
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def draw(profile, results, figures):
-    """Every figure of the study, from tracked tables alone → the files written, `<task>-<figure>.png`."""
+def draw(profile, results, figures, study=None):
+    """Every figure of the study, from tracked tables alone → the files written, `<task>-<figure>.png`.
+
+    study: study.yaml as read; where it asks for runs of a task, curves, histograms and maps are theirs alone.
+    """
     rows, written = records.read(Path(results) / f"{profile}.csv"), []
 
     def keep(figure, name):
@@ -122,17 +125,26 @@ def draw(profile, results, figures):
     for task, part in rows.groupby("task"):
         finished = part[part["test"].notna()]  # trials stop at validation
         keep(plots.front(finished), f"{task}-front")
-        if len(finished) < len(part):
-            keep(plots.front(part, quality="valid", variants=False), f"{task}-tried")
-        keep(plots.training_curves(_curves(profile, task, part, results)), f"{task}-training")
-        for method, thresholds in _per_method(profile, task, "thresholds.csv", results):
+        tried = part[part["data_sha256"].isin(finished["data_sha256"])]
+        if len(finished) < len(tried):
+            keep(plots.front(tried, quality="valid", variants=False), f"{task}-tried")
+        shown = _of_the_study(finished, study)
+        keep(plots.training_curves(_curves(profile, task, shown, results)), f"{task}-training")
+        for method, thresholds in _per_method(profile, shown, "thresholds.csv", results):
             keep(plots.threshold_curve(thresholds), f"{task}-{method}-thresholds")
-        for method, counts in _per_method(profile, task, "log_alpha.csv", results):
+        for method, counts in _per_method(profile, shown, "log_alpha.csv", results):
             keep(plots.log_alpha_histograms(counts), f"{task}-{method}-log-alpha")
-        for method, gates in _per_method(profile, task, "gates.csv", results):
+        for method, gates in _per_method(profile, shown, "gates.csv", results):
             keep(plots.gate_map(gates), f"{task}-{method}-gates")
             keep(plots.gate_counts(gates), f"{task}-{method}-gate-counts")
     return written
+
+
+def _of_the_study(rows, study):
+    """The rows of the runs a study asks for, and of opponents; all of them where it asks for none of these."""
+    wanted = [config.directory.relative_to(runs_root()).as_posix() for config in study_configs(study)] if study else []
+    asked = rows[[run_key(row) in wanted or row["method"] in plots.OPPONENTS for row in rows.to_dict("records")]]
+    return rows if asked["method"].isin(plots.OPPONENTS).all() else asked
 
 
 def _curves(profile, task, rows, results):
@@ -145,11 +157,13 @@ def _curves(profile, task, rows, results):
     return pd.concat(frames, ignore_index=True)
 
 
-def _per_method(profile, task, name, results):
-    """(method, table) of one run of each method that left a table with rows: the plainest variant, the first seed."""
+def _per_method(profile, shown, name, results):
+    """(method, table) of one run of each method among the rows `shown` that left a table: the first variant and seed."""
     table = tracked(profile, name, results)
+    columns = ["task", "method", "variant", "seed"]
     if len(table):
-        table = table[table["task"] == task].fillna({"variant": ""}).sort_values(["variant", "seed"], kind="stable")
+        table = table.fillna({"variant": ""}).merge(shown[columns].fillna({"variant": ""}), on=columns)
+        table = table.sort_values(["variant", "seed"], kind="stable")
         for method, part in table.groupby("method"):
             first = part.iloc[0]
             yield method, part[(part["variant"] == first["variant"]) & (part["seed"] == first["seed"])]

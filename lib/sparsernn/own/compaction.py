@@ -9,12 +9,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import prune
+from torch.utils._pytree import tree_map
 
 from ..axes import Member
 from ..masks import Masks, close
-from ..small import PARTS, run, shrink
-from .attaching import STUDIES, OwnModel, by_time, matrix_and_bias_names
-from .readers import Reading, answer, find
+from .attaching import STUDIES, OwnModel, matrix_and_bias_names
+from .readers import Reading, answer, find, like
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
@@ -239,32 +239,37 @@ def _output_scale(own, name, masks, means):
 
 
 class SmallRecurrent(nn.Module):
-    """A stack of recurrent layers with neurons removed and gates constant, called as the torch layer it stands for.
+    """A stack of torch layers without the removed neurons, called as the layer it stands for.
 
+    A level is a layer as wide as the direction that keeps more; the other has neurons without weights, which stay at
+    zero. A constant gate is a row of zeros with its bias: σ(b) or tanh(b) at every step.
+
+    levels    the layers                                     places    per level: columns of its output that are neurons
+    kept      per level and direction: which neurons of the model's layer they are
     reads     columns of the input that are read; None: all
-    outputs   which of the last level's kept neurons go out; None: all
-    spread    their places in the outer width; None: they go out side by side
+    spread    places of what goes out in the outer width; None: it goes out side by side
     scale     what goes out is multiplied with; None: 1
     Final states have the outer width; removed neurons are zero there.
     """
 
     hands_out_state = True
 
-    def __init__(self, module, twin, parts, keep, reads, outputs, spread, scale):
+    def __init__(self, module, levels, places, kept, reads, spread, scale):
         super().__init__()
-        self.kind, self.cell, self.suffixes = type(module).__name__, twin.cell, twin.suffixes()
-        self.batch_first, self.hidden_size, self.bidirectional = (
-            module.batch_first,
-            module.hidden_size,
-            module.bidirectional,
-        )
+        self.kind, self.hidden_size, self.dropout = type(module).__name__, module.hidden_size, module.dropout
         self.width = module.hidden_size * (2 if module.bidirectional else 1)
-        for suffix in self.suffixes:
-            for name in PARTS:
-                self.register_buffer(name + suffix, parts[suffix][name].clone())
-            self.register_buffer("kept" + suffix, keep[suffix].nonzero().flatten())
+        self.batch_first, self.bidirectional, self.num_layers = (
+            module.batch_first,
+            module.bidirectional,
+            module.num_layers,
+        )
+        self.levels = nn.ModuleList(levels)
+        for level, columns in enumerate(places):
+            self.register_buffer(f"places_l{level}", columns)
+        self.suffixes = list(kept)
+        for suffix, neurons in kept.items():
+            self.register_buffer("kept" + suffix, neurons)
         self.register_buffer("reads", reads)
-        self.register_buffer("outputs", outputs)
         self.register_buffer("spread", spread)
         self.register_buffer("scale", scale)
 
@@ -272,33 +277,40 @@ class SmallRecurrent(nn.Module):
         kept = ", ".join(f"{s[1:]} {len(getattr(self, 'kept' + s))}/{self.hidden_size}" for s in self.suffixes)
         return f"{self.kind}, neurons {kept}" + ("" if self.spread is None else f", output {self.width} wide")
 
-    @torch.no_grad()
     def forward(self, input, hx=None):
-        x, state, lengths, back = by_time(self, input, hx)
-        live = None if lengths is None else torch.arange(len(x), device=x.device)[:, None] < lengths
-        state = None if state is None else state if isinstance(state, tuple) else (state,)
-        if self.reads is not None:
-            x = x.index_select(-1, self.reads)
-        outputs, finals = [], []
-        for row, suffix in enumerate(self.suffixes):
-            kept = getattr(self, "kept" + suffix)
-            initial = None if state is None else [s[row][:, kept] for s in state]
-            parts = {name: getattr(self, name + suffix) for name in PARTS}
-            y, final = run(self.cell, parts, x, initial, live, reverse=suffix.endswith("_reverse"))
-            outputs.append(y)
-            finals.append([self._wide(s, kept) for s in final])
-            if not self.bidirectional or suffix.endswith("_reverse"):
-                x, outputs = torch.cat(outputs, 2), []
-        if self.outputs is not None:
-            x = x.index_select(2, self.outputs)
+        x = input if self.reads is None else like(input, lambda v: v.index_select(-1, self.reads))
+        directions, finals = len(self.suffixes) // len(self.levels), []
+        for level, layer in enumerate(self.levels):
+            if level and self.dropout:
+                x = like(x, lambda v: F.dropout(v, self.dropout, self.training))
+            rows = range(level * directions, (level + 1) * directions)
+            initial = (
+                None if hx is None else tree_map(lambda s, rows=rows, w=layer.hidden_size: self._narrow(s, rows, w), hx)
+            )
+            x, final = layer(x, initial)
+            places = getattr(self, f"places_l{level}")
+            x = like(x, lambda v, places=places: v.index_select(-1, places))
+            finals.append(tree_map(lambda s, rows=rows: self._wide(s, rows), final))
+        if self.scale is not None:
+            x = like(x, lambda v: v * self.scale)
         if self.spread is not None:
-            x = x if self.scale is None else x * self.scale
-            x = x.new_zeros(*x.shape[:2], self.width).index_copy(2, self.spread, x)
-        final = tuple(torch.stack(s) for s in zip(*finals, strict=True))
-        return back(x, final if self.cell.n_states > 1 else final[0])
+            x = like(x, lambda v: v.new_zeros(*v.shape[:-1], self.width).index_copy(-1, self.spread, v))
+        if isinstance(finals[0], tuple):
+            return x, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
+        return x, torch.cat(finals)
 
-    def _wide(self, state, kept):
-        return state.new_zeros(len(state), self.hidden_size).index_copy(1, kept, state)
+    def _narrow(self, state, rows, width):
+        """The model's state [layers·D, (B,) H] → this level's, [D, (B,) width]."""
+        parts = [state[row].index_select(-1, getattr(self, "kept" + self.suffixes[row])) for row in rows]
+        return torch.stack([F.pad(part, (0, width - part.shape[-1])) for part in parts])
+
+    def _wide(self, state, rows):
+        """This level's state → its rows of the model's."""
+        wide = state.new_zeros(*state.shape[:-1], self.hidden_size)
+        for place, row in enumerate(rows):
+            kept = getattr(self, "kept" + self.suffixes[row])
+            wide[place] = wide[place].index_copy(-1, kept, state[place][..., : len(kept)])
+        return wide
 
 
 class SmallEmbedding(nn.Module):
@@ -351,7 +363,6 @@ def _rebuilt(small, own, closed, tensors, readings, scales, narrow):
             spread = None if name in narrowed else kept[name].nonzero().flatten()
             scale = None if readings[name].complete or scales[name] is None else scales[name][kept[name]]
             outputs = kept[name][_last_kept(own, name, closed)]
-            outputs = None if outputs.all() else outputs.nonzero().flatten()
             new = _small_recurrent(own, name, closed, full, incoming[name], outputs, spread, scale)
         elif own.is_tied(name):
             continue
@@ -397,20 +408,41 @@ def _last_kept(own, name, closed):
 
 
 def _small_recurrent(own, name, closed, full, incoming, outputs, spread, scale):
-    twin, parts, keep = own.twins[name], {}, {}
-    ends = ("", "_reverse") if twin.bidirectional else ("",)
+    """`SmallRecurrent` of a layer. full: its masked tensors; incoming: bool, input columns that still arrive;
+    outputs: bool over the last level's kept neurons, those that go out."""
+    module, twin = own.modules[name], own.twins[name]
+    ends, gates = ("", "_reverse") if twin.bidirectional else ("",), len(twin.cell.gates)
     used = torch.stack([full[f"weight_ih_l0{end}"].any(0) for end in ends]).any(0)
+    if not used.any():  # torch has no layer without an input
+        used |= incoming & (incoming.cumsum(0) == 1)
     reads = None if bool((used | ~incoming).all()) else used[incoming].nonzero().flatten()
-    columns = used & incoming
+    columns, levels, places, kept = used & incoming, [], [], {}
     for level in range(twin.num_layers):
-        for suffix in (f"_l{level}{end}" for end in ends):
-            keep[suffix] = closed.groups[f"{name}.hidden{suffix}"]
-            matrices = full["weight_ih" + suffix][:, columns], full["weight_hh" + suffix][:, keep[suffix]]
-            blank = matrices[0].new_zeros(len(matrices[0]))
-            biases = [full.get(f"bias_{kind}{suffix}", blank) for kind in ("ih", "hh")]
-            parts[suffix] = shrink(twin.cell, *matrices, *biases, keep[suffix], closed.groups[f"{name}.gates{suffix}"])
-        columns = torch.cat([keep[f"_l{level}{end}"] for end in ends])
-    return SmallRecurrent(own.modules[name], twin, parts, keep, reads, outputs, spread, scale)
+        keep = [closed.groups[f"{name}.hidden_l{level}{end}"] for end in ends]
+        width = max(int(k.sum()) for k in keep)
+        shape = {"bias": module.bias, "batch_first": module.batch_first, "bidirectional": module.bidirectional}
+        shape |= {"nonlinearity": module.nonlinearity} if isinstance(module, nn.RNN) else {}
+        layer = type(module)(int(columns.sum()), width, **shape).to(full["weight_hh_l0"])
+        for end, k in zip(ends, keep, strict=True):
+            rows = torch.cat([gate * width + torch.arange(int(k.sum())) for gate in range(gates)])
+            for own_name in module._flat_weights_names:
+                kind, _, suffix = own_name.partition("_l")
+                if suffix != f"{level}{end}":
+                    continue
+                tensor = full[own_name][k.repeat(gates)]
+                small = getattr(layer, f"{kind}_l0{end}").data.zero_()
+                if kind == "weight_ih":
+                    small[rows] = tensor[:, columns]
+                elif kind == "weight_hh":
+                    small[rows, : int(k.sum())] = tensor[:, k]
+                else:
+                    small[rows] = tensor
+            kept[f"_l{level}{end}"] = k.nonzero().flatten()
+        levels.append(layer)
+        places.append(torch.cat([d * width + torch.arange(int(k.sum())) for d, k in enumerate(keep)]))
+        columns = torch.cat(keep)
+    places[-1] = places[-1][outputs]
+    return SmallRecurrent(module, levels, places, kept, reads, spread, scale)
 
 
 def _weights(model):
