@@ -30,8 +30,8 @@ MODELS = {
     "language model, 2 layers": lambda: LanguageModel(5, hidden=4, layers=2),
     "bidirectional": lambda: Tagger(5, 2, hidden=3),
     "bidirectional, 2 layers": lambda: Tagger(5, 2, hidden=3, layers=2),
-    "GRU": lambda: Tagger(5, 2, hidden=3, layers=2, cell=GRU),
-    "RNN": lambda: Tagger(5, 2, hidden=3, layers=2, cell=RNN),
+    "bidirectional, GRU": lambda: Tagger(5, 2, hidden=3, layers=2, cell=GRU),
+    "bidirectional, RNN": lambda: Tagger(5, 2, hidden=3, layers=2, cell=RNN),
     "bag of words": lambda: BagOfWords(5, 3),
 }
 RECURRENT = [name for name in MODELS if name != "bag of words"]
@@ -347,7 +347,7 @@ def test_live_constant_and_removed_gates_are_all_gates(name, seed, density):
         letters, states = gate_states(closed)[axis.name]
         assert [len(states), len(states[0])] == [len(letters), axis.size]
         kept = closed.groups[axis.name].tolist()
-        live = closed.groups["gates" + axis.name.removeprefix("hidden")].view(4, -1).tolist()
+        live = closed.groups["gates" + axis.name.removeprefix("hidden")].view(len(letters), -1).tolist()
         for k, row in enumerate(states):
             for j, state in enumerate(row):
                 assert state == (REMOVED if not kept[j] else LIVE if live[k][j] else CONSTANT)

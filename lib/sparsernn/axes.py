@@ -44,7 +44,6 @@ class Axis:
     needs: tuple[str, ...] = ("in",)
     variable_decides: bool = False
     gates: str = field(default="")  # `gates` axes: a letter per gate type, in order; `hidden` axes: the name of theirs
-    moved_by: tuple[tuple[str, str], ...] = ()  # `gates` axes: (n, r) where gate r moves gate n even without a weight
 
     def having(self, *roles):
         return [member for member in self.members if member.role in roles]
@@ -78,6 +77,6 @@ def recurrent_axes(name, layer, readers, prefix="", bias=True):
         gates = [Member(w, 0, all_rows, "out") for w in weights] + [Member(b, 0, all_rows, "bias") for b in biases]
         gates += [Member(f"{name}.gates{suffix}", 1, all_rows, "scale")]
         axes.append(Axis(f"{prefix}hidden{suffix}", "hidden", size, tuple(hidden), gates=f"{prefix}gates{suffix}"))
-        extra = {"needs": ("out",), "gates": letters, "moved_by": layer.cell.moved_by}
+        extra = {"needs": ("out",), "gates": letters}
         axes.append(Axis(f"{prefix}gates{suffix}", "gates", len(letters) * size, tuple(gates), **extra))
     return axes

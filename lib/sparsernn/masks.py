@@ -150,11 +150,7 @@ def close(masks):
             _drop(weights, axis, ~keep)
     for axis in masks.of_kind("hidden"):
         gates = next(a for a in masks.axes if a.name == axis.gates)
-        live = groups[gates.name] & _touched(weights, gates, "out")
-        by_letter = dict(zip(gates.gates, live.view(len(gates.gates), -1), strict=True))  # views: writing sets `live`
-        for moved, mover in gates.moved_by:
-            by_letter[moved] |= by_letter[mover]
-        groups[gates.name] = live & _neuron_of_gate(gates, groups[axis.name])
+        groups[gates.name] &= _neuron_of_gate(gates, groups[axis.name]) & _touched(weights, gates, "out")
     return Masks(masks.axes, weights, groups)
 
 

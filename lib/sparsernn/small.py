@@ -19,7 +19,10 @@ def shrink(cell, weight_ih, weight_hh, bias_ih, bias_hh, keep, live):
 
     The weights [G·H, …] come with removed columns already gone and scales multiplied in.
     """
-    small_live = live.view(len(cell.gates), -1)[:, keep]
+    live = live.view(len(cell.gates), -1).clone()
+    for moved, mover in cell.moved_by:  # without a weight of its own a GRU's n is no constant where its r is none
+        live[cell.gates.index(moved)] |= live[cell.gates.index(mover)]
+    small_live, live = live[:, keep], live.flatten()
     bias = cell.join_biases(bias_ih, bias_hh).view(-1, len(keep))[:, keep]
     values = bias.reshape(1, 1, -1).clone()  # every block as it is when nothing reaches it
     cell.activate(cell.slices(values)[0])
