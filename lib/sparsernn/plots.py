@@ -136,7 +136,9 @@ def _best(values, better):
 
 def _log_counts(axis):
     """A logarithmic axis whose ticks are 1, 10, 1,000, written out, with a few between where it is short."""
-    axis.set_major_formatter(lambda value, _: f"{value:,.0f}" if value >= 1 else f"{value:g}")
+    axis.set_major_formatter(
+        lambda value, _: f"{value:,.0f}" if abs(value - round(value)) < 1e-9 * value else f"{value:.3g}"
+    )
     low, high = sorted(axis.get_view_interval())
     if high / max(low, 1e-300) < 100:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
