@@ -252,7 +252,7 @@ def test_the_penalty_is_per_example():
 
 def test_projections_are_refused_by_name():
     model = nn.Sequential(nn.LSTM(4, 8, proj_size=3))
-    with pytest.raises(ValueError, match="0 has proj_size=3; projections are not supported"):
+    with pytest.raises(ValueError, match="0: proj_size is 3; projections are not supported"):
         attach(model, "sparse-vd-w", steps=10, n_examples=10)
 
 

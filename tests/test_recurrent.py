@@ -7,7 +7,7 @@ import torch
 from oracles import GRADIENTS, VALUES, error, gradients, one_hot, randn, step_loop
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from sparsernn.recurrent import GRU, LSTM, RNN
+from sparsernn.recurrent import GRU, LSTM, RNN, from_torch, to_torch
 
 KINDS = ("input", "recurrent", "output", "gates")
 CELLS = [(LSTM, "logistic"), (LSTM, "hard"), (GRU, "logistic"), (GRU, "hard"), (RNN, "tanh"), (RNN, "relu")]
@@ -122,6 +122,29 @@ def test_non_contiguous_input_equals_torch(view):
     state = tuple(randn(3, 2, 5, seed=i).transpose(0, 1).requires_grad_() for i in (1, 2))
     assert not x.is_contiguous() and not state[0].is_contiguous()
     assert_same(ours, twin, x, state, ours(x, state), twin(x, tuple(s.contiguous() for s in state)), torch.float64)
+
+
+@every_cell_of_torch
+@pytest.mark.parametrize("bias", [True, False])
+def test_from_torch_and_back(cell, act, bias):
+    ours = layer(4, 5, 2, 2, cell=cell, act=act)
+    torchs = torch_twin(ours) if bias else getattr(torch.nn, cell.__name__)(4, 5, 2, bias=False).double()
+    x, copied = randn(7, 3, 4), from_torch(torchs)
+    assert type(copied) is cell and error(copied(x)[0], torchs(x)[0]) <= 1e-12
+    again = to_torch(copied)
+    assert type(again) is type(torchs) and torch.equal(again(x)[0], (torchs if bias else again)(x)[0])
+    with torch.no_grad():
+        copied.weight_hh_l0.zero_()
+    assert torchs.weight_hh_l0.any() and again.weight_hh_l0.any()
+
+
+def test_what_torch_has_not_is_refused_in_words():
+    with pytest.raises(ValueError, match="torch has no hard gates"):
+        to_torch(layer(4, 5, act="hard"))
+    with pytest.raises(ValueError, match="proj_size is 2; projections are not supported"):
+        from_torch(torch.nn.LSTM(4, 5, proj_size=2))
+    with pytest.raises(ValueError, match="Linear is none of LSTM, GRU, RNN"):
+        from_torch(torch.nn.Linear(4, 5))
 
 
 # ---- scales

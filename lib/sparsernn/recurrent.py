@@ -467,3 +467,36 @@ class RNN(Recurrent):
 
     cell_type = RNNCell
     activations = ("tanh", "relu")
+
+
+TORCH = {nn.LSTM: LSTM, nn.GRU: GRU, nn.RNN: RNN}
+
+
+def from_torch(module):
+    """Our layer with a copy of the parameters of an nn.LSTM, nn.GRU or nn.RNN; time comes first in ours.
+
+    Without biases it gets zeros. Raises ValueError for another module, and for proj_size.
+    """
+    if type(module) not in TORCH:
+        raise ValueError(f"{type(module).__name__} is none of {', '.join(kind.__name__ for kind in TORCH)} of torch.nn")
+    if module.proj_size:
+        raise ValueError(f"proj_size is {module.proj_size}; projections are not supported, use proj_size=0")
+    shape = (module.input_size, module.hidden_size, module.num_layers, module.bidirectional)
+    layer = TORCH[type(module)](*shape, activation=getattr(module, "nonlinearity", None), dropout=module.dropout)
+    layer.to(module.weight_hh_l0)
+    with torch.no_grad():
+        for name, parameter in layer.named_parameters():
+            parameter.copy_(getattr(module, name, torch.zeros(())))
+    return layer
+
+
+def to_torch(layer):
+    """torch's layer with a copy of the parameters of ours. Raises ValueError for hard gates, which torch has not."""
+    if layer.activation == "hard":
+        raise ValueError("torch has no hard gates; only a layer with logistic gates can become torch's")
+    kind = next(kind for kind, ours in TORCH.items() if type(layer) is ours)
+    shape = {"num_layers": layer.num_layers, "bidirectional": layer.bidirectional, "dropout": layer.dropout}
+    shape |= {"nonlinearity": layer.activation} if kind is nn.RNN else {}
+    module = kind(layer.input_size, layer.hidden_size, **shape).to(layer.weight_hh_l0)
+    module.load_state_dict(layer.state_dict())
+    return module

@@ -9,13 +9,13 @@ from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .. import recurrent, sparsify
+from .. import sparsify
 from ..axes import Axis, Member, each, recurrent_axes
 from ..masks import effective
 from ..models import word_scale
 from ..presets import Plan
+from ..recurrent import TORCH, from_torch
 
-RECURRENT = {nn.LSTM: recurrent.LSTM, nn.GRU: recurrent.GRU, nn.RNN: recurrent.RNN}
 STUDIES = weakref.WeakKeyDictionary()  # model → the study attached to it
 
 
@@ -31,8 +31,8 @@ class OwnModel:
 
     def __init__(self, model):
         self.model = model
-        self.modules = {n: m for n, m in model.named_modules() if isinstance(m, (*RECURRENT, nn.Embedding, nn.Linear))}
-        self.twins = {n: twin_of(n, m) for n, m in self.modules.items() if isinstance(m, tuple(RECURRENT))}
+        self.modules = {n: m for n, m in model.named_modules() if isinstance(m, (*TORCH, nn.Embedding, nn.Linear))}
+        self.twins = {n: twin_of(n, m) for n, m in self.modules.items() if isinstance(m, tuple(TORCH))}
         if "" in self.modules:
             raise ValueError(f"the model is a bare {type(model).__name__}; put it inside an nn.Module of your own")
         if not self.twins:
@@ -77,17 +77,16 @@ class OwnModel:
 
 
 def twin_of(name, module):
-    """Our layer of the same shape; refuses what it cannot be."""
-    if getattr(module, "proj_size", 0):
-        raise ValueError(f"{name} has proj_size={module.proj_size}; projections are not supported, use proj_size=0")
-    shape = (module.input_size, module.hidden_size, module.num_layers, module.bidirectional)
-    activation = getattr(module, "nonlinearity", None)
-    return RECURRENT[type(module)](*shape, activation=activation, dropout=module.dropout)
+    """Our layer of the same shape."""
+    try:
+        return from_torch(module)
+    except ValueError as problem:
+        raise ValueError(f"{name}: {problem}") from problem
 
 
 def matrix_and_bias_names(module):
     """The names of a known module's weights, also where torch's pruning has split them in two."""
-    if isinstance(module, tuple(RECURRENT)):
+    if isinstance(module, tuple(TORCH)):
         return list(module._flat_weights_names)
     return ["weight"] + (["bias"] if getattr(module, "bias", None) is not None else [])
 
