@@ -274,6 +274,11 @@ def test_a_second_method_and_an_unknown_one_are_refused():
         attach(model, "sparse-vd-w", steps=10, n_examples=10)
 
 
+def test_a_method_that_trains_no_network_is_refused():
+    with pytest.raises(ValueError, match="'linear' is for the model 'bag-of-words' alone"):
+        attach(model_of(), "linear", steps=10, n_examples=10)
+
+
 def test_a_layer_of_which_nothing_is_left_is_refused():
     model, _ = pruned("sparse-vd-wgn", keep=0.0)
     with pytest.raises(ValueError, match="would keep none of its 8 neurons"):

@@ -16,11 +16,11 @@ from torch.nn import functional as F
 
 from .files import replacing
 from .masks import close
-from .recurrent import GRU, LSTM, RNN
+from .recurrent import TORCH
 from .small import PARTS, run, shrink
 
 FORMAT = "sparsernn-compact/1"
-LAYERS = {"LSTM": LSTM, "GRU": GRU, "RNN": RNN}
+LAYERS = {layer.__name__: layer for layer in TORCH.values()}
 
 
 def compact(model, masks, means=None):

@@ -35,7 +35,6 @@ class Cell:
     """One step of a recurrent layer on one time slice, forward and by hand backward; the shared part.
 
     gates                    a letter each, in torch's order: the rows of the weights
-    candidates               gates that are a tanh; the others are squashed
     n_states                 tensors carried from step to step, h first
     from_input, from_state   in which *block* of the preactivations each gate's product with x and with h lands. They
                              differ where a gate needs the two apart (the GRU's n)
@@ -43,7 +42,6 @@ class Cell:
     """
 
     gates: str
-    candidates: str
     n_states: int
     from_input: tuple[int, ...]
     from_state: tuple[int, ...]
@@ -63,12 +61,8 @@ class Cell:
     @property
     def gate_of_block(self):
         """For each block, the gate it belongs to."""
-        gates = range(len(self.gates))
-        return [
-            *dict(
-                sorted((*zip(self.from_input, gates, strict=True), *zip(self.from_state, gates, strict=True)))
-            ).values()
-        ]
+        gate = {block: gate for landing in (self.from_input, self.from_state) for gate, block in enumerate(landing)}
+        return [gate[block] for block in sorted(gate)]
 
     def join_biases(self, bias_ih, bias_hh):
         return self.spread(bias_ih, self.from_input) + self.spread(bias_hh, self.from_state)
@@ -127,7 +121,7 @@ def _through_tanh(grad, value):
 class LSTMCell(Cell):
     """c = f ⊙ c' + i ⊙ g,  h = o ⊙ tanh c."""
 
-    gates, candidates, n_states = "ifgo", "g", 2
+    gates, n_states = "ifgo", 2
     from_input = from_state = (0, 1, 2, 3)
 
     def slices(self, values):
@@ -160,7 +154,7 @@ class LSTMCell(Cell):
 class GRUCell(Cell):
     """n = tanh(n_x + r ⊙ n_h),  h = n + z ⊙ (h' − n): the products of n with x and with h stay apart."""
 
-    gates, candidates, n_states = "rzn", "n", 1
+    gates, n_states = "rzn", 1
     from_input, from_state = (0, 1, 2), (0, 1, 3)
     moved_by = (("n", "r"),)  # through b_hn
 
@@ -193,7 +187,7 @@ class GRUCell(Cell):
 class RNNCell(Cell):
     """h = tanh(a) or relu(a)."""
 
-    gates, candidates, n_states = "h", "h", 1
+    gates, n_states = "h", 1
     from_input = from_state = (0,)
 
     def slices(self, values):

@@ -30,9 +30,9 @@ from .files import replacing
 from .masks import close, closed_count, effective, paper_count, weight_matrices
 from .presets import preset
 from .records import constant_gates, count_fields, joined, where_and_with
+from .tasks.words import OOV
 
 EVALUATION_BATCH = 256  # sequences; where a state is carried the batch is the number of streams, and stays
-OUT_OF_VOCABULARY = 2  # classification tasks: 0 pad, 1 start, 2 out of vocabulary
 
 
 class Run:
@@ -161,8 +161,8 @@ class Session:
         """Some words replaced by the out-of-vocabulary id, anew for every batch (small corpora are learnt by heart)."""
         if not self.plan.word_dropout:
             return batch
-        hidden = (torch.rand(batch.tokens.shape) < self.plan.word_dropout) & (batch.tokens > OUT_OF_VOCABULARY)
-        return replace(batch, tokens=batch.tokens.masked_fill(hidden, OUT_OF_VOCABULARY))
+        hidden = (torch.rand(batch.tokens.shape) < self.plan.word_dropout) & (batch.tokens > OOV)
+        return replace(batch, tokens=batch.tokens.masked_fill(hidden, OOV))
 
     def read_off(self):
         """Validation metric and counts as the model stands."""

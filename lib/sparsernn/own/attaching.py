@@ -12,7 +12,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from .. import sparsify
 from ..axes import Axis, Member, each, recurrent_axes
 from ..masks import effective
-from ..models import word_scale
+from ..models import Classifier, word_scale
 from ..presets import Plan
 from ..recurrent import TORCH, from_torch
 
@@ -22,11 +22,7 @@ STUDIES = weakref.WeakKeyDictionary()  # model → the study attached to it
 class OwnModel:
     """A user's model as methods, masks and closure see it: named matrices, axes, which axes take group variables."""
 
-    groups = {
-        "voc": ("vocabulary",),
-        "wn": ("vocabulary", "input", "hidden"),
-        "wgn": ("vocabulary", "input", "hidden", "gates"),
-    }
+    groups = Classifier.groups
     local_noise = ()
 
     def __init__(self, model):
@@ -99,10 +95,13 @@ def attach(model, method, steps, n_examples, **plan):
     n_examples   training examples as your loss counts them (its mean is over examples): the penalty is divided by it
     plan         fields of `presets.Plan`; where they count in epochs (kl_start, kl_full) they count in steps here,
                  `fine_tune` is the share of steps at the end in which what is kept is trained on without noise
-    Raises ValueError for a model without a recurrent layer, for proj_size, for a second method on one model.
+    Raises ValueError for a model without a recurrent layer, for proj_size, for a second method on one model, and for a
+    method that trains none (`linear`).
     """
     if model in STUDIES:
         raise ValueError("this model has a method on it already; study.detach() takes it off")
+    if needed := sparsify.make(method).default_model:
+        raise ValueError(f"method {method!r} is for the model {needed!r} alone, and trains no other")
     plan = Plan(**({"epochs": steps, "batch_size": 1} | plan))
     return Study(model, method, plan, n_examples)
 

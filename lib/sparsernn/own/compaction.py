@@ -132,6 +132,11 @@ def _width(own, name):
     return module.embedding_dim
 
 
+def _last_level(twin):
+    """The suffixes of a stack's last level, one a direction."""
+    return twin.suffixes()[-2 if twin.bidirectional else -1 :]
+
+
 def _inputs_of(own, consumer):
     """The matrices whose columns are a module's input."""
     if consumer in own.twins:
@@ -166,7 +171,7 @@ def _closed(own, masks, readings):
             kept, twin = masks.group(axis), own.twins[layer]
             for member in axis.having("in"):
                 weights[member.tensor][:, member.positions[~kept].flatten()] = False
-            if suffix.startswith(f"_l{twin.num_layers - 1}"):
+            if suffix in _last_level(twin):
                 start = twin.hidden_size if suffix.endswith("_reverse") else 0
                 tops[axis.name] = layer, slice(start, start + axis.size), kept
                 for consumer, columns in readings[layer].columns.items() if readings[layer].complete else ():
@@ -229,7 +234,7 @@ def _folded(own, closed, means, parameters, readings, scales):
 def _output_scale(own, name, masks, means):
     """What the output of a recurrent layer is multiplied with, [width]; None where it has no scale."""
     twin = own.twins[name]
-    names = [f"{name}.hidden{s}" for s in twin.suffixes() if s.startswith(f"_l{twin.num_layers - 1}")]
+    names = [f"{name}.hidden{suffix}" for suffix in _last_level(twin)]
     if names[0] not in means:
         return None
     return torch.cat([means[axis] * masks.groups[axis] for axis in names])
@@ -402,9 +407,7 @@ def _kept_outputs(own, name, closed, reading, tensors):
 
 def _last_kept(own, name, closed):
     """bool [width]: the neurons of a stack's last level that are still there."""
-    twin = own.twins[name]
-    last = [s for s in twin.suffixes() if s.startswith(f"_l{twin.num_layers - 1}")]
-    return torch.cat([closed.groups[f"{name}.hidden{s}"] for s in last])
+    return torch.cat([closed.groups[f"{name}.hidden{suffix}"] for suffix in _last_level(own.twins[name])])
 
 
 def _small_recurrent(own, name, closed, full, incoming, outputs, spread, scale):

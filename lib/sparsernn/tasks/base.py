@@ -14,8 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from .words import PAD
+
 SPLITS = ("train", "valid", "test")
-PAD = 0  # id of padding in classification tasks
 
 
 @dataclass(frozen=True)

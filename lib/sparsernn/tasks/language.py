@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 
 from . import corpora
 from .base import SPLITS, Batch, LanguageTask, WordTask
+from .words import by_frequency
 
 END = "<eos>"
 UNKNOWN = "<unk>"
@@ -49,20 +49,15 @@ def _lines(name):
     return corpora.read(name)[0].decode("utf-8").splitlines()
 
 
-def _by_frequency(symbols):
-    frequency = Counter(symbols)
-    return sorted(frequency, key=lambda symbol: (-frequency[symbol], symbol))
-
-
 def _words_of_lines(name, files, profile):
     texts = {
         s: [word for line in _lines(file) for word in (*line.split(), END)]
         for s, file in zip(SPLITS, files, strict=True)
     }
-    vocabulary = _by_frequency([*texts["train"], UNKNOWN])
+    vocabulary = by_frequency([*texts["train"], UNKNOWN])
     if profile == "smoke":
         texts = {split: words[:most] for (split, words), most in zip(texts.items(), SMOKE, strict=True)}
-        vocabulary = _by_frequency([*texts["train"], UNKNOWN])
+        vocabulary = by_frequency([*texts["train"], UNKNOWN])
     index = {word: i for i, word in enumerate(vocabulary)}
     splits = {s: {"ids": np.array([index.get(w, index[UNKNOWN]) for w in texts[s]], dtype=np.int32)} for s in SPLITS}
     return WordTask(name, splits, vocabulary, data_note="smoke subset" if profile == "smoke" else "")
@@ -81,7 +76,7 @@ def wikitext_2(profile: str) -> WordTask:
 def ptb_char(profile: str) -> WindowTask:
     """`ptb-char`: the same text by characters, spaces as `_`, a newline a line: 5,017,482 / 393,042 / 442,423 of 50."""
     texts = {s: "".join(line.strip().replace(" ", "_") + "\n" for line in _lines(f"ptb/ptb.{s}.txt")) for s in SPLITS}
-    alphabet = _by_frequency(texts["train"])
+    alphabet = by_frequency(texts["train"])
     if profile == "smoke":
         texts = {split: text[:most] for (split, text), most in zip(texts.items(), SMOKE, strict=True)}
     index = {symbol: i for i, symbol in enumerate(alphabet)}

@@ -8,7 +8,8 @@ import numpy as np
 import scipy.sparse
 from sklearn.linear_model import LogisticRegression
 
-from .base import PAD, ClassificationTask
+from .base import ClassificationTask
+from .words import PAD
 
 COSTS = (0.01, 0.03, 0.1, 0.3, 1.0, 2.0)  # scikit-learn's C: from a hundred weights to all that help
 REFIT_COST = 3.0  # light L2; on pydocs-topic's validation anything from 1 to 10 is within 1 %

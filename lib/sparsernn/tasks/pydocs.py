@@ -31,6 +31,7 @@ import numpy as np
 
 from ..files import project_root
 from .base import SPLITS, ClassificationTask, LanguageTask, WordTask
+from .words import RESERVED, by_frequency, sequences
 
 PROCESSING = 7  # part of the cache's name: raise it when the code below makes something else
 PACKAGES = ("matplotlib", "networkx", "numba", "numpy", "pandas", "scipy", "sympy", "torch")
@@ -50,7 +51,6 @@ MIN_WORDS = 15  # shorter ones ("Return the name of this node.") say little abou
 KEY_WORDS = 12
 TOPIC_WORDS = 100
 TOPIC_VOCABULARY = 20_000  # as the papers' classification tasks
-RESERVED = ["<pad>", "<start>", "<oov>"]  # ids 0, 1, 2, as in the papers' classification tasks
 END, OTHER = "¶", "\N{REPLACEMENT CHARACTER}"  # end of a docstring; any character outside the alphabet
 ALPHABET = 98  # printable ASCII and newline, with END and OTHER at most 100 symbols
 
@@ -218,18 +218,12 @@ def topic_ids(documents: list[Document], cap: tuple[int, int, int]) -> tuple[dic
         counts[package, split] += 1
         if counts[package, split] <= cap[SPLITS.index(split)]:
             chosen[split].append((package, words))
-    frequency = Counter(word for _, passage in chosen["train"] for word in passage)
-    words = RESERVED + sorted(frequency, key=lambda word: (-frequency[word], word))[:TOPIC_VOCABULARY]
-    index = {word: i for i, word in enumerate(words)}
-    start, oov = RESERVED.index("<start>"), RESERVED.index("<oov>")
+    words = RESERVED + by_frequency((word for _, passage in chosen["train"] for word in passage), TOPIC_VOCABULARY)
     arrays = {}
     for split in SPLITS:
-        rows = [[start] + [index.get(word, oov) for word in passage] for _, passage in chosen[split]]
-        arrays[f"topic.{split}.ids"] = np.array([i for row in rows for i in row], dtype=np.int32)
-        arrays[f"topic.{split}.lengths"] = np.array([len(row) for row in rows], dtype=np.int32)
-        arrays[f"topic.{split}.labels"] = np.array(
-            [PACKAGES.index(package) for package, _ in chosen[split]], dtype=np.int32
-        )
+        labels = [PACKAGES.index(package) for package, _ in chosen[split]]
+        made = sequences([passage for _, passage in chosen[split]], labels, words)
+        arrays |= {f"topic.{split}.{name}": array for name, array in made.items()}
     return arrays, words
 
 
@@ -239,9 +233,8 @@ def char_ids(documents: list[Document], cap: tuple[int, int, int]) -> tuple[dict
     for split, most in zip(SPLITS, cap, strict=True):
         texts = "".join(d.text.replace(END, OTHER) + END for d in documents if d.split == split)
         streams[split] = texts[:most]
-    frequency = Counter(streams["train"])
-    ascii_used = [symbol for symbol in frequency if symbol == "\n" or " " <= symbol <= "~"]
-    alphabet = [END, OTHER, *sorted(ascii_used, key=lambda symbol: (-frequency[symbol], symbol))[:ALPHABET]]
+    ascii_used = (symbol for symbol in streams["train"] if symbol == "\n" or " " <= symbol <= "~")
+    alphabet = [END, OTHER, *by_frequency(ascii_used, ALPHABET)]
     table = np.full(0x110000, alphabet.index(OTHER), dtype=np.uint8)
     table[[ord(symbol) for symbol in alphabet]] = np.arange(len(alphabet))
     points = {split: np.frombuffer(text.encode("utf-32-le", "surrogatepass"), "<u4") for split, text in streams.items()}
@@ -257,10 +250,8 @@ def word_ids(documents: list[Document], cap: tuple[int, int, int]) -> tuple[dict
             if document.split == split and len(texts[split]) < most:
                 texts[split] += [*PIECE.findall(document.text.lower()), END_OF_DOCUMENT]
         del texts[split][most:]
-    frequency = Counter(texts["train"])
-    del frequency[END_OF_DOCUMENT]
-    most_frequent = sorted(frequency, key=lambda word: (-frequency[word], word))
-    words = [UNKNOWN, END_OF_DOCUMENT, *most_frequent[: WORD_VOCABULARY - 2]]
+    seen = (word for word in texts["train"] if word != END_OF_DOCUMENT)
+    words = [UNKNOWN, END_OF_DOCUMENT, *by_frequency(seen, WORD_VOCABULARY - 2)]
     index = {word: i for i, word in enumerate(words)}
     return {f"word.{s}.ids": np.array([index.get(word, 0) for word in texts[s]], dtype=np.int32) for s in SPLITS}, words
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import re
-from collections import Counter
 
 import numpy as np
 
 from . import corpora
-from .base import SPLITS, ClassificationTask
+from .base import ClassificationTask
+from .words import RESERVED, by_frequency, sequences
 
-RESERVED = ["<pad>", "<start>", "<oov>"]  # ids 0, 1, 2
 VOCABULARY = 20_000
 SHUFFLE_SEED = 113
 IMDB_TOKENS, AG_TOKENS = 200, 100  # of a sequence, the start token included
@@ -70,16 +69,7 @@ def _task(name, split, classes, most, profile, note):
             for (part, (texts, labels)), n in zip(split.items(), (200, 50, 50), strict=True)
         }
         note = "; ".join(filter(None, (note, "smoke subset")))
-    frequency = Counter(word for text in split["train"][0] for word in text[: most - 1])
-    words = RESERVED + sorted(frequency, key=lambda word: (-frequency[word], word))[:VOCABULARY]
-    index, oov = {word: i for i, word in enumerate(words)}, RESERVED.index("<oov>")
-    splits = {}
-    for part in SPLITS:
-        texts, labels = split[part]
-        rows = [[RESERVED.index("<start>"), *(index.get(word, oov) for word in text[: most - 1])] for text in texts]
-        splits[part] = {
-            "ids": np.array([i for row in rows for i in row], dtype=np.int32),
-            "lengths": np.array([len(row) for row in rows], dtype=np.int32),
-            "labels": np.array(labels, dtype=np.int32),
-        }
+    split = {part: ([text[: most - 1] for text in texts], labels) for part, (texts, labels) in split.items()}
+    words = RESERVED + by_frequency((word for text in split["train"][0] for word in text), VOCABULARY)
+    splits = {part: sequences(texts, labels, words) for part, (texts, labels) in split.items()}
     return ClassificationTask(name, splits, words, classes, note)
