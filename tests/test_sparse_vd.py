@@ -355,6 +355,27 @@ def test_kl_equals_the_printed_formula_in_value_and_gradient(shape):
         assert error(a, b) <= 1e-12
 
 
+def test_the_fit_of_the_paper_s_code_is_its_formula_and_flat_beyond_eight():
+    """½ log1p(e^−a) − (0.03 + 0.64 sigm(1.5 (a + 1.3))), a clipped to ±8 without gradient outside; ours ends at zero."""
+    theta, log_sigma = randn(40, 50, seed=1).requires_grad_(), (5 * randn(40, 50, seed=2)).requires_grad_()
+    a = (2 * log_sigma - torch.log(theta**2 + 1e-16)).clamp(-8, 8)
+    assert 100 < (a == 8).sum() < 1000 and 100 < (a == -8).sum() < 1000
+    theirs = (0.5 * torch.log1p(torch.exp(-a)) - (0.03 + 0.64 * torch.sigmoid(1.5 * (a + 1.3))) + 0.67).sum()
+    mine = kl(theta, log_sigma, "1812.05692")
+    assert abs(mine - theirs) <= 1e-12 * theirs
+    for x, y in zip(*(torch.autograd.grad(v, (theta, log_sigma)) for v in (mine, theirs)), strict=True):
+        assert error(x, y) <= 1e-12
+
+
+def test_the_plan_chooses_the_fit():
+    totals = {}
+    for fit in ("molchanov", "1812.05692"):
+        _, method = prepared("classifier", "wgn", kl_fit=fit)
+        totals[fit] = method.penalty(0).item() * N_EXAMPLES
+        assert totals[fit] == pytest.approx(sum(kl(*pair, fit).item() for pair in every_pair(method)))
+    assert totals["molchanov"] != totals["1812.05692"]
+
+
 def test_kl_of_a_transposed_matrix_has_its_gradient_in_place():
     theta, log_sigma = randn(6, 4).t().requires_grad_(), (randn(4, 6, seed=2) - 2).requires_grad_()
     for a, b in zip(
@@ -556,3 +577,93 @@ def test_biases_have_no_posterior():
     assert not any("bias" in name for name in [*method.log_sigma, *method.theta])
     draw = method.sample(Batch(TOKENS, TOKENS, None))
     assert not any("bias" in name for name in draw.weights)
+
+
+# ---- economies of long runs
+
+
+def asleep(name, groups="wgn", numbers=(1,)):
+    """A method whose input and hidden neurons `numbers` have log α far above the cut after an epoch; noise is tiny."""
+    model, method = prepared(name, groups, log_sigma=-20.0, log_sigma_groups=-20.0, sleep_above=5.0)
+    gone = [axis for axis in method.group_axes if axis.kind in ("input", "hidden")]
+    with torch.no_grad():
+        for axis in gone:
+            method.group_log_sigma[axis.name][list(numbers)] = 4.0
+    return model, method, gone
+
+
+@pytest.mark.parametrize("padded", [False, True])
+@pytest.mark.parametrize("name", ["classifier", "character model", "word model"])
+def test_leaving_sleeping_neurons_out_is_scaling_them_with_zero(name, padded):
+    model, method, gone = asleep(name)
+    lengths = torch.tensor([4, 2, 4, 3]) if padded else None
+    before = method.sample(Batch(TOKENS, TOKENS, lengths))
+    assert before.weights["lstm.weight_hh_l0"].shape == (20, 5)
+    method.after_step(STEPS_PER_EPOCH - 2)  # within the epoch nothing changes
+    assert method.sample(Batch(TOKENS, TOKENS, lengths)).weights["lstm.weight_hh_l0"].shape == (20, 5)
+    method.after_step(STEPS_PER_EPOCH - 1)
+    draw = method.sample(Batch(TOKENS, TOKENS, lengths))
+    draw.noise = {}
+    assert draw.weights["lstm.weight_hh_l0"].shape == (16, 4)
+    weights, scales = dict(model.named_parameters()), {}
+    for axis in method.group_axes:
+        z = method.group_theta[axis.name].detach().clone()
+        z[[1] if axis in gone else []] = 0
+        scales |= {member.tensor: z[None] for member in axis.having("scale")}
+    expected = logits_by_hand(model, weights, scales, TOKENS, lengths)[0]
+    outputs = draw.run(model, lengths)[0]
+    assert error(outputs, expected) <= 1e-7  # σ is e^−20
+    outputs.sum().backward()
+    assert (model.lstm.weight_hh_l0.grad[:, 1] == 0).all() and (model.lstm.weight_hh_l0.grad[:, 2] != 0).any()
+
+
+def test_sleeping_neurons_stay_asleep_and_the_last_one_awake():
+    _, method, gone = asleep("classifier", numbers=(0, 1, 2, 3))  # all 4 inputs, 4 of 5 hidden neurons
+    method.after_step(STEPS_PER_EPOCH - 1)
+    states = {axis.name: method.get_buffer("awake/" + axis.name) for axis in gone}
+    assert states["input"].all() and states["hidden_l0"].tolist() == [False] * 4 + [True]
+    with torch.no_grad():
+        method.group_log_sigma["hidden_l0"].fill_(-4.0)
+    method.after_step(2 * STEPS_PER_EPOCH - 1)
+    assert states["hidden_l0"].tolist() == [False] * 4 + [True]
+
+
+def test_weights_alone_put_neurons_to_sleep_by_closure():
+    """Without group variables: a neuron all of whose readers are noise."""
+    _, method = prepared("classifier", "", sleep_above=5.0)
+    with torch.no_grad():
+        for key, dim in (("lstm/weight_hh_l0", 1), ("head/weight", 1)):
+            method.log_sigma[key].fill_(-4.0).select(dim, 2).fill_(9.0)
+    method.after_step(STEPS_PER_EPOCH - 1)
+    assert method.get_buffer("awake/hidden_l0").tolist() == [True, True, False, True, True]
+
+
+def test_a_stack_keeps_its_hidden_neurons_awake():
+    _, method, _ = asleep("classifier, 2 layers")
+    method.after_step(STEPS_PER_EPOCH - 1)
+    asleep_now = {name for name, b in method.named_buffers() if name.startswith("awake") and not b.all()}
+    assert asleep_now == {"awake/input"}
+
+
+def test_the_penalty_s_gradient_is_held_for_kl_every_steps_of_an_epoch():
+    _, method = prepared("classifier", "wgn", kl_every=4)
+    pairs = every_pair(method)
+
+    def gradients(step):
+        leaves = [p for pair in pairs for p in pair]
+        return torch.autograd.grad(method.penalty(step), leaves)
+
+    def move():
+        with torch.no_grad():
+            for _, log_sigma in pairs:
+                log_sigma.add_(0.1)
+
+    first = gradients(0)
+    move()
+    assert all(torch.equal(a, b) for a, b in zip(first, gradients(3), strict=True))
+    fresh = gradients(4)
+    assert not any(torch.equal(a, b) for a, b in zip(first, fresh, strict=True))
+    move()
+    assert all(torch.equal(a, b) for a, b in zip(fresh, gradients(STEPS_PER_EPOCH - 1 - 2), strict=True))  # 7
+    held = gradients(STEPS_PER_EPOCH)  # an epoch begins, where a run may have been resumed: counted anew
+    assert not any(torch.equal(a, b) for a, b in zip(fresh, held, strict=True))

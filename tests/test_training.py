@@ -16,7 +16,7 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from sparsernn import training
+from sparsernn import tasks, training
 from sparsernn.config import RunConfig
 from sparsernn.training import ensure
 
@@ -73,11 +73,23 @@ def test_killed_and_resumed_run_is_bit_identical(tmp_path):
     pd.testing.assert_frame_equal(quiet[3], killed[3], check_exact=True)
 
 
+ECONOMIES = {"kl_every": 3, "sleep_above": 0.5, "products": "bfloat16"}
+
+
 @pytest.mark.parametrize(
-    "task, method", [("tiny-topic", "dense"), ("tiny-char", "sparse-vd-w"), ("tiny-char", "sparse-vd-wgn")]
+    "task, method, plan",
+    [
+        ("tiny-topic", "dense", {}),
+        ("tiny-char", "sparse-vd-w", {}),
+        ("tiny-char", "sparse-vd-wgn", {}),
+        ("tiny-topic", "sparse-vd-wgn", ECONOMIES | {"log_sigma_groups": 0.0}),
+    ],
 )
-def test_a_run_stopped_after_any_epoch_goes_on_to_the_same_end(task, method, tmp_path, monkeypatch):
-    whole = outcome(ensure(config(task, method)).directory)
+def test_a_run_stopped_after_any_epoch_goes_on_to_the_same_end(task, method, plan, tmp_path, monkeypatch):
+    whole = outcome(ensure(config(task, method, **plan)).directory)
+    if plan:  # some neurons did go to sleep, some did not
+        awake = torch.cat([value for name, value in whole[0].items() if name.startswith("method.awake/")])
+        assert 0 < awake.sum() < len(awake)
     monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "stopped"))
 
     def stop(line):
@@ -85,8 +97,8 @@ def test_a_run_stopped_after_any_epoch_goes_on_to_the_same_end(task, method, tmp
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        ensure(config(task, method), stop)
-    again = outcome(ensure(config(task, method)).directory)
+        ensure(config(task, method, **plan), stop)
+    again = outcome(ensure(config(task, method, **plan)).directory)
     assert all(torch.equal(value, again[0][name]) for name, value in whole[0].items())
     assert whole[1] == again[1] and whole[2] == again[2]
 
@@ -105,6 +117,15 @@ def test_a_fine_tuned_run_stopped_in_either_phase_goes_on_to_the_same_end(tmp_pa
         again = outcome(ensure(config(fine_tune=0.25)).directory)
         assert all(torch.equal(value, again[0][name]) for name, value in whole[0].items())
         assert whole[1] == again[1] and whole[2] == again[2]
+
+
+@pytest.mark.parametrize("task", ["tiny-topic", "tiny-char"])
+def test_rounded_products_change_training_a_little_and_evaluation_not_at_all(task):
+    sessions = [training.Session(config(task, products=p), tasks.load(task, "quick")) for p in ("float32", "bfloat16")]
+    assert sessions[0].read_off() == sessions[1].read_off()
+    exact, rounded = (next(session.steps())[0] for session in sessions)
+    assert 0 < abs(exact - rounded) < 0.01 * exact
+    assert {p.dtype for p in sessions[1].parameters} == {torch.float32}
 
 
 def test_fine_tuning_fixes_what_is_kept_and_drops_the_penalty():

@@ -11,6 +11,7 @@ from .files import project_root
 from .names import nearest
 from .presets import PRESETS, Plan, preset
 
+CHOICES = {"products": ("float32", "bfloat16"), "kl_fit": ("molchanov", "1812.05692")}  # what the plan's words may be
 PROFILES = ("smoke", "quick", "short", "paper")  # seconds · a minute or two · what a CPU can afford · the paper's
 
 
@@ -49,6 +50,10 @@ class RunConfig:
     kl_full: float | None = None
     threshold: float | None = None
     fine_tune: float | None = None
+    kl_fit: str | None = None
+    kl_every: int | None = None
+    sleep_above: float | None = None
+    products: str | None = None
 
     def __post_init__(self):
         for field in fields(self):
@@ -65,7 +70,10 @@ class RunConfig:
             raise ValueError(nearest(f"profile of {self.task}/{self.model}", self.profile, plans))
         if self.seed < 0:
             raise ValueError(f"seed is {self.seed}; it must be 0 or more")
-        for name in ("epochs", "batch_size"):
+        for name, allowed in CHOICES.items():
+            if (given := getattr(self.plan, name)) not in allowed:
+                raise ValueError(nearest(name, given, allowed))
+        for name in ("epochs", "batch_size", "kl_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
 
@@ -82,7 +90,10 @@ class RunConfig:
     @property
     def variant(self):
         """Sorted overrides that differ from the preset, `kl_weight=2,lr=0.001`; empty if none."""
-        return ",".join(f"{name}={value:g}" for name, value in sorted(self._overrides().items()))
+        return ",".join(
+            f"{name}={value}" if isinstance(value, str) else f"{name}={value:g}"
+            for name, value in sorted(self._overrides().items())
+        )
 
     @property
     def directory(self) -> Path:

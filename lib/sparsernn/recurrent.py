@@ -367,7 +367,7 @@ class Recurrent(nn.Module):
             live = live.unsqueeze(2)
         suffixes = self.suffixes()
         if state is None:
-            blank = self.weight_hh_l0.new_zeros(len(suffixes), batch, self.hidden_size)
+            blank = self.weight_hh_l0.new_zeros(len(suffixes), batch, self.weight_hh_l0.shape[1])
             state = (blank,) * self.cell.n_states
         outputs, finals = [], []
         for index, suffix in enumerate(suffixes):
@@ -398,7 +398,9 @@ class Recurrent(nn.Module):
         if reverse:
             a, live, partial = a.flip(0), None if live is None else live.flip(0), partial[::-1]
         recurrent = scales.get("recurrent" + suffix)
-        hidden, *rest = _Recurrence.apply(self.cell, a, bias, weight_hh, recurrent, gates, live, partial, *initial)
+        a = a.to(weight_hh.dtype)  # under autocast the product with the input is rounded, the recurrence is not
+        with torch.autocast(a.device.type, enabled=False):
+            hidden, *rest = _Recurrence.apply(self.cell, a, bias, weight_hh, recurrent, gates, live, partial, *initial)
         y = hidden if output is None else hidden * output
         if live is not None:
             y = y.masked_fill(~live, 0)
@@ -410,8 +412,8 @@ class Recurrent(nn.Module):
         if input.dtype == torch.int64:
             if input.dim() != 2:
                 raise ValueError(f"token ids have shape {tuple(input.shape)}, expected (T, B)")
-        elif input.dim() != 3 or input.shape[2] != self.input_size:
-            raise ValueError(f"input has shape {tuple(input.shape)}, expected (T, B, {self.input_size})")
+        elif input.dim() != 3 or input.shape[2] != self.weight_ih_l0.shape[1]:
+            raise ValueError(f"input has shape {tuple(input.shape)}, expected (T, B, {self.weight_ih_l0.shape[1]})")
         if input.shape[0] == 0:
             raise ValueError("input has no time step")
         steps, batch = input.shape[:2]
@@ -421,12 +423,12 @@ class Recurrent(nn.Module):
             raise ValueError(
                 f"lengths are {lengths.min()} to {lengths.max()}, allowed: 0 to the {steps} steps of the input"
             )
-        expected = len(self.suffixes()), batch, self.hidden_size
+        hidden = self.weight_hh_l0.shape[1]  # of the weights it is called with: a method may leave neurons out
+        expected = len(self.suffixes()), batch, hidden
         for given in state or ():
             if given.shape != expected:
                 raise ValueError(f"state has shape {tuple(given.shape)}, expected {expected}")
-        width = {"input": None, "recurrent": self.hidden_size, "output": self.hidden_size}
-        width["gates"] = len(self.cell.gates) * self.hidden_size
+        width = {"input": None, "recurrent": hidden, "output": hidden, "gates": len(self.cell.gates) * hidden}
         suffixes = self.suffixes()
         for name, scale in scales.items():
             kind, _, suffix = name.partition("_")

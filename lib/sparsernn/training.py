@@ -139,7 +139,9 @@ class Session:
         for step, batch in enumerate(batches, self.epoch * self.steps_per_epoch):
             self.set_rates(step)
             draw = self.method.sample(self.hide_words(batch))
-            logits, state = draw.run(self.model, batch.lengths, state if batch.carry else None)
+            with torch.autocast(batch.tokens.device.type, torch.bfloat16, self.plan.products == "bfloat16"):
+                logits, state = draw.run(self.model, batch.lengths, state if batch.carry else None)
+            logits = logits.to(torch.get_default_dtype())
             state = None if state is None else tuple(s.detach() for s in state)
             loss, penalty = self.task.loss(logits, batch), self.method.penalty(step)
             self.optimizer.zero_grad()

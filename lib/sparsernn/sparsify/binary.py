@@ -9,7 +9,7 @@ import torch
 
 from ..masks import weight_matrices
 from .base import Method
-from .sparse_vd import SparseVD
+from .sparse_vd import SparseVD, cut
 
 
 def bernoulli_scales(axes, p, batch_size, like):
@@ -47,5 +47,6 @@ class BinarySparseVD(SparseVD):
             draw.scales |= self.sample_scales(batch.tokens.shape[1])
         return draw
 
-    def sample_scales(self, batch_size, touched=None):
-        return bernoulli_scales(self.axes, self.plan.dropout, batch_size, next(iter(self.theta.values())))
+    def sample_scales(self, batch_size, lines=None):
+        scales = bernoulli_scales(self.axes, self.plan.dropout, batch_size, next(iter(self.theta.values())))
+        return {name: cut(scale, (lines or {}).get(name)) for name, scale in scales.items()}

@@ -4,13 +4,21 @@ Every weight has a posterior N(θ, σ²) under a log-uniform prior; group variab
 likewise, with mean one at the start. What ends with log α = log σ²/θ² ≥ 3 is noise and goes.
 """
 
+import math
+
 import torch
 from torch import nn
 
 from ..masks import Masks, effective, weight_matrices
+from .awake import awake, lines_left
 from .base import Draw, Method, Phase
 
-K1, K2, K3 = 0.63576, 1.87320, 1.48695  # Molchanov et al. 2017, eq. 14; re-derived in notebooks/kl.ipynb
+# name → k1, k2, k3 of KL ≈ k1 (1 − sigm(k2 + k3 log α)) + ½ log(1 + 1/α), and the |log α| beyond which it is flat.
+# Compared with the integral in notebooks/kl.ipynb; their gradients agree to about one per cent.
+FITS = {
+    "molchanov": (0.63576, 1.87320, 1.48695, math.inf),  # Molchanov et al. 2017, eq. 14
+    "1812.05692": (0.64, 1.95, 1.5, 8.0),  # its code; there less a constant of 0.67
+}
 
 
 def log_alpha(theta, log_sigma):
@@ -18,40 +26,54 @@ def log_alpha(theta, log_sigma):
     return 2 * log_sigma - torch.log(theta * theta + 1e-16)
 
 
-class _KL(torch.autograd.Function):
-    """Σ KL(N(θ, σ²) ‖ log-uniform) in nats, value and gradient in one pass over slices that stay in the cache."""
+SLICE = 1 << 15  # elements whose buffers stay in a core's cache
 
-    slice_length = 1 << 15
+
+@torch.no_grad()
+def kl_and_gradients(theta, log_sigma, fit="molchanov"):
+    """`kl` with its gradients (value, d θ, d log σ), in one pass over slices that stay in the cache."""
+    k1, k2, k3, flat = FITS[fit]
+    theta, log_sigma = theta.contiguous(), log_sigma.contiguous()
+    d_theta, d_log_sigma = torch.empty_like(theta), torch.empty_like(log_sigma)
+    total = theta.new_zeros((), dtype=torch.float64)
+    length = SLICE if theta.device.type == "cpu" else theta.numel()
+    parts = (t.reshape(-1).split(length) for t in (theta, log_sigma, d_theta, d_log_sigma))
+    buffers = [theta.new_empty(min(length, theta.numel())) for _ in range(3)]
+    for t, ls, d_t, d_ls in zip(*parts, strict=True):
+        square, x, s = (buffer[: len(t)] for buffer in buffers)
+        torch.mul(t, t, out=square).add_(1e-16)
+        torch.log(square, out=x).sub_(ls, alpha=2)  # −log α
+        inside = x.abs() < flat if flat < math.inf else None
+        if inside is not None:
+            x.clamp_(-flat, flat)
+        # KL = k1 s + ½ softplus(x), s = 1 − sigm(k2 + k3 log α) without losing its digits where α is large
+        torch.mul(x, k3, out=s).sub_(k2).sigmoid_()
+        total += k1 * s.sum() + 0.5 * torch._C._nn.softplus(x, out=d_t).sum()
+        # dKL/dlog σ = 2 k1 k3 s (s − 1) − sigm(x);  dKL/dθ = −θ/θ² of it
+        torch.mul(s, s, out=d_ls).sub_(s).mul_(2 * k1 * k3).sub_(x.sigmoid_())
+        if inside is not None:
+            d_ls.mul_(inside)
+        torch.div(t, square, out=d_t).mul_(d_ls).neg_()
+    return total.to(theta.dtype), d_theta, d_log_sigma
+
+
+class _KL(torch.autograd.Function):
+    """A value whose gradients are known."""
 
     @staticmethod
-    def forward(ctx, theta, log_sigma):
-        d_theta, d_log_sigma = torch.empty_like(theta), torch.empty_like(log_sigma)
-        total = theta.new_zeros((), dtype=torch.float64)
-        length = _KL.slice_length if theta.device.type == "cpu" else theta.numel()
-        parts = (t.reshape(-1).split(length) for t in (theta, log_sigma, d_theta, d_log_sigma))
-        buffers = [theta.new_empty(min(length, theta.numel())) for _ in range(3)]
-        for t, ls, d_t, d_ls in zip(*parts, strict=True):
-            square, x, s = (buffer[: len(t)] for buffer in buffers)
-            torch.mul(t, t, out=square).add_(1e-16)
-            torch.log(square, out=x).sub_(ls, alpha=2)  # −log α
-            # KL = K1 s + ½ softplus(x), s = 1 − sigm(K2 + K3 log α) without losing its digits where α is large
-            torch.mul(x, K3, out=s).sub_(K2).sigmoid_()
-            total += K1 * s.sum() + 0.5 * torch._C._nn.softplus(x, out=d_t).sum()
-            # dKL/dlog σ = 2 K1 K3 s (s − 1) − sigm(x);  dKL/dθ = −θ/θ² of it
-            torch.mul(s, s, out=d_ls).sub_(s).mul_(2 * K1 * K3).sub_(x.sigmoid_())
-            torch.div(t, square, out=d_t).mul_(d_ls).neg_()
+    def forward(ctx, theta, log_sigma, value, d_theta, d_log_sigma):
         ctx.save_for_backward(d_theta, d_log_sigma)
-        return total.to(theta.dtype)
+        return value.clone()
 
     @staticmethod
     def backward(ctx, grad):
         d_theta, d_log_sigma = ctx.saved_tensors
-        return grad * d_theta, grad * d_log_sigma
+        return grad * d_theta, grad * d_log_sigma, None, None, None
 
 
-def kl(theta, log_sigma):
-    """Σ KL(N(θ, σ²) ‖ log-uniform), nats, by Molchanov's fit: K1 (1 − sigm(K2 + K3 log α)) + ½ log(1 + 1/α); → 0 as α → ∞."""
-    return _KL.apply(theta.contiguous(), log_sigma.contiguous())
+def kl(theta, log_sigma, fit="molchanov"):
+    """Σ KL(N(θ, σ²) ‖ log-uniform), nats, by one of FITS; → 0 as α → ∞ (its code's fit: to −10⁻⁶, and flat there)."""
+    return _KL.apply(theta, log_sigma, *kl_and_gradients(theta, log_sigma, fit))
 
 
 class _Noisy(torch.autograd.Function):
@@ -79,6 +101,13 @@ def noisy(theta, log_sigma, rows=()):
     return _Noisy.apply(theta, log_sigma, tuple(rows))
 
 
+def cut(tensor, lines):
+    """The positions [(dimension, index)] of a tensor."""
+    for dim, index in lines or ():
+        tensor = tensor.index_select(dim, index)
+    return tensor
+
+
 def _key(name):
     """Parameter names cannot hold dots in an nn.ParameterDict."""
     return name.replace(".", "/")
@@ -93,6 +122,10 @@ class SparseVD(Method):
 
     With `plan.fine_tune`, log α is read once when learning ends (buffers `cut`), and what it keeps is trained on as it
     is. The papers do not; their schedules are ten to a hundred times as long.
+
+    Two economies for long runs, neither of the papers': with `plan.sleep_above` neurons that closure removes at that
+    log α are drawn no more (buffers `awake`, read at the end of every epoch; only their KL goes on, so they stay away);
+    with `plan.kl_every` the KL's gradient is held for some steps, in which no θ or log σ moves far.
     """
 
     def __init__(self, groups=""):
@@ -106,7 +139,6 @@ class SparseVD(Method):
         self.axes = tuple(model.axes())
         self.group_axes = [axis for axis in self.axes if axis.kind in kinds]
         self.words = next((axis for axis in self.axes if axis.kind == "vocabulary"), None)
-        self.word_dims = {m.tensor: m.dim for m in self.words.having("in")} if self.words else {}
         neurons = [axis.name for axis in self.group_axes if axis.kind != "vocabulary"]
         self.temper = dict.fromkeys(neurons, (plan.kl_weight_neurons or plan.kl_weight) / (plan.kl_weight or 1.0))
         self.theta = weight_matrices(model)
@@ -121,6 +153,11 @@ class SparseVD(Method):
             {_key(a.name): nn.Parameter(like.new_full((a.size,), plan.log_sigma_groups)) for a in self.group_axes}
         )
 
+        if plan.sleep_above:
+            for axis in self.axes:
+                if axis.kind in ("input", "hidden"):
+                    self.register_buffer("awake/" + _key(axis.name), torch.ones(axis.size, dtype=torch.bool))
+        self.held = {}
         self.register_buffer("fixed", torch.tensor(False))
         self.learning_steps = min(round((1 - plan.fine_tune) * plan.epochs), plan.epochs - 1) * steps_per_epoch
         if plan.fine_tune:
@@ -143,39 +180,49 @@ class SparseVD(Method):
         if self.fixed:
             return Draw(batch.tokens, *self._kept())
         touched, tokens = torch.unique(batch.tokens, return_inverse=True)
-        batch_size = tokens.shape[1]
-        draw = Draw(tokens, self.sample_weights(touched), self.sample_scales(batch_size, touched))
+        batch_size, lines = tokens.shape[1], self._lines(touched)
+        draw = Draw(tokens, self.sample_weights(lines), self.sample_scales(batch_size, lines))
         for layer in self.model.local_noise:
-            theta, log_sigma = self.theta[layer + ".weight"], self.log_sigma[_key(layer + ".weight")]
+            name = layer + ".weight"
+            theta, log_sigma = (cut(t, lines.get(name)) for t in (self.theta[name], self.log_sigma[_key(name)]))
             epsilon = torch.randn(batch_size, theta.shape[0], dtype=theta.dtype, device=theta.device)
             draw.noise[layer] = ((2 * log_sigma).exp(), epsilon)
+        for name, parameter in self.model.named_parameters():
+            if name in lines and name not in draw.weights:  # no noise of its own: biases, and what has it on its output
+                draw.weights[name] = cut(parameter, lines[name])
         return draw
 
-    def sample_weights(self, touched=None):
-        """touched: the words to draw, in the order in which they are numbered then; None: all."""
+    def _lines(self, touched):
+        """Tensor → [(dimension, positions)]: the words of the batch, in the order in which they are numbered then, and
+        the neurons that are awake."""
+        state = {
+            name.removeprefix("awake/").replace("/", "."): b for name, b in self.named_buffers() if "awake/" in name
+        }
+        lines = lines_left(self.axes, state, {name: p.shape for name, p in self.model.named_parameters()})
+        for member in self.words.having("in", "scale") if self.words else ():
+            lines[member.tensor] = [(member.dim, touched), *lines.get(member.tensor, [])]
+        return lines
+
+    def sample_weights(self, lines=None):
+        """lines: what to draw of each tensor (`_lines`); None: everything."""
         if self.fixed:
             return self._kept()[0]
-        draws = {}
+        draws, lines = {}, lines or {}
         for name, theta in self.theta.items():
-            if name.rpartition(".")[0] in self.model.local_noise:
-                continue
-            log_sigma = self.log_sigma[_key(name)]
-            if touched is not None and name in self.word_dims:
-                dim = self.word_dims[name]
-                theta, log_sigma = theta.index_select(dim, touched), log_sigma.index_select(dim, touched)
-            draws[name] = noisy(theta, log_sigma)
+            if name.rpartition(".")[0] not in self.model.local_noise:
+                left = lines.get(name)
+                draws[name] = noisy(cut(theta, left), cut(self.log_sigma[_key(name)], left))
         return draws
 
-    def sample_scales(self, batch_size, touched=None):
+    def sample_scales(self, batch_size, lines=None):
         if self.fixed:
             return self._kept()[1]
-        draws = {}
+        draws, lines = {}, lines or {}
         for axis in self.group_axes:
-            theta, log_sigma = self.group_theta[_key(axis.name)], self.group_log_sigma[_key(axis.name)]
-            if touched is not None and axis is self.words:
-                theta, log_sigma = theta[touched], log_sigma[touched]
-            z = noisy(theta, log_sigma, rows=(batch_size,))
-            draws |= {member.tensor: z for member in axis.having("scale")}
+            members, key = axis.having("scale"), _key(axis.name)
+            left = [(0, at) for _, at in lines.get(members[0].tensor, ())]
+            z = noisy(cut(self.group_theta[key], left), cut(self.group_log_sigma[key], left), rows=(batch_size,))
+            draws |= {member.tensor: z for member in members}
         return draws
 
     def _kept(self):
@@ -200,12 +247,19 @@ class SparseVD(Method):
         factor = 0.0 if self.fixed else self.kl_weight(step) / self.n_examples
         if not factor:
             return 0.0
-        return factor * sum(
-            self.temper.get(name, 1.0) * kl(theta, log_sigma) for name, theta, log_sigma in self._pairs()
-        )
+        fresh = step % self.steps_per_epoch % self.plan.kl_every == 0  # counted anew each epoch: a resumed run agrees
+        total = 0.0
+        for name, theta, log_sigma in self._pairs():
+            if fresh or name not in self.held:
+                self.held[name] = kl_and_gradients(theta, log_sigma, self.plan.kl_fit)
+            total = total + self.temper.get(name, 1.0) * _KL.apply(theta, log_sigma, *self.held[name])
+        return factor * total
 
     @torch.no_grad()
     def after_step(self, step):
+        if self.plan.sleep_above and (step + 1) % self.steps_per_epoch == 0:
+            for name, keep in awake(self.masks(self.plan.sleep_above)).items():
+                getattr(self, "awake/" + _key(name)).logical_and_(keep)
         if self.plan.fine_tune and not self.fixed and step >= self.learning_steps:
             for name, value in self.log_alpha().items():
                 getattr(self, "cut/" + _key(name)).copy_(value)
