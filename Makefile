@@ -4,10 +4,12 @@
 #   PIP_FLAGS="--extra-index-url https://download.pytorch.org/whl/cpu"
 #                                more for pip; this one gets the small CPU-only torch on Linux
 #                                (with conda, set pip's own PIP_EXTRA_INDEX_URL instead)
+#   STUDY=papers.yaml            which runs: study.yaml (minutes), or the papers' own corpora and models (hours)
 #   WORKERS=2                    how many tests, or runs of the study, go on at a time
 
 PYTHON    ?= python3
 PIP_FLAGS ?=
+STUDY     ?= study.yaml
 WORKERS   ?= 2
 CONDA     ?= $(or $(CONDA_EXE),$(shell command -v conda 2>/dev/null))
 
@@ -43,12 +45,12 @@ study: $(STAMP)
 	  echo "make study: the last one was killed; unfinished runs are resumed"; \
 	  snakemake --unlock --quiet all || exit $$?; fi; \
 	echo $$$$ > .snakemake/study.pid; code=0; \
-	echo "make study: about 15 minutes on 2 cores; how far a run is: tail runs/*/*/*/*/metrics.csv (SPARSERNN_RUNS moves runs/)"; \
-	snakemake --cores $(WORKERS) --keep-going --rerun-incomplete || code=$$?; \
+	echo "make study: $(STUDY), $$(sed -n 's/^takes: *//p' $(STUDY)); how far a run is: tail runs/*/*/*/*/metrics.csv (SPARSERNN_RUNS moves runs/)"; \
+	snakemake --cores $(WORKERS) --config study=$(STUDY) --keep-going --rerun-incomplete || code=$$?; \
 	rm -f .snakemake/study.pid; \
 	runs="$${SPARSERNN_RUNS:-runs}"; mkdir -p "$$runs"; \
 	python tools/kernels.py notebooks/report.ipynb "$$runs/report.ipynb" -k python3 --no-progress-bar \
-	  --log-level ERROR -p profile "$$(sed -n 's/^profile: *//p' study.yaml)" && { echo; cat "$$runs/comparison.txt"; }; \
+	  --log-level ERROR -p profile "$$(sed -n 's/^profile: *//p' $(STUDY))" && { echo; cat "$$runs/comparison.txt"; }; \
 	[ $$code = 0 ] || echo "make study: some runs failed (see above); what finished is kept, and make study goes on from there"; \
 	exit $$code
 
@@ -66,7 +68,7 @@ lab: $(STAMP)
 	mkdir -p notebooks && cd notebooks && jupyter lab
 
 publish: $(STAMP)
-	python -m sparsernn.publish
+	python -m sparsernn.publish $(STUDY)
 
 env: $(STAMP)
 

@@ -1,4 +1,4 @@
-# The study as a graph of notebook runs (study.yaml says which). `make study` calls it; on a cluster, snakemake's
+# The study as a graph of notebook runs (study.yaml says which, or another). `make study` calls it; on a cluster, snakemake's
 # executor plug-ins do. A run's record is its output, its executed notebooks are its log: a failure leaves the notebook
 # with the error in it and does not stop the others; what was begun goes on where it stood.
 import re
@@ -8,18 +8,18 @@ from pathlib import Path
 from sparsernn.config import study_configs
 from sparsernn.opponents import back_off_directory, count_back_off
 
-study = yaml.safe_load(Path("study.yaml").read_text())
+study = yaml.safe_load(Path(config.get("study", "study.yaml")).read_text())  # --config study=papers.yaml
 PROFILE = study["profile"]
-CONFIGS = {str(config.directory): config for config in study_configs(study)}
+CONFIGS = {str(one.directory): one for one in study_configs(study)}
 NGRAMS = {
     str(back_off_directory(task, PROFILE, order)): (task, order)
-    for task, orders in study["ngrams"].items()
+    for task, orders in study.get("ngrams", {}).items()
     for order in orders
 }
 
 
-def parameters(config):
-    given = {name: value for name, value in vars(config).items() if value is not None}
+def parameters(one):
+    given = {name: value for name, value in vars(one).items() if value is not None}
     return " ".join(f"-p {name} {value}" for name, value in given.items())
 
 
@@ -29,7 +29,7 @@ rule all:
 
 
 # A rule a run, because only a rule has a priority: what study.yaml lists first starts first.
-for number, (run, config) in enumerate(CONFIGS.items()):
+for number, (run, one) in enumerate(CONFIGS.items()):
 
     rule:
         name:
@@ -42,7 +42,7 @@ for number, (run, config) in enumerate(CONFIGS.items()):
             gates=f"{run}/gates.ipynb",
         params:
             run=run,
-            given=parameters(config),
+            given=parameters(one),
         priority: len(CONFIGS) - number
         shell:
             "for name in train prune gates; do"

@@ -204,6 +204,71 @@ def test_kl_curves_say_how_far_the_fits_are():
     assert "Molchanov within 0.004 nats" in text and "within 0.020" in text
 
 
+def path_rows():
+    rows = [("sparse-vd-wgn", 10.0, 0.85, False), ("sparse-vd-wgn", 100.0, 0.84, True), ("sparse-vd-wgn", 50.0, 0.80, False),
+            ("linear", 20.0, 0.86, True), ("linear", 900.0, 0.82, False)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["method", "compression", "valid", "chosen"])
+    return table.assign(task="imdb", variant="", metric="accuracy")
+
+
+def published_rows():
+    columns = ["task", "method", "epoch", "valid", "test", "compression"]
+    return pd.DataFrame(
+        [("imdb", "sparse-vd-wgn", e, v, v, c) for e, v, c in ((1, 0.8, 9.0), (3, 0.83, 200.0))], columns=columns
+    )
+
+
+def test_fronts_join_only_what_nothing_beats_on_both():
+    figure = plots.fronts(path_rows(), published_rows())
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert sorted(lines["sparse-vd-wgn"].get_xdata()) == [10, 100]  # 50× at 0.80 is beaten by 100× at 0.84
+    assert sorted(lines["linear"].get_xdata()) == [20, 900]
+    assert list(lines["the authors', by epoch"].get_xdata()) == [9, 200]
+    assert "sparse-vd-wgn: 0.84 at 100×; linear: 0.86 at 20×" in words_of(figure)
+
+
+def test_fronts_in_perplexity_prefer_less():
+    table = path_rows().assign(metric="perplexity")
+    line = next(x for x in plots.fronts(table).axes[0].lines if x.get_label() == "sparse-vd-wgn")
+    assert sorted(line.get_xdata()) == [50, 100]
+
+
+def test_beside_published_compares_the_last_epoch():
+    curves = metric_rows(valid=0.81)
+    assert "after 3 epochs: sparse-vd-wgn 0.81 here, 0.83 there" in words_of(
+        plots.beside_published(curves, published_rows())
+    )
+
+
+def word_rows():
+    rows = [
+        ("good", 0, 2.0, 1.0, 1.5),
+        ("bad", 0, -1.0, -1.0, -2.0),
+        ("film", 1, 0.1, 0.0, 0.0),
+        ("poor", 0, -0.5, -0.7, -1.0),
+    ]
+    return pd.DataFrame(rows, columns=["word", "dimension", "value", "effect", "log_odds"])
+
+
+def test_a_page_of_words_has_them_all_and_turns_the_sign_to_the_second_class():
+    text = words_of(plots.word_page(word_rows()))
+    assert "4 words are kept, of 2 dimensions" in text and "+2.00 good" in text and "−1.00 bad" in text
+    turned = word_rows().assign(value=lambda t: -t["value"])
+    assert "+2.00 good" in words_of(plots.word_page(turned)) and "odds: 1.00" in text
+
+
+def trace_rows():
+    values = {("f", 3): (0.9, 0.9, 0.1), ("h", 3): (0.0, 0.2, 0.2)}
+    rows = [(t, w, n, g, v[t]) for (g, n), v in values.items() for t, w in enumerate(("a", "good", "film"))]
+    return pd.DataFrame(rows, columns=["step", "word", "neuron", "gate", "value"])
+
+
+def test_a_trace_names_the_gate_that_moves_most():
+    figure = plots.gate_trace(trace_rows())
+    assert "Forget f of neuron 3 moves most" in words_of(figure).replace("forget f", "Forget f")
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["a", "good", "film"]
+
+
 # ---- nothing to draw
 
 
@@ -219,6 +284,9 @@ def test_kl_curves_say_how_far_the_fits_are():
         (plots.constant_values, gate_rows(["l"] * 4), "no constant gate"),
         (plots.front, pd.DataFrame([record("dense", 1, 1)])[:0], "no finished run"),
         (plots.sizes, pd.DataFrame({"file": [], "bytes": []}), "no file written"),
+        (plots.fronts, path_rows()[:0], "no run left a path"),
+        (plots.word_page, word_rows()[:0], "no page of words"),
+        (plots.gate_trace, trace_rows()[:0], "nothing moves here"),
     ],
 )
 def test_an_empty_table_draws_a_sentence(draw, table, words):

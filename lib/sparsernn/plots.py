@@ -474,6 +474,89 @@ def constant_values(table):
     return figure
 
 
+# ---- what is read
+
+
+@_styled
+def word_page(table, columns=6, largest=420):
+    """Every kept word of a two-class task with its number, on one page; its order is the number's, its colour the sign.
+
+    table: `reading.word_numbers`. With several dimensions left: the one whose numbers go most with the effect. More than
+    `largest` words: those with the largest numbers.
+    """
+    if table.empty:
+        figure, ax = _axes(5.2, 1.6)
+        _say(ax, "no page of words: the task has not two classes, or the model no embedding")
+        return figure
+    number, kept = table["dimension"].nunique(), table["word"].nunique()
+    part = _main_dimension(table)
+    both = part["value"].corr(part["log_odds"], method="spearman")
+    shown = part.loc[part["value"].abs().nlargest(largest).index].sort_values("value", ascending=False)
+    rows = math.ceil(len(shown) / columns)
+    figure, (page, ax) = plt.subplots(
+        2, 1, figsize=(9, 2.4 + 0.145 * rows + 3), layout="constrained", height_ratios=[0.145 * rows + 0.3, 3]
+    )
+    page.set(xlim=(0, columns), ylim=(rows, -1))
+    page.set_axis_off()
+    for place, word in enumerate(shown.itertuples()):
+        column, row = divmod(place, rows)
+        colour = BLUE if word.value > 0 else RED
+        page.text(column, row, f"{word.value:+.2f}".replace("-", "−"), color=colour, fontsize=6.5, family="monospace")
+        page.text(column + 0.27, row, word.word[:18], color=colour, fontsize=7)
+    for sign, colour, marker in ((1, BLUE, "o"), (-1, RED, "v")):
+        side = part[np.sign(part["value"]) == sign]
+        ax.plot(side["log_odds"], side["value"], marker, color=colour, ms=3.5, alpha=0.6, ls="none")
+    for word in part.loc[part["value"].abs().nlargest(14).index].itertuples():
+        ax.annotate(word.word, (word.log_odds, word.value), xytext=(4, 2), textcoords="offset points", fontsize=7)
+    ax.axhline(0, color="0.6", lw=0.7), ax.axvline(0, color="0.6", lw=0.7)
+    ax.set(xlabel="log-odds of the second class in the training documents with the word", ylabel="the word's number")
+    more = f", of {number} dimensions this one goes most with the effect" if number > 1 else ", one number each"
+    _title(figure, f"{kept:,} words are kept{more}; rank correlation of number and log-odds: {both:.2f}")
+    return figure
+
+
+def _main_dimension(table):
+    """The rows of the dimension that goes most with the effect, its numbers turned so that + speaks for the second class."""
+    parts = {d: part for d, part in table.groupby("dimension") if part["value"].nunique() > 1}
+    if not parts:
+        return table
+    fit = {d: part["value"].corr(part["effect"], method="spearman") for d, part in parts.items()}
+    best = max(fit, key=lambda d: (abs(fit[d]), -d))
+    return parts[best].assign(value=parts[best]["value"] * (1 if fit[best] >= 0 else -1))
+
+
+@_styled
+def gate_trace(table, most=36):
+    """Live gates over the words of a text, a line a gate: dark is shut or negative, bright is open or positive.
+
+    table: `reading.gate_trace`. More than `most` lines: those that move most.
+    """
+    if table.empty:
+        figure, ax = _axes(5.2, 1.6)
+        _say(ax, "nothing moves here: no gate hears words or neurons" if "gate" in table else "no gates here")
+        return figure
+    wide = table.pivot(index=["gate", "neuron"], columns="step", values="value")
+    total = len(wide)
+    wide = wide.loc[wide.std(axis=1).nlargest(most).index]
+    letters = [g for g in (*GATES, "h") if g in wide.index.get_level_values("gate")]
+    order = sorted(wide.index, key=lambda key: (letters.index(key[0]), key[1]))
+    wide = wide.loc[order]
+    words = table.drop_duplicates("step").sort_values("step")["word"]
+    figure, ax = _axes(max(5.5, 1.5 + 0.17 * len(words)), 1.9 + 0.16 * len(wide))
+    image = ax.imshow(wide.to_numpy(), cmap="cividis", vmin=-1, vmax=1, aspect="auto", interpolation="nearest")
+    ax.set_xticks(range(len(words)), [w if w.strip() else repr(w) for w in words], rotation=90, fontsize=7)
+    ax.set_yticks(range(len(wide)), [f"{gate} of {neuron}" for gate, neuron in wide.index], fontsize=7)
+    for place in range(1, len(wide)):
+        if wide.index[place][0] != wide.index[place - 1][0]:
+            ax.axhline(place - 0.5, color="white", lw=1.5)
+    figure.colorbar(image, ax=ax, fraction=0.03, pad=0.01, ticks=[-1, 0, 1]).set_label("value", fontsize=8)
+    moves = wide.std(axis=1)
+    gate, neuron = moves.idxmax()
+    less = f" (the {len(wide)} of {total} that move most)" if total > len(wide) else ""
+    _title(figure, f"{GATES.get(gate, 'output h')} of neuron {neuron} moves most, by ± {moves.max():.2f}{less}")
+    return figure
+
+
 # ---- results
 
 
@@ -545,6 +628,88 @@ def front_finding(means, quality, words, better):
     if len(others):
         text += f"; {beats.iloc[0]['method']} beats it" if len(beats) else "; no opponent beats it on both"
     return text
+
+
+@_styled
+def fronts(points, published=None):
+    """Validation quality against compression, all that was seen on the way: a dot an epoch, threshold or strength of L1,
+    a line a method's best, a ring the chosen one; dotted, the authors' own way where they published it.
+
+    points: task, method, variant, compression, valid, metric, chosen. published: rows of results/published.csv.
+    """
+    if points.empty:
+        figure, ax = _axes(5.2, 1.6)
+        _say(ax, "no run left a path")
+        return figure
+    figure, ax = _axes(7.4, 4.6)
+    words, better = _metric(points)
+    sign = 1 if better == "higher" else -1
+    points = points[np.isfinite(points["compression"]) & points["valid"].notna()]
+    for method, part in points.groupby("method", sort=False):
+        colour, marker, dash = look(method)
+        ordered = part.sort_values("compression", ascending=False)
+        best = ordered[(sign * ordered["valid"]).cummax().diff().fillna(1) > 0]
+        ax.plot(part["compression"], part["valid"], marker, color=colour, ms=3, alpha=0.35, ls="none", mew=0)
+        ax.plot(best["compression"], best["valid"], color=colour, ls=dash, lw=1.4, marker=marker, ms=4.5, label=method)
+        chosen = part[part["chosen"].astype(bool)]
+        ax.plot(chosen["compression"], chosen["valid"], "o", ms=11, mfc="none", mec=BLACK, mew=1.2, label="chosen")
+    for method, part in published.groupby("method", sort=False) if published is not None else ():
+        part = part[part["valid"].notna()]
+        if method in set(points["method"]) and len(part):
+            colour = look(method)[0]
+            ax.plot(
+                part["compression"], part["valid"], color=colour, ls=(0, (1, 2)), lw=1.2, label="the authors', by epoch"
+            )
+            end = part.iloc[-1]
+            ax.annotate(f"authors, epoch {end['epoch']:.0f}", (end["compression"], end["valid"]), xytext=(4, -9),
+                        textcoords="offset points", fontsize=7, color=colour)  # fmt: skip
+    top = _best(points["valid"], better)
+    near = points[sign * (points["valid"] - top) > -0.15 * abs(top)]["valid"]
+    low, high = near.min(), near.max()
+    pad = 0.08 * max(high - low, 1e-9)
+    ax.set(xscale="log", ylim=(low - pad, high + pad), xlabel="compression: weights of the dense net ÷ weights kept")
+    ax.set_ylabel(f"validation {words} ({better} is better)")
+    _log_counts(ax.xaxis)
+    ax.grid(color="0.92", lw=0.6)
+    _unique_legend(ax, loc="upper left", bbox_to_anchor=(1.01, 1))
+    chosen = points[points["chosen"].astype(bool)]
+    _title(figure, "Chosen on validation – " + "; ".join(
+        f"{r.method}: {r.valid:.3g} at {times(r.compression)}" for r in chosen.itertuples()))  # fmt: skip
+    return figure
+
+
+@_styled
+def beside_published(curves, published):
+    """Validation quality and compression by epoch, ours (full) beside the authors' (dotted, open markers), a colour a method.
+
+    curves: `tables.tidy_metrics` of several runs of a task; published: rows of results/published.csv of that task.
+    """
+    words, better = _metric(curves)
+    published = published[published["epoch"].notna()]
+    figure, axes = _axes(9, 3.6, 1, 2)
+    last = curves["epoch"].max()
+    for ax, column in zip(axes, ("valid", "compression"), strict=True):
+        for method, part in curves[curves["epoch"] > 0].groupby("method", sort=False):
+            if method in OPPONENTS or (column == "compression" and method == "dense"):
+                continue
+            colour, marker, _ = look(method)
+            ax.plot(part["epoch"], part[column], color=colour, marker=marker, ms=3.5, lw=1.3, label=f"{method}, here")
+            theirs = published[(published["method"] == method)]
+            ax.plot(theirs["epoch"], theirs[column], color=colour, marker=marker, mfc="white", ms=4.5, ls=":",
+                    label=f"{method}, authors")  # fmt: skip
+        ax.set(xscale="log", xlabel="epoch", ylabel=f"validation {words}" if column == "valid" else "compression")
+        _log_counts(ax.xaxis)
+        if column == "compression" or better == "lower":
+            ax.set_yscale("log")
+            _log_counts(ax.yaxis)
+    _unique_legend(axes[1], loc="upper left", bbox_to_anchor=(1.01, 1))
+    found = []
+    for method, part in curves[curves["epoch"] == last].groupby("method", sort=False):
+        theirs = published[(published["method"] == method) & (published["epoch"] == last)]["valid"]
+        if len(theirs):
+            found.append(f"{method} {part['valid'].iloc[0]:.3g} here, {theirs.iloc[0]:.3g} there")
+    _title(figure, f"Validation {words} after {last:.0f} epochs: " + ("; ".join(found) or "the authors have no figure"))
+    return figure
 
 
 @_styled

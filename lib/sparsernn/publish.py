@@ -1,4 +1,7 @@
-"""`make publish`: what the runs found goes into results/ and figures/, which are tracked."""
+"""`make publish`: what the runs found goes into results/ and figures/, which are tracked.
+
+python -m sparsernn.publish [study.yaml]: the runs and the profile of that study.
+"""
 
 import sys
 
@@ -8,6 +11,7 @@ from .files import project_root
 from .report import publish
 
 if __name__ == "__main__":
-    study = yaml.safe_load((project_root() / "study.yaml").read_text())
+    name = sys.argv[1] if len(sys.argv) > 1 else "study.yaml"
+    study = yaml.safe_load((project_root() / name).read_text())
     for path in publish(study["profile"], study=study):
         sys.stdout.write(f"{path}\n")

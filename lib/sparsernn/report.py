@@ -14,7 +14,7 @@ from . import tables as tidy
 from .config import runs_root, study_configs
 from .files import project_root, replacing
 
-TABLES = ("metrics.csv", "thresholds.csv", "log_alpha.csv", "gates.csv")
+TABLES = ("metrics.csv", "thresholds.csv", "log_alpha.csv", "gates.csv", "numbers.csv", "trace.csv")
 LARGEST_MODEL = 1 << 20  # bytes of a compact model that is worth tracking
 
 
@@ -137,7 +137,32 @@ def draw(profile, results, figures, study=None):
         for method, gates in _per_method(profile, shown, "gates.csv", results):
             keep(plots.gate_map(gates), f"{task}-{method}-gates")
             keep(plots.gate_counts(gates), f"{task}-{method}-gate-counts")
+        for method, numbers in _per_method(profile, shown, "numbers.csv", results):
+            keep(plots.word_page(numbers), f"{task}-{method}-words")
+        for method, trace in _per_method(profile, shown, "trace.csv", results):
+            keep(plots.gate_trace(trace), f"{task}-{method}-trace")
+        paths, theirs = _paths(profile, task, shown, results), published(task, results)
+        keep(plots.fronts(paths, theirs), f"{task}-fronts")
+        if len(theirs):
+            keep(plots.beside_published(_curves(profile, task, shown, results), theirs), f"{task}-beside-authors")
     return written
+
+
+def published(task, results):
+    """Rows of results/published.csv of a task: the authors' learning curves, empty where they published none."""
+    path = Path(results) / "published.csv"
+    table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["task", "method", "epoch"])
+    return table[table["task"] == task]
+
+
+def _paths(profile, task, rows, results):
+    """What every run of a task was seen at on validation: each epoch or strength of L1, each threshold at the end."""
+    columns = ["task", "method", "variant", "compression", "valid", "metric", "chosen"]
+    curves = _curves(profile, task, rows, results).assign(task=task)
+    sweeps = [
+        table.assign(task=task, chosen=False) for _, table in _per_method(profile, rows, "thresholds.csv", results)
+    ]
+    return pd.concat([curves, *sweeps], ignore_index=True).reindex(columns=columns)
 
 
 def _of_the_study(rows, study):

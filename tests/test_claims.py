@@ -1,0 +1,95 @@
+"""Verdicts come from tracked rows: what was not run is not judged, what falls short says by how much."""
+
+import pandas as pd
+import pytest
+
+from sparsernn import claims, records
+
+
+def row(task, method, test, compression, profile="short", **more):
+    metric = {"imdb": "accuracy", "ptb-word": "perplexity"}.get(task, "bits_per_char")
+    return {"task": task, "model": "m", "method": method, "variant": "", "profile": profile, "seed": 0, "metric": metric,
+            "test": test, "compression": compression, "epochs": 60, "gates_live": "9", "gates_constant": "i1",
+            "hidden_kept": "7"} | more  # fmt: skip
+
+
+def verdicts(folder, *rows):
+    for one in rows:
+        records.upsert([one], folder / f"{one['profile']}.csv")
+    table = claims.table(folder)
+    return dict(zip(table["claim"], table["verdict"], strict=True)), dict(
+        zip(table["claim"], table["here"], strict=True)
+    )
+
+
+def test_what_was_not_run_is_not_judged(tmp_path):
+    verdict, here = verdicts(tmp_path, row("pydocs-topic", "linear", 0.8, 10.0))
+    assert set(verdict) == set(claims.CLAIMS)
+    assert {v for name, v in verdict.items() if name != "B7"} == {"not run"} and here["B1"] == ""
+
+
+@pytest.mark.parametrize(
+    ("test", "compression", "verdict"),
+    [(0.841, 1100, "holds"), (0.85, 300, "holds in part"), (0.80, 2000, "holds in part"), (0.80, 300, "does not hold")],
+)
+def test_a_quality_at_a_compression_needs_both(tmp_path, test, compression, verdict):
+    found, here = verdicts(tmp_path, row("imdb", "sparse-vd-w", test, float(compression)))
+    assert found["B1"] == verdict and f"{test:.4g} at {compression:,.4g}× after 60 epochs" in here["B1"]
+
+
+def test_perplexity_counts_downwards(tmp_path):
+    rows = row("ptb-word", "dense", 129.0, 1.0), row("ptb-word", "sparse-vd-w", 109.0, 22.0)
+    assert verdicts(tmp_path, *rows)[0]["B4"] == "holds"
+    assert verdicts(tmp_path, row("ptb-word", "sparse-vd-w", 130.0, 22.0))[0]["B4"] == "does not hold"
+
+
+def test_the_longer_schedule_speaks_and_trials_do_not(tmp_path):
+    rows = [row("imdb", "sparse-vd-w", 0.5, 10.0, "quick"), row("imdb", "sparse-vd-w", 0.84, 1200.0, "short"),
+            row("imdb", "sparse-vd-w", None, 5000.0, "paper")]  # fmt: skip
+    assert verdicts(tmp_path, *rows)[0]["B1"] == "holds"
+
+
+def test_gates_are_compared_task_by_task(tmp_path):
+    pairs = [("imdb", "sparse-vd-w", 20), ("imdb", "sparse-vd-wgn", 8), ("ptb-word", "sparse-vd-w", 276)]
+    rows = [
+        row(task, method, 0.8, 9.0, gates_live=str(n), gates_constant=f"i{n}", hidden_kept="7")
+        for task, method, n in pairs
+    ]
+    verdict, here = verdicts(tmp_path, *rows)
+    assert verdict["B5"] == "holds" and here["B5"] == "imdb: 20 → 8 live gates"
+    assert verdict["B6"] == "not run"  # one task tells nothing of others
+    more = row("ptb-word", "sparse-vd-wgn", 0.8, 9.0, gates_live="300", gates_constant="i1", hidden_kept="7")
+    verdict = verdicts(tmp_path, more)[0]
+    assert verdict["B5"] == "holds in part" and verdict["B6"] == "holds"
+
+
+def test_words_are_judged_by_their_numbers(tmp_path):
+    folder = tmp_path / "runs/imdb/m/sparse-vd-wgn/short-s0"
+    folder.mkdir(parents=True)
+    words = ["awful", "bad", "3", "8", "good"]
+    table = pd.DataFrame(
+        {"word": words, "dimension": 0, "value": [-3, -2, -1, 1, 2], "log_odds": [-2, -1, -0.5, 0.4, 1]}
+    )
+    table.to_csv(folder / "numbers.csv", index=False)
+    verdict, here = verdicts(tmp_path, row("imdb", "sparse-vd-wgn", 0.84, 1e4, gates_live="8"))
+    assert verdict["B8"] == "holds" and "ratings kept: 3 8" in here["B8"]
+    table.assign(word=["awful", "bad", "5", "8", "good"]).to_csv(folder / "numbers.csv", index=False)
+    assert claims.table(tmp_path).set_index("claim").loc["B8", "verdict"] == "holds in part"
+
+
+def test_shrunk_networks_must_be_the_same(tmp_path):
+    same = {"metric_difference": 1e-9, "compact_error": 1e-15}
+    assert verdicts(tmp_path, row("imdb", "sparse-vd-w", 0.84, 1e3, **same))[0]["B7"] == "holds"
+    off = row("imdb", "sparse-vd-wgn", 0.84, 1e3, metric_difference=1e-3, compact_error=0.1)
+    assert verdicts(tmp_path, off)[0]["B7"] == "does not hold"
+
+
+def test_noise_is_judged_at_the_end(tmp_path):
+    rows = [
+        (kind, step, bits)
+        for step in (1, 2)
+        for kind, bits in (("none", 2.0), ("shared", 2.1), ("fresh", 2.1 + step / 10))
+    ]
+    pd.DataFrame(rows, columns=["noise", "step", "valid"]).to_csv(tmp_path / "noise.csv", index=False)
+    verdict, here = verdicts(tmp_path, row("imdb", "linear", 0.8, 10.0))
+    assert verdict["A3"] == "holds" and "fresh: 2.300 bits" in here["A3"]
