@@ -761,3 +761,36 @@ def kl_curves(table):
     _title(figure, f"Both published fits follow the KL: Molchanov within {worst['molchanov']:.3f} nats, "
                    f"the code, up to a constant, within {worst['code']:.3f}")  # fmt: skip
     return figure
+
+
+# ---- one noise sample or many
+
+NOISES = {
+    "none": (BLACK, "-", "o"),
+    "shared": (BLUE, "-", "s"),
+    "fresh": (ORANGE, "--", "^"),
+    "local": (GREEN, ":", "D"),
+}
+
+
+@_styled
+def noise_curves(table):
+    """Bits of what is kept, bits of one network drawn, share of noise, against training steps; a line a way of drawing.
+
+    table: `noise.train` of several kinds and seeds (noise, seed, step, valid, drawn, noise_share).
+    """
+    figure, axes = _axes(10, 3.4, 1, 3)
+    quantities = (("valid", "means, noise at zero: bits per character"),
+                  ("drawn", "drawn once: bits per character"), ("noise_share", "recurrent weights that are noise"))  # fmt: skip
+    for ax, (column, words) in zip(axes, quantities, strict=True):
+        for kind, part in table.groupby("noise", sort=False):
+            colour, dash, marker = NOISES[kind]
+            mean = part.groupby("step")[column].mean()
+            ax.plot(mean.index, mean, color=colour, ls=dash, marker=marker, ms=3, lw=1.3, label=kind)
+        ax.set(xlabel="training step", ylabel=words)
+    axes[2].yaxis.set_major_formatter(lambda share, _: f"{share:.0%}")
+    _unique_legend(axes[2])
+    end = table[table["step"] == table["step"].max()].groupby("noise", sort=False)[["valid", "drawn"]].mean()
+    gaps = [f"{kind} {row.valid:.2f} kept, {row.drawn:.2f} drawn" for kind, row in end.iterrows() if kind != "none"]
+    _title(figure, f"After {table['step'].max():,} steps, bits: " + "; ".join(gaps))
+    return figure
