@@ -467,6 +467,14 @@ def test_the_variables_of_neurons_may_be_charged_more_than_weights_and_words():
     assert method.penalty(STEPS_PER_EPOCH).item() == pytest.approx(expected / 2, rel=1e-12)
 
 
+def test_the_extra_charge_of_neurons_may_end_at_an_epoch():
+    _, method = prepared("classifier", "wgn", kl_weight_neurons=20.0, kl_neurons_until=3.0)
+    charged = {name: plain_kl(theta, log_sigma).sum().item() for name, theta, log_sigma in method._pairs()}
+    extra = 19 * sum(charged[name] for name in ("input", "hidden_l0", "gates_l0"))
+    for step, more in ((0, extra), (3 * STEPS_PER_EPOCH - 1, extra), (3 * STEPS_PER_EPOCH, 0.0)):
+        assert method.penalty(step).item() * N_EXAMPLES == pytest.approx(sum(charged.values()) + more, rel=1e-12)
+
+
 def test_kl_weight_is_zero_then_a_straight_line_then_full():
     _, method = prepared("classifier", kl_weight=0.8, kl_start=1.0, kl_full=3.0)
     weights = [method.kl_weight(step) for step in range(45)]

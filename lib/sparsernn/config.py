@@ -46,6 +46,7 @@ class RunConfig:
     log_sigma_groups: float | None = None
     kl_weight: float | None = None
     kl_weight_neurons: float | None = None
+    kl_neurons_until: float | None = None
     kl_start: float | None = None
     kl_full: float | None = None
     threshold: float | None = None

@@ -70,7 +70,7 @@ def train(task, noise, seed, steps, hidden=64, window=50, batch_size=32, kl_weig
     model = LanguageModel(len(task.vocabulary), hidden, forget_bias=1.0)
     theta = model.lstm.weight_hh_l0
     log_sigma = torch.nn.Parameter(torch.full_like(theta, -3.0))
-    optimizer = torch.optim.Adam([{"params": model.parameters(), "lr": 5e-3}, {"params": [log_sigma], "lr": 1e-2}])
+    optimizer = torch.optim.Adam([{"params": model.parameters(), "lr": 1e-2}, {"params": [log_sigma], "lr": 1e-2}])
     order, rows = torch.Generator().manual_seed(seed), []
     endless = (batch for _ in itertools.count() for batch in task.batches("train", batch_size, window, order))
     for step, batch in enumerate(itertools.islice(endless, steps), 1):

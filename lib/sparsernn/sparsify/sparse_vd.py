@@ -248,11 +248,12 @@ class SparseVD(Method):
         if not factor:
             return 0.0
         fresh = step % self.steps_per_epoch % self.plan.kl_every == 0  # counted anew each epoch: a resumed run agrees
-        total = 0.0
+        until = self.plan.kl_neurons_until * self.steps_per_epoch
+        total, temper = 0.0, self.temper if not until or step < until else {}
         for name, theta, log_sigma in self._pairs():
             if fresh or name not in self.held:
                 self.held[name] = kl_and_gradients(theta, log_sigma, self.plan.kl_fit)
-            total = total + self.temper.get(name, 1.0) * _KL.apply(theta, log_sigma, *self.held[name])
+            total = total + temper.get(name, 1.0) * _KL.apply(theta, log_sigma, *self.held[name])
         return factor * total
 
     @torch.no_grad()
