@@ -128,17 +128,14 @@ class Compact(nn.Module):
         if self.meta["model"] == "BagOfWords":
             return self._bag(words), None
         embedded = self.meta["model"] == "Classifier"
-        x = F.embedding(words, F.pad(self.tensor("embedding.weight"), (0, 0, 0, 1))) if embedded else words
+        x = self.embed(words) if embedded else words
         live = None
         if lengths is not None:
             time = torch.arange(len(tokens), device=tokens.device)[:, None]
             live = time >= len(tokens) - lengths if embedded else time < lengths  # classifiers: padded on the left
-        cell, outputs, finals = None, [], []
+        outputs, finals = [], []
         for index, suffix in enumerate(self.meta["layers"]):
-            cell = cell or LAYERS[self.meta["cell"]].cell_type(self.meta["activation"])
-            parts = {name: self.tensor(f"lstm.{name}{suffix}") for name in PARTS}
-            initial = None if state is None else state[index]
-            y, final = run(cell, parts, x, initial, live, reverse=suffix.endswith("_reverse"))
+            y, final = self.run_layer(suffix, x, None if state is None else state[index], live)
             outputs.append(y)
             finals.append(final)
             if index + 1 == len(self.meta["layers"]) or not self.meta["layers"][index + 1].endswith("_reverse"):
@@ -146,6 +143,21 @@ class Compact(nn.Module):
         if embedded:
             x = x[-1]
         return F.linear(x, self.tensor("head.weight"), self.tensor("head.bias")), finals
+
+    @property
+    def cell(self):
+        return LAYERS[self.meta["cell"]].cell_type(self.meta["activation"])
+
+    def parts(self, suffix):
+        """PARTS (see `small`) of one layer and direction."""
+        return {name: self.tensor(f"lstm.{name}{suffix}") for name in PARTS}
+
+    def embed(self, words):
+        return F.embedding(words, F.pad(self.tensor("embedding.weight"), (0, 0, 0, 1)))
+
+    def run_layer(self, suffix, x, state, live):
+        """→ y [T, B, Hk] and final states; `engines.Fast` runs it otherwise."""
+        return run(self.cell, self.parts(suffix), x, state, live, reverse=suffix.endswith("_reverse"))
 
     def _bag(self, words):
         weight = self.tensor("head.weight")

@@ -44,8 +44,8 @@ def run(cell, parts, x, state, live, reverse):
     ids     one more than the last column stands for a word that was removed
     """
     where, gates = parts["live"].bool(), cell.gate_of_block
-    weight_ih = _by_block(parts["weight_ih"], cell.from_input, where, gates)
-    weight_hh = _by_block(parts["weight_hh"], cell.from_state, where, gates).t()
+    weight_ih = by_block(parts["weight_ih"], cell.from_input, where, gates)
+    weight_hh = by_block(parts["weight_hh"], cell.from_state, where, gates).t()
     if x.dtype == torch.int64:
         a = F.embedding(x, F.pad(weight_ih.t(), (0, 0, 0, 1))) + parts["bias"]
     else:
@@ -79,8 +79,8 @@ def run(cell, parts, x, state, live, reverse):
     return (y.flip(0) if reverse else y), state
 
 
-def _by_block(rows, landing, live, gates):
-    """Rows of live gates → rows of live blocks; zeros for a block in which this side's products do not land."""
+def by_block(rows, landing, live, gates):
+    """Rows of live gates [R, n] → rows of live blocks; zeros for a block in which this side's products do not land."""
     counts = live.sum(1).tolist()
     of_gate = rows.split(counts)
     blocks = (

@@ -1,0 +1,65 @@
+"""Ways of running what is left of a recurrent layer, and its products; each is compared with float64 before it is timed.
+
+`LAYERS` run whole sequences (`base.Engine`), `PRODUCTS` one matrix product (`products.Product`). A file is imported
+when its engine is asked for: numba and Triton need not be there for the others.
+"""
+
+from importlib import import_module
+
+from ..names import nearest
+
+LAYERS = {
+    "dense-fp32": ("fused", "Fused"),  # the opponents: the whole layer, zeros and all
+    "dense-tf32": ("fused", "FusedTF32"),
+    "dense-bf16": ("fused", "FusedBF16"),
+    "dense-fp16": ("fused", "FusedFP16"),
+    "dense-int8": ("fused", "FusedInt8"),
+    "compact-torch": ("fused", "Fused"),  # from here on: what is left of it
+    "compact-loop": ("fused", "Loop"),
+    "csr-torch": ("stepped", "CsrTorch"),
+    "csr-triton": ("triton_products", "SteppedCsr"),
+    "block-16": ("triton_products", "SteppedBlock16"),
+    "block-32": ("triton_products", "SteppedBlock32"),
+    "numba": ("cpu", "Rows"),
+    "numba-csr": ("cpu", "Lanes"),
+    "triton-tiny": ("tiny", "Tiny"),
+    "persistent": ("persistent", "Persistent"),
+    "persistent-fp16": ("persistent", "PersistentFP16"),
+    "persistent-dense": ("persistent", "PersistentDense"),
+}
+PRODUCTS = {
+    "dense-fp32": ("products", "Dense"),
+    "dense-tf32": ("products", "DenseTF32"),
+    "dense-bf16": ("products", "DenseBF16"),
+    "dense-fp16": ("products", "DenseFP16"),
+    "csr-torch": ("products", "Csr"),
+    "two-to-four": ("products", "TwoToFour"),
+    "csr-numba": ("cpu", "CsrNumba"),
+    "csr-triton": ("triton_products", "CsrTriton"),
+    "block-16": ("triton_products", "Block16"),
+    "block-32": ("triton_products", "Block32"),
+}
+OPPONENTS = ("dense-fp32", "dense-tf32", "dense-bf16", "dense-int8", "compact-torch")  # a timing row for each
+
+
+def find(name, table=LAYERS):
+    """The class of an engine. Raises ValueError for an unknown name, ImportError saying which package is missing."""
+    if name not in table:
+        raise ValueError(nearest("engine", name, table))
+    module, kind = table[name]
+    try:
+        return getattr(import_module("." + module, __name__), kind)
+    except ModuleNotFoundError as problem:
+        raise ImportError(f"engine {name!r} needs {problem.name}: pip install {problem.name}") from problem
+
+
+def on(device, table=LAYERS):
+    """Names of the engines that run on a device type and whose packages are there."""
+    names = []
+    for name in table:
+        try:
+            if device in find(name, table).devices:
+                names.append(name)
+        except ImportError:
+            continue
+    return names

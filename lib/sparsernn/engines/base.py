@@ -1,0 +1,152 @@
+"""What an engine runs, what it is compared with, and how it says that it cannot.
+
+An engine is a class: `Engine(layer, device)` prepares (its cost is not timed), `engine(x, live)` runs. Whole sequences
+start from zeros; a carried state stays with `Compact`.
+"""
+
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch.nn import functional as F
+
+from ..recurrent import Cell
+from ..small import by_block, run
+
+
+class Unsupported(ValueError):
+    """This engine does not run this layer, batch or device; says why."""
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One recurrent layer and direction as `small.shrink` leaves it, float64 or float32 on the CPU.
+
+    R = rows of live gates over blocks (see `recurrent.Cell`), K = blocks, H = kept neurons.
+    """
+
+    cell: Cell
+    parts: dict
+
+    @property
+    def kind(self):
+        return type(self.cell).__name__.removesuffix("Cell")
+
+    @property
+    def inputs(self):
+        return self.parts["weight_ih"].shape[1]
+
+    @property
+    def hidden(self):
+        return self.parts["live"].shape[1]
+
+    @property
+    def nonzeros(self):
+        return sum(int((self.parts[name] != 0).sum()) for name in ("weight_ih", "weight_hh"))
+
+    @property
+    def bytes(self):
+        """Of the stored weights, 4 B each, and biases: what any fp32 engine must have read once."""
+        return 4 * (self.nonzeros + len(self.parts["bias"]) + len(self.parts["constant"]))
+
+    @cached_property
+    def where(self):
+        """bool [K, H]: which blocks have a row."""
+        return self.parts["live"].bool()[self.cell.gate_of_block]
+
+    @cached_property
+    def weight_ih(self):
+        """[R, I] over blocks: zeros where a block gets nothing from the input."""
+        return by_block(self.parts["weight_ih"], self.cell.from_input, self.parts["live"], self.cell.gate_of_block)
+
+    @cached_property
+    def weight_hh(self):
+        """[R, H] over blocks."""
+        return by_block(self.parts["weight_hh"], self.cell.from_state, self.parts["live"], self.cell.gate_of_block)
+
+    @cached_property
+    def fixed(self):
+        """[K, H]: what a constant gate says; NaN where the gate is live (or the block is but a second product)."""
+        values = torch.full(self.where.shape, torch.nan, dtype=self.parts["constant"].dtype)
+        dead = torch.zeros_like(self.where)
+        dead[list(self.cell.from_input)] = ~self.parts["live"].bool()
+        values[dead] = self.parts["constant"]
+        return values
+
+    @cached_property
+    def row_of(self):
+        """int32 [K, H]: the row among R of each block and neuron, −1 where there is none."""
+        rows = torch.full(self.where.shape, -1, dtype=torch.int32)
+        rows[self.where] = torch.arange(int(self.where.sum()), dtype=torch.int32)
+        return rows
+
+    def double(self):
+        return Layer(self.cell, {n: p.double() if p.is_floating_point() else p for n, p in self.parts.items()})
+
+    def reading(self, embedding):
+        """The layer that reads ids of rows of `embedding` [V, I] as one-hot input: both products in one table."""
+        return Layer(self.cell, self.parts | {"weight_ih": self.parts["weight_ih"] @ embedding.T.to(self.parts["bias"])})
+
+
+def one_hot(ids, size, dtype):
+    """Ids [T, B] written out [T, B, size]; an id of `size` is a removed word, a row of zeros."""
+    return F.one_hot(ids, size + 1)[..., :size].to(dtype)
+
+
+class Engine:
+    """Runs one layer: `engine(x, live)` with x [T, B, I] float or ids [T, B] int64 → y [T, B, H], from a zero state.
+
+    live  bool [T, B], False where a step is padding (state kept, y = 0), or None
+    Raises Unsupported, when it is made or called, for what it does not run.
+    """
+
+    devices = ("cpu", "cuda")
+    dtype = torch.float32  # of its products; x and y are float32
+    reads_ids = False  # whether ids cost a row of a table, not a product
+
+    def __init__(self, layer, device="cpu"):
+        self.layer, self.device = layer, torch.device(device)
+
+    def __call__(self, x, live=None):
+        raise NotImplementedError
+
+    def fp32(self, tensor):
+        return tensor.to(self.device, torch.float32).contiguous()
+
+
+def oracle(layer, x, live=None):
+    """The formulas in float64, step by step (`small.run`, itself proven against tests/oracles.py) → y [T, B, H]."""
+    layer = layer.double()
+    return run(layer.cell, layer.parts, x if x.dtype == torch.int64 else x.double(), None, live, reverse=False)[0]
+
+
+def error(got, expected):
+    """max|a − b| / max(1, max|b|), of what is finite; infinite where something is not, or the shapes differ."""
+    if got.shape != expected.shape:
+        return float("inf")
+    got = got.to(expected)
+    wrong = float((got - expected).abs().max() / expected.abs().max().clamp(min=1))
+    return wrong if wrong == wrong else float("inf")
+
+
+class Tabled(Engine):
+    """An engine of ours: what the input contributes to a step is a row of a table [N, R], bias added.
+
+    For ids the table is W_ihᵀ itself (a removed word's row is the bias), for x it is made by one product beforehand.
+    """
+
+    reads_ids = True
+
+    def __init__(self, layer, device="cpu"):
+        super().__init__(layer, device)
+        self.weight_ih, self.bias = self.fp32(layer.weight_ih), self.fp32(layer.parts["bias"])
+        self.words = F.pad(self.weight_ih.T, (0, 0, 0, 1)) + self.bias
+
+    def table_and_rows(self, x, live):
+        """→ table [N, R] float32, rows int32 [T, B]; a padded step has row −1."""
+        if x.dtype == torch.int64:
+            table, rows = self.words, x.int()
+        else:
+            table = F.linear(x.flatten(0, 1), self.weight_ih, self.bias)
+            rows = torch.arange(len(table), dtype=torch.int32, device=x.device).view(x.shape[:2])
+        return table, (rows if live is None else rows.masked_fill(~live, -1)).contiguous()

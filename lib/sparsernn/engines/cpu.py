@@ -1,0 +1,275 @@
+"""One core of a CPU (numba): the whole sequence in one call, with no step leaving it.
+
+`Rows` vectorises over the rows of live gates, four sequences at a time: for few neurons. `Lanes` takes up to 64
+side by side and only the weights that are not zero: for sparse ones.
+"""
+
+import numpy as np
+import torch
+from numba import njit
+
+from .base import Tabled
+from .products import Product
+
+FAST = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "cache": True}
+KINDS = {"LSTM": 0, "GRU": 1, "RNN": 2}
+LANES = 64  # sequences side by side at most
+
+
+@njit(**FAST)
+def tanh(x):
+    """tanh u = P/Q, Lambert's fraction cut at u⁷, doubled twice as 2PQ/(P² + Q²): one division, no branch, within 3e-7."""
+    u = min(max(np.float32(0.25) * x, np.float32(-2.3)), np.float32(2.3))
+    s = u * u
+    p = u * (np.float32(135135) + s * (np.float32(17325) + s * (np.float32(378) + s)))
+    q = np.float32(135135) + s * (np.float32(62370) + s * (np.float32(3150) + s * np.float32(28)))
+    p, q = np.float32(2) * p * q, p * p + q * q
+    return np.float32(2) * p * q / (p * p + q * q)
+
+
+@njit(**FAST)
+def squash(v, hard):
+    if hard:
+        for i in range(len(v)):
+            v[i] = min(max(np.float32(0.2) * v[i] + np.float32(0.5), np.float32(0)), np.float32(1))
+    else:
+        for i in range(len(v)):
+            v[i] = np.float32(0.5) + np.float32(0.5) * tanh(np.float32(0.5) * v[i])
+
+
+@njit(**FAST)
+def advance(kind, hard, v, fixed_at, fixed, h, c):
+    """Preactivations v [K·n] and the old state [n] → the new one, in place; constants at `fixed_at` of v."""
+    n = len(h)
+    if kind == 0:
+        squash(v[: 2 * n], hard)
+        squash(v[3 * n :], hard)
+        for i in range(2 * n, 3 * n):
+            v[i] = tanh(v[i])
+        for k in range(len(fixed_at)):
+            v[fixed_at[k]] = fixed[k]
+        i_, f, g, o = v[:n], v[n : 2 * n], v[2 * n : 3 * n], v[3 * n :]
+        for i in range(n):
+            c[i] = f[i] * c[i] + i_[i] * g[i]
+            h[i] = o[i] * tanh(c[i])
+    elif kind == 1:
+        squash(v[: 2 * n], hard)
+        for k in range(len(fixed_at)):
+            if fixed_at[k] < 2 * n:  # the candidate reads r
+                v[fixed_at[k]] = fixed[k]
+        r, z, x, m = v[:n], v[n : 2 * n], v[2 * n : 3 * n], v[3 * n :]
+        for i in range(n):
+            x[i] = tanh(x[i] + r[i] * m[i])
+        for k in range(len(fixed_at)):
+            if fixed_at[k] >= 2 * n:
+                v[fixed_at[k]] = fixed[k]
+        for i in range(n):
+            h[i] = x[i] + z[i] * (h[i] - x[i])
+    else:
+        for i in range(n):
+            h[i] = max(v[i], np.float32(0)) if hard else tanh(v[i])
+        for k in range(len(fixed_at)):
+            h[fixed_at[k]] = fixed[k]
+
+
+@njit(**FAST)
+def rows_times(weight, h, a):
+    """a [R] += W h; weight [Hp, R] transposed, four columns a pass."""
+    for j in range(0, len(h), 4):
+        r0, r1, r2, r3 = weight[j], weight[j + 1], weight[j + 2], weight[j + 3]
+        h0, h1, h2, h3 = h[j], h[j + 1], h[j + 2], h[j + 3]
+        for r in range(len(a)):
+            a[r] = a[r] + r0[r] * h0 + r1[r] * h1 + r2[r] * h2 + r3[r] * h3
+
+
+@njit(**FAST)
+def rows_times_four(weight, h, a):
+    """The same for four sequences, h [4, Hp], a [4, R]: each weight is read once for all of them."""
+    a0, a1, a2, a3 = a[0], a[1], a[2], a[3]
+    for j in range(0, h.shape[1], 4):
+        r0, r1, r2, r3 = weight[j], weight[j + 1], weight[j + 2], weight[j + 3]
+        p0, p1, p2, p3 = h[0, j], h[0, j + 1], h[0, j + 2], h[0, j + 3]
+        q0, q1, q2, q3 = h[1, j], h[1, j + 1], h[1, j + 2], h[1, j + 3]
+        u0, u1, u2, u3 = h[2, j], h[2, j + 1], h[2, j + 2], h[2, j + 3]
+        v0, v1, v2, v3 = h[3, j], h[3, j + 1], h[3, j + 2], h[3, j + 3]
+        for r in range(a.shape[1]):
+            w0, w1, w2, w3 = r0[r], r1[r], r2[r], r3[r]
+            a0[r] = a0[r] + w0 * p0 + w1 * p1 + w2 * p2 + w3 * p3
+            a1[r] = a1[r] + w0 * q0 + w1 * q1 + w2 * q2 + w3 * q3
+            a2[r] = a2[r] + w0 * u0 + w1 * u1 + w2 * u2 + w3 * u3
+            a3[r] = a3[r] + w0 * v0 + w1 * v1 + w2 * v2 + w3 * v3
+
+
+@njit(**FAST)
+def by_rows(kind, hard, table, rows, weight, block, neuron, fixed_at, fixed, group, start, y):
+    """`group` (1 or 4) sequences from `start` on. weight [Hp, R]; row r lands in block[r] at neuron[r]; y [T, B, H]."""
+    steps, _, hidden = y.shape
+    size, n = weight.shape
+    a, v = np.empty((group, n), np.float32), np.zeros((4 if kind < 2 else 1, group, size), np.float32)
+    h, c = np.zeros((group, size), np.float32), np.zeros((group, size), np.float32)
+    flat_v, flat_h, flat_c, old_h, old_c = v.reshape(-1), h.reshape(-1), c.reshape(-1), h.copy(), c.copy()
+    for t in range(steps):
+        padded = False
+        for s in range(group):
+            row = rows[t, start + s]
+            padded |= row < 0
+            line = table[max(row, 0)]
+            for r in range(n):
+                a[s, r] = line[r]
+        if group == 4:
+            rows_times_four(weight, h, a)
+        else:
+            rows_times(weight, h[0], a[0])
+        for s in range(group):
+            for r in range(n):
+                v[block[r], s, neuron[r]] = a[s, r]
+        if padded:
+            old_h[:], old_c[:] = h, c
+        advance(kind, hard, flat_v, fixed_at, fixed, flat_h, flat_c)
+        for s in range(group):
+            out = y[t, start + s]
+            if rows[t, start + s] < 0:
+                h[s], c[s] = old_h[s], old_c[s]
+                out[:] = 0
+            else:
+                for j in range(hidden):
+                    out[j] = h[s, j]
+
+
+@njit(**FAST)
+def sparse_times(pointers, columns, values, x, y):
+    """y [M, N] += sparse W (rows padded to a multiple of 4) times x [K, N]."""
+    if y.shape[1] == 1:
+        vector, out = x.reshape(-1), y.reshape(-1)
+        for r in range(len(out)):
+            total = np.float32(0)
+            for k in range(pointers[r], pointers[r + 1]):
+                total += values[k] * vector[columns[k]]
+            out[r] += total
+        return
+    for r in range(len(y)):
+        for k in range(pointers[r], pointers[r + 1], np.uint32(4)):
+            v0, v1, v2, v3 = values[k], values[k + 1], values[k + 2], values[k + 3]
+            c0, c1, c2, c3 = columns[k], columns[k + 1], columns[k + 2], columns[k + 3]
+            for i in range(y.shape[1]):
+                y[r, i] = y[r, i] + v0 * x[c0, i] + v1 * x[c1, i] + v2 * x[c2, i] + v3 * x[c3, i]
+
+
+@njit(**FAST)
+def by_lanes(kind, hard, table, rows, pointers, columns, values, block, neuron, fixed_at, fixed, lanes, y):
+    """All sequences from sparse rows; state [H, lanes]; `fixed_at` and `fixed` have an entry for each lane."""
+    steps, batch, hidden = y.shape
+    a, v = np.zeros((len(block), lanes), np.float32), np.zeros((4 if kind < 2 else 1, hidden, lanes), np.float32)
+    h, c = np.empty((hidden, lanes), np.float32), np.empty((hidden, lanes), np.float32)
+    flat_v, flat_h, flat_c, old_h, old_c = v.reshape(-1), h.reshape(-1), c.reshape(-1), h.copy(), c.copy()
+    for start in range(0, batch, lanes):
+        h[:], c[:] = 0, 0
+        count = min(lanes, batch - start)
+        for t in range(steps):
+            padded = False
+            for i in range(count):
+                row = rows[t, start + i]
+                padded |= row < 0
+                line = table[max(row, 0)]
+                for r in range(len(block)):
+                    a[r, i] = line[r]
+            sparse_times(pointers, columns, values, h, a)
+            for r in range(len(block)):
+                for i in range(lanes):
+                    v[block[r], neuron[r], i] = a[r, i]
+            if padded:
+                old_h[:], old_c[:] = h, c
+            advance(kind, hard, flat_v, fixed_at, fixed, flat_h, flat_c)
+            for i in range(count):
+                if rows[t, start + i] < 0:
+                    h[:, i], c[:, i] = old_h[:, i], old_c[:, i]
+                    y[t, start + i] = 0
+                else:
+                    out = y[t, start + i]
+                    for j in range(hidden):
+                        out[j] = h[j, i]
+
+
+def padded_rows(weight, multiple=4):
+    """CSR of weight [R, K] with every row's length a multiple of 4 (zeros at column 0): pointers, columns, values."""
+    weight = weight.float().numpy()
+    counts = (weight != 0).sum(1)
+    pointers = np.concatenate([[0], np.cumsum(-(-counts // multiple) * multiple)])
+    columns, values = np.zeros(pointers[-1], np.uint32), np.zeros(pointers[-1], np.float32)
+    row, column = weight.nonzero()
+    at = np.arange(len(row)) - np.repeat(np.cumsum(counts) - counts, counts) + np.repeat(pointers[:-1], counts)
+    columns[at], values[at] = column, weight[row, column]
+    return pointers.astype(np.uint32), columns, values
+
+
+class Whole(Tabled):
+    """What `Rows` and `Lanes` share."""
+
+    devices = ("cpu",)
+
+    def __init__(self, layer, device="cpu"):
+        super().__init__(layer, device)
+        self.head = KINDS[layer.kind], layer.cell.activation in ("hard", "relu")
+        self.where = tuple(index.astype(np.uint32) for index in layer.where.numpy().nonzero())  # block, neuron of a row
+
+    def constants(self, copies, block, neuron, copy):
+        """Where in v the constants of `copies` sequences stand, and their values; the rest: strides of v."""
+        fixed = self.layer.fixed.float().numpy()
+        blocks, neurons = (~np.isnan(fixed)).nonzero()
+        at = (blocks * block + neurons * neuron)[:, None] + copy * np.arange(copies)
+        return at.flatten().astype(np.uint32), np.repeat(fixed[blocks, neurons], copies)
+
+    def run(self, table, rows, y):
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def __call__(self, x, live=None):
+        table, rows = self.table_and_rows(x, live)
+        y = torch.empty(*rows.shape, self.layer.hidden)
+        self.run(table.numpy(), rows.numpy(), y.numpy())
+        return y
+
+
+class Rows(Whole):
+    """Dense rows of live gates, four sequences at a time (the last few one by one)."""
+
+    def __init__(self, layer, device="cpu"):
+        super().__init__(layer, device)
+        weight = layer.weight_hh.float().T
+        self.weight = torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % 4)).contiguous().numpy()
+        size = len(self.weight)
+        self.fixed = {group: self.constants(group, group * size, 1, size) for group in (1, 4)}
+
+    def run(self, table, rows, y):
+        batch, start = rows.shape[1], 0
+        while start < batch:
+            group = 4 if start + 4 <= batch else 1
+            by_rows(*self.head, table, rows, self.weight, *self.where, *self.fixed[group], group, start, y)
+            start += group
+
+
+class Lanes(Whole):
+    """Weights that are not zero, up to 64 sequences side by side."""
+
+    def __init__(self, layer, device="cpu"):
+        super().__init__(layer, device)
+        self.csr = padded_rows(layer.weight_hh)
+
+    def run(self, table, rows, y):
+        lanes = min(LANES, rows.shape[1])
+        fixed = self.constants(lanes, self.layer.hidden * lanes, lanes, 1)
+        by_lanes(*self.head, table, rows, *self.csr, *self.where, *fixed, lanes, y)
+
+
+class CsrNumba(Product):
+    """The sparse product of `Lanes` on its own."""
+
+    devices = ("cpu",)
+
+    def prepare(self, weight):
+        return padded_rows(weight)
+
+    def __call__(self, x):
+        y = torch.zeros(len(self.weight[0]) - 1, x.shape[1])
+        sparse_times(*self.weight, x.contiguous().numpy(), y.numpy())
+        return y

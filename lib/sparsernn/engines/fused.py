@@ -1,0 +1,111 @@
+"""torch's own fused layer (cuDNN, oneDNN) on what is left of a layer, in four precisions; and the plain step loop."""
+
+import warnings
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+
+from ..small import run
+from .base import Engine, Unsupported, one_hot
+
+MODULES = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
+
+
+def to_module(layer):
+    """torch's layer that computes what `layer` does: a constant gate is a bias alone, σ⁻¹ or tanh⁻¹ of its value.
+
+    Raises Unsupported for hard gates, and for a constant gate of a relu RNN that no bias gives.
+    """
+    if layer.cell.activation == "hard":
+        raise Unsupported("torch's fused layers have no hard gates")
+    extra = {"nonlinearity": layer.cell.activation} if layer.kind == "RNN" else {}
+    module = MODULES[layer.kind](layer.inputs, layer.hidden, **extra).double().requires_grad_(False)
+    live, parts = layer.parts["live"].bool(), layer.double().parts
+    for name in ("weight_ih", "weight_hh"):
+        weight = getattr(module, name + "_l0").zero_()
+        weight[live.flatten()] = parts[name]
+    fixed = layer.double().fixed
+    bias = torch.zeros_like(fixed)
+    bias[layer.where] = parts["bias"]
+    for block in layer.cell.from_input:
+        candidate = layer.cell.gates[layer.cell.gate_of_block[block]] in "gnh"
+        inverse = fixed[block].atanh() if candidate else fixed[block].logit()
+        if layer.cell.activation == "relu":
+            inverse = fixed[block]
+        bias[block] = torch.where(live[layer.cell.gate_of_block[block]], bias[block], inverse)
+    module.bias_ih_l0.copy_(bias[list(layer.cell.from_input)].flatten())
+    module.bias_hh_l0.zero_()
+    for gate, (of_x, of_h) in enumerate(zip(layer.cell.from_input, layer.cell.from_state, strict=True)):
+        if of_x != of_h:  # the bias that stands inside r ⊙ (…)
+            module.bias_hh_l0[gate * layer.hidden : (gate + 1) * layer.hidden] = bias[of_h]
+    return module
+
+
+@contextmanager
+def tf32(allowed):
+    """Whether cuDNN and cuBLAS may round fp32 factors to tf32, here and only here."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
+
+
+class Fused(Engine):
+    """nn.LSTM, nn.GRU or nn.RNN in fp32."""
+
+    tf32 = False
+
+    def __init__(self, layer, device="cpu"):
+        super().__init__(layer, device)
+        self.module = to_module(layer).to(self.device, self.dtype)
+        if self.device.type == "cuda":
+            self.module.flatten_parameters()
+
+    @torch.no_grad()
+    def __call__(self, x, live=None):
+        if live is not None and not bool(live.all()):
+            raise Unsupported("torch's fused layers run sequences of one length")
+        x = one_hot(x, self.layer.inputs, self.dtype) if x.dtype == torch.int64 else x.to(self.dtype)
+        with tf32(self.tf32):
+            return self.module(x)[0].float()
+
+
+class FusedTF32(Fused):
+    devices, tf32 = ("cuda",), True
+
+
+class FusedBF16(Fused):
+    dtype = torch.bfloat16
+
+
+class FusedFP16(Fused):
+    devices, dtype = ("cuda",), torch.float16
+
+
+class FusedInt8(Fused):
+    """int8 weights, activations quantised as they come (torch's dynamic quantisation, CPU): fewer bytes, larger error."""
+
+    devices, dtype = ("cpu",), torch.float32
+
+    def __init__(self, layer, device="cpu"):
+        super().__init__(layer, device)
+        if layer.kind == "RNN":
+            raise Unsupported("torch has no int8 RNN layer")
+        with warnings.catch_warnings():  # it announces that it will move to another package
+            warnings.simplefilter("ignore")
+            self.module = torch.ao.quantization.quantize_dynamic(nn.Sequential(self.module), {type(self.module)})[0]
+
+
+class Loop(Engine):
+    """`small.run`, as `Compact` runs: ATen operations step by step, any gate."""
+
+    def __init__(self, layer, device="cpu"):
+        super().__init__(layer, device)
+        self.parts = {n: self.fp32(p) if p.is_floating_point() else p.to(device) for n, p in layer.parts.items()}
+
+    @torch.no_grad()
+    def __call__(self, x, live=None):
+        return run(self.layer.cell, self.parts, x, None, live, reverse=False)[0]

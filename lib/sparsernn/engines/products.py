@@ -1,0 +1,72 @@
+"""One product y [M, N] = W [M, K] x [K, N] through torch: dense (cuBLAS, MKL), CSR (cuSPARSE, MKL), 2:4 (CUTLASS)."""
+
+import warnings
+
+import torch
+
+from .base import Unsupported
+from .fused import tf32
+
+
+class Product:
+    """`Product(weight, device)` prepares W [M, K] (untimed); called with x [K, N] float32 it returns W x, float32."""
+
+    devices = ("cpu", "cuda")
+    dtype = torch.float32
+    tf32 = False
+
+    def __init__(self, weight, device="cpu"):
+        self.weight = self.prepare(weight.to(device, self.dtype))
+
+    def prepare(self, weight):
+        return weight
+
+    @torch.no_grad()
+    def __call__(self, x):
+        with tf32(self.tf32):
+            return (self.weight @ x.to(self.dtype)).float()
+
+
+class Dense(Product):
+    pass
+
+
+class DenseTF32(Product):
+    devices, tf32 = ("cuda",), True
+
+
+class DenseBF16(Product):
+    dtype = torch.bfloat16
+
+
+class DenseFP16(Product):
+    devices, dtype = ("cuda",), torch.float16
+
+
+class Csr(Product):
+    """int32 indices: MKL and cuSPARSE are fastest with them."""
+
+    def prepare(self, weight):
+        rows, columns = weight.nonzero(as_tuple=True)
+        pointers = torch.zeros(len(weight) + 1, dtype=torch.int32, device=weight.device)
+        pointers[1:] = torch.bincount(rows, minlength=len(weight)).cumsum(0)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+            return torch.sparse_csr_tensor(pointers, columns.int(), weight[rows, columns], weight.shape)
+
+
+class TwoToFour(Product):
+    """At most two weights of every four in a row are not zero: sparse tensor cores, fp16, on the GPU alone."""
+
+    devices, dtype = ("cuda",), torch.float16
+
+    def prepare(self, weight):
+        if weight.shape[0] % 32 or weight.shape[1] % 64:
+            raise Unsupported(f"2:4 wants rows in 32s and columns in 64s, not {tuple(weight.shape)}")
+        if int((weight.view(len(weight), -1, 4) != 0).sum(2).max()) > 2:
+            raise Unsupported("some group of four has more than two weights")
+        return torch.sparse.to_sparse_semi_structured(weight)
+
+    def __call__(self, x):
+        wide = torch.nn.functional.pad(x, (0, -x.shape[1] % 8))  # the library wants multiples of 8
+        return super().__call__(wide)[:, : x.shape[1]]
