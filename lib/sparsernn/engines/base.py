@@ -140,12 +140,12 @@ class Tabled(Engine):
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)
         self.weight_ih, self.bias = self.fp32(layer.weight_ih), self.fp32(layer.parts["bias"])
-        self.words = F.pad(self.weight_ih.T, (0, 0, 0, 1)) + self.bias
+        self.word_table = F.pad(self.weight_ih.T, (0, 0, 0, 1)) + self.bias
 
     def table_and_rows(self, x, live):
         """→ table [N, R] float32, rows int32 [T, B]; a padded step has row −1."""
         if x.dtype == torch.int64:
-            table, rows = self.words, x.int()
+            table, rows = self.word_table, x.int()
         else:
             table = F.linear(x.flatten(0, 1), self.weight_ih, self.bias)
             rows = torch.arange(len(table), dtype=torch.int32, device=x.device).view(x.shape[:2])

@@ -1,0 +1,44 @@
+"""A whole compact model with its layers run by an engine."""
+
+import torch
+
+from ..compact import Compact
+from . import find
+from .base import Layer, Unsupported
+
+
+def layers_of(model):
+    """suffix → `Layer` of a `Compact`, on the CPU."""
+    parts = {suffix: model.parts(suffix) for suffix in model.meta["layers"]}
+    return {suffix: Layer(model.cell, {n: p.cpu() for n, p in found.items()}) for suffix, found in parts.items()}
+
+
+class Fast(Compact):
+    """`model` on `device`, its layers run by `engine`; called like it, with a state of zeros, in float32.
+
+    Where the engine reads ids, the embedding is multiplied into the first layers' weights once, here.
+    Raises ValueError for an unknown engine, `Unsupported` for a layer it does not run or a state to go on from.
+    """
+
+    def __init__(self, model, engine, device="cpu"):
+        if not model.meta["layers"]:
+            raise Unsupported(f"a {model.meta['model']} has no recurrent layer to run")
+        super().__init__(model.meta, model.tensors())
+        kind, layers = find(engine), layers_of(self)
+        self.folded = kind.reads_ids and "embedding/weight" in self.names
+        if self.folded:
+            first = {s: layer.reading(self.tensor("embedding.weight").cpu()) for s, layer in layers.items() if "_l0" in s}
+            layers |= first
+        self.engines = {suffix: kind(layer, device) for suffix, layer in layers.items()}
+        self.float().to(device)
+
+    def embed(self, words):
+        return words if self.folded else super().embed(words)
+
+    def run_layer(self, suffix, x, state, live):
+        if state is not None:
+            raise Unsupported("engines start from zeros; Compact goes on from a state")
+        if not suffix.endswith("_reverse"):
+            return self.engines[suffix](x, live), None
+        y = self.engines[suffix](x.flip(0), None if live is None else live.flip(0))
+        return y.flip(0), None
