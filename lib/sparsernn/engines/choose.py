@@ -1,0 +1,120 @@
+"""Which engine runs this model fastest here: tried, briefly, not guessed. And whether that was right."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+
+from .. import timing
+from ..compact import Compact
+from . import find, on
+from .base import error, oracle
+from .models import Fast
+
+_choices = {}
+
+
+@dataclass(frozen=True)
+class Choice:
+    """engine: the name; times: ms of every engine tried; refused: name → why it was not."""
+
+    engine: str
+    times: dict
+    refused: dict
+
+    def make(self, model, device="cpu"):
+        """The model or layer, run by the chosen engine."""
+        return _built(model, self.engine, device)
+
+
+def _built(model, name, device):
+    return Fast(model, name, device) if isinstance(model, Compact) else find(name)(model, device)
+
+
+def _signature(model):
+    """What the time of a model depends on: shapes and what is not zero."""
+    tensors = model.tensors() if isinstance(model, Compact) else model.parts
+    found = {name: (tuple(t.shape), int((t != 0).sum())) for name, t in tensors.items()}
+    kind = (model.meta["cell"], model.meta["activation"]) if isinstance(model, Compact) else (model.kind, model.cell.activation)
+    return kind, tuple(sorted(found.items()))
+
+
+def example(model, batch, steps, device="cpu"):
+    """Random input for it: ids int64 [T, B] of a model, x [T, B, I] of a layer."""
+    generator = torch.Generator().manual_seed(0)
+    if isinstance(model, Compact):
+        return torch.randint(model.meta["sizes"]["vocabulary"], (steps, batch), generator=generator).to(device)
+    return torch.randn(steps, batch, model.inputs, generator=generator).to(device)
+
+
+def run(built, x):
+    """y or logits of what `_built` made."""
+    y = built(x)
+    return y[0] if isinstance(y, tuple) else y
+
+
+def reference(model, x):
+    """The same in float64, from the first two sequences."""
+    if isinstance(model, Compact):
+        return Compact(model.meta, model.tensors()).cpu().double()(x[:, :2].cpu())[0]
+    return oracle(model, x[:, :2].cpu())
+
+
+def _first_two(model, y):
+    classifier = isinstance(model, Compact) and model.meta["model"] == "Classifier"
+    return (y[:2] if classifier else y[:, :2]).cpu()
+
+
+def choose(model, batch, device="cpu", steps=100, tolerance=1e-5, seconds=0.3):
+    """→ `Choice` for `model` (a `Compact` or a `Layer`) at this batch and number of steps.
+
+    Every engine of the device that is within `tolerance` of float64 is tried for about `seconds` together; the answer is
+    kept for the next model of the same shapes. Raises ValueError where none runs it, with each one's reason.
+    """
+    key = _signature(model), batch, str(device), steps, tolerance
+    if key in _choices:
+        return _choices[key]
+    x, calls, refused = example(model, batch, steps, device), {}, {}
+    expected = reference(model, x)
+    for name in on(torch.device(device).type):
+        if name.startswith("dense-"):  # the same layers as compact-torch's, or fewer digits
+            continue
+        try:
+            built = _built(model, name, device)
+            wrong = error(_first_two(model, run(built, x)), expected)
+        except Exception as problem:  # a kernel that does not compile or launch here is one engine less
+            refused[name] = str(problem)
+            continue
+        if wrong > tolerance:
+            refused[name] = f"error {wrong:.1e} > {tolerance:.0e}"
+        else:
+            calls[name] = lambda built=built: run(built, x)
+    if not calls:
+        raise ValueError(f"no engine runs this on {device}: " + "; ".join(f"{n}: {why}" for n, why in refused.items()))
+    first = {name: values.min() for name, values in timing.interleaved(calls, device, 0, (1, 1)).items()}
+    close = {name: call for name, call in calls.items() if first[name] <= 3 * min(first.values())}
+    times = first | {n: values.min() for n, values in timing.interleaved(close, device, seconds, (5, 30)).items()}
+    times = {name: float(ms) for name, ms in times.items()}
+    _choices[key] = Choice(min(times, key=times.get), times, refused)
+    return _choices[key]
+
+
+def agreement(table, within=0.05):
+    """How often `choose` was right against a full table of timing rows: share of cells, and one row a cell.
+
+    Right: the engine it chose took at most 1 + `within` times the median of the cell's fastest fp32 engine. The choice
+    of a cell is its row with engine `choose`.
+    """
+    keys = ["task", "model", "method", "variant", "device", "batch", "steps", "input", "hidden", "density", "pattern"]
+    rows = table[table["opponent"] == "dense-fp32"]
+    cells = []
+    for _, part in rows.groupby(keys, dropna=False):
+        chosen, others = part[part["engine"] == "choose"], part[part["engine"] != "choose"]
+        others = others[(others["dtype"] == "float32") & ~others["engine"].str.startswith("dense-")]
+        if len(chosen) and len(others):
+            best, median = others["median_ms"].min(), chosen["median_ms"].iloc[0]
+            cell = part.iloc[0][["model", "hidden", "density", "batch", "pattern"]].to_dict()
+            cell |= {"chosen": chosen["floor_note"].iloc[0], "best": others.loc[others["median_ms"].idxmin(), "engine"]}
+            cells.append(cell | {"loss": median / best - 1, "right": median <= (1 + within) * best})
+    found = pd.DataFrame(cells, columns=["model", "hidden", "density", "batch", "pattern", "chosen", "best", "loss", "right"])
+    return (float(found["right"].mean()) if len(found) else float("nan")), found
