@@ -106,7 +106,12 @@ def upsert_timings(rows, path):
     """The same for timing rows, whose key is everything but what was measured. Every row needs its `error`."""
     if silent := [row for row in rows if row.get("error") is None]:
         raise ValueError(f"{len(silent)} timing rows have no error against the oracle, the first: {silent[0]}")
-    _upsert(rows, path, TIMING_FIELDS, lambda row: tuple(_text(row.get(name)) for name in TIMING_KEY), read_timings)
+    _upsert(rows, path, TIMING_FIELDS, timing_key, read_timings)
+
+
+def timing_key(row):
+    """What identifies a timing row, as texts."""
+    return tuple(_text(row.get(name)) for name in TIMING_KEY)
 
 
 def read_timings(path):

@@ -73,4 +73,6 @@ class Roof:
         rate = self.copies[max(fitting)]
         moved, done = 1e3 * size / rate, 1e3 * flops / self.flops
         bound = "bytes" if moved > done else "flop"
-        return max(moved, done), f"{bound}: {size:.3g} B at {rate / 1e9:.3g} GB/s, {flops:.3g} flop at {self.flops / 1e9:.3g} GFLOP/s"
+        return max(
+            moved, done
+        ), f"{bound}: {size:.3g} B at {rate / 1e9:.3g} GB/s, {flops:.3g} flop at {self.flops / 1e9:.3g} GFLOP/s"

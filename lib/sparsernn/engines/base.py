@@ -85,7 +85,9 @@ class Layer:
 
     def reading(self, embedding):
         """The layer that reads ids of rows of `embedding` [V, I] as one-hot input: both products in one table."""
-        return Layer(self.cell, self.parts | {"weight_ih": self.parts["weight_ih"] @ embedding.T.to(self.parts["bias"])})
+        return Layer(
+            self.cell, self.parts | {"weight_ih": self.parts["weight_ih"] @ embedding.T.to(self.parts["bias"])}
+        )
 
 
 def one_hot(ids, size, dtype):

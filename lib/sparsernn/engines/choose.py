@@ -35,7 +35,11 @@ def _signature(model):
     """What the time of a model depends on: shapes and what is not zero."""
     tensors = model.tensors() if isinstance(model, Compact) else model.parts
     found = {name: (tuple(t.shape), int((t != 0).sum())) for name, t in tensors.items()}
-    kind = (model.meta["cell"], model.meta["activation"]) if isinstance(model, Compact) else (model.kind, model.cell.activation)
+    kind = (
+        (model.meta["cell"], model.meta["activation"])
+        if isinstance(model, Compact)
+        else (model.kind, model.cell.activation)
+    )
     return kind, tuple(sorted(found.items()))
 
 
@@ -60,7 +64,8 @@ def reference(model, x):
     return oracle(model, x[:, :2].cpu())
 
 
-def _first_two(model, y):
+def first_two(model, y):
+    """Of the first two sequences."""
     classifier = isinstance(model, Compact) and model.meta["model"] == "Classifier"
     return (y[:2] if classifier else y[:, :2]).cpu()
 
@@ -81,7 +86,7 @@ def choose(model, batch, device="cpu", steps=100, tolerance=1e-5, seconds=0.3):
             continue
         try:
             built = _built(model, name, device)
-            wrong = error(_first_two(model, run(built, x)), expected)
+            wrong = error(first_two(model, run(built, x)), expected)
         except Exception as problem:  # a kernel that does not compile or launch here is one engine less
             refused[name] = str(problem)
             continue
@@ -116,5 +121,7 @@ def agreement(table, within=0.05):
             cell = part.iloc[0][["model", "hidden", "density", "batch", "pattern"]].to_dict()
             cell |= {"chosen": chosen["floor_note"].iloc[0], "best": others.loc[others["median_ms"].idxmin(), "engine"]}
             cells.append(cell | {"loss": median / best - 1, "right": median <= (1 + within) * best})
-    found = pd.DataFrame(cells, columns=["model", "hidden", "density", "batch", "pattern", "chosen", "best", "loss", "right"])
+    found = pd.DataFrame(
+        cells, columns=["model", "hidden", "density", "batch", "pattern", "chosen", "best", "loss", "right"]
+    )
     return (float(found["right"].mean()) if len(found) else float("nan")), found

@@ -60,7 +60,8 @@ class Fused(Engine):
 
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)
-        self.module = to_module(layer).to(self.device, self.dtype)
+        self.reads = self.dtype if self.dtype.is_floating_point else torch.float32
+        self.module = to_module(layer).to(self.device, self.reads)
         if self.device.type == "cuda":
             self.module.flatten_parameters()
 
@@ -68,7 +69,7 @@ class Fused(Engine):
     def __call__(self, x, live=None):
         if live is not None and not bool(live.all()):
             raise Unsupported("torch's fused layers run sequences of one length")
-        x = one_hot(x, self.layer.inputs, self.dtype) if x.dtype == torch.int64 else x.to(self.dtype)
+        x = one_hot(x, self.layer.inputs, self.reads) if x.dtype == torch.int64 else x.to(self.reads)
         with tf32(self.tf32):
             return self.module(x)[0].float()
 
@@ -88,7 +89,7 @@ class FusedFP16(Fused):
 class FusedInt8(Fused):
     """int8 weights, activations quantised as they come (torch's dynamic quantisation, CPU): fewer bytes, larger error."""
 
-    devices, dtype = ("cpu",), torch.float32
+    devices, dtype = ("cpu",), torch.int8
 
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)

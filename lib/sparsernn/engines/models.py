@@ -1,7 +1,5 @@
 """A whole compact model with its layers run by an engine."""
 
-import torch
-
 from ..compact import Compact
 from . import find
 from .base import Layer, Unsupported
@@ -27,7 +25,9 @@ class Fast(Compact):
         kind, layers = find(engine), layers_of(self)
         self.folded = kind.reads_ids and "embedding/weight" in self.names
         if self.folded:
-            first = {s: layer.reading(self.tensor("embedding.weight").cpu()) for s, layer in layers.items() if "_l0" in s}
+            first = {
+                s: layer.reading(self.tensor("embedding.weight").cpu()) for s, layer in layers.items() if "_l0" in s
+            }
             layers |= first
         self.engines = {suffix: kind(layer, device) for suffix, layer in layers.items()}
         self.float().to(device)

@@ -186,7 +186,9 @@ class Persistent(Tabled):
         chunks = max(1, ceil((hidden if self.dense else int(counts.max())) / self.chunk))
         self.plan = plan(hidden, blocks, chunks * self.chunk, 1 if self.packed or self.dense else 2, processors)
         if self.dense and not self.plan.held:
-            raise Unsupported(f"the dense weights of {hidden} neurons do not fit the registers of {processors} processors")
+            raise Unsupported(
+                f"the dense weights of {hidden} neurons do not fit the registers of {processors} processors"
+            )
         self.neurons = self.plan.neurons * self.plan.programs
         self.words = self.lay_out(rows, counts, chunks).to(device)
         more = self.neurons - hidden
@@ -238,6 +240,14 @@ class Persistent(Tabled):
         )  # fmt: skip
         y = exchange[1:, : self.layer.hidden * batch].view(steps, -1, batch).transpose(1, 2)
         return y.contiguous() if live is None else y.masked_fill(~live.unsqueeze(2), 0)
+
+    def on_chip_ms(self, x):
+        """What the loop's products cost at the least, over all steps: words from registers at 128 B a clock, gathers of h
+        at 32 a clock, both for every processor at once."""
+        chip = torch.cuda.get_device_properties(self.device)
+        clock = 1e3 * getattr(chip, "clock_rate", 1.98e6) * min(chip.multi_processor_count, self.plan.programs)
+        gathers = self.words.numel() * x.shape[1] / (1 if self.packed or self.dense else 2)
+        return 1e3 * x.shape[0] * (self.chip_bytes / (128 * clock) + gathers / (32 * clock))
 
 
 class PersistentFP16(Persistent):

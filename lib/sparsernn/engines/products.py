@@ -52,7 +52,9 @@ class Csr(Product):
         pointers[1:] = torch.bincount(rows, minlength=len(weight)).cumsum(0)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
-            return torch.sparse_csr_tensor(pointers, columns.int(), weight[rows, columns], weight.shape, check_invariants=True)
+            return torch.sparse_csr_tensor(
+                pointers, columns.int(), weight[rows, columns], weight.shape, check_invariants=True
+            )
 
 
 class TwoToFour(Product):

@@ -46,4 +46,3 @@ def advance(p0, p1, p2, p3, f0, f1, f2, f3, h, c, KIND: tl.constexpr, HARD: tl.c
         else:
             h = fixed_or(f0, tanh(p0))
     return h, c
-

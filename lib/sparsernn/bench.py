@@ -1,0 +1,437 @@
+"""Sparse kernels against dense ones, swept and timed: python -m sparsernn.bench --profile smoke|cpu|gpu
+
+Three sweeps: products (the shapes behind the 2× to 7× of 1704.05119), layers (hidden × density × batch × pattern), and
+models (the study's own trained compact ones, results/runs/). Every engine is compared with float64 before it is timed;
+one whose error is large gets no row. Rows go to results/timings-<device>.csv a cell at a time, so a sweep that was
+stopped goes on where it stood. Needs torch, numpy, pandas, safetensors; numba on a CPU, Triton on a GPU.
+"""
+
+import argparse
+import itertools
+import json
+import re
+import sys
+import time
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from . import compact, records
+from .engines import LAYERS, OPPONENTS, PRODUCTS, choose, find, on
+from .engines.base import Layer, error
+from .engines.models import Fast, layers_of
+from .files import project_root
+from .masks import Masks
+from .models import Classifier, LanguageModel
+from .names import nearest
+from .recurrent import LSTM
+from .small import shrink
+from .timing import Roof, interleaved, spread
+
+PATTERNS = ("unstructured", "block", "removed neurons", "removed gates")
+PAPER_SHAPES = ((1760, 1760), (2560, 2560), (3072, 3072), (7680, 2560), (10752, 3584))  # 1704.05119; DeepBench's layers
+ALLOWED = {torch.float32: 1e-4, torch.int8: 0.3}  # error an engine may have and still be timed, by its dtype
+ALLOWED_ELSE = 0.1
+BLOCK = 32  # side of the blocks of pattern "block"
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a sweep covers; `seconds` is the time spent timing a cell, `steps` the length of its sequences."""
+
+    shapes: tuple
+    product_densities: tuple
+    product_batches: tuple
+    hidden: tuple
+    densities: tuple
+    batches: tuple
+    patterns: tuple
+    model_batches: tuple
+    steps: int
+    seconds: float
+
+
+WIDE = (1, 2, 4, 8, 16, 32, 64, 1500)
+PROFILES = {
+    "smoke": Profile(((256, 256),), (0.05,), (1, 8), (64,), (0.1,), (1, 4), PATTERNS, (1,), 10, 0.02),
+    "cpu": Profile(PAPER_SHAPES, (0.1, 0.05), WIDE, (256, 512, 1024), (0.3, 0.1, 0.05, 0.01), (1, 4, 32), PATTERNS,
+                   (1, 32, 128), 50, 1.0),
+    "gpu": Profile(PAPER_SHAPES, (0.1, 0.05), WIDE, (256, 512, 1024, 1760, 2304), (0.3, 0.1, 0.05, 0.01),
+                   (1, 4, 32, 128), PATTERNS, (1, 32, 128), 200, 1.0),
+}  # fmt: skip
+
+
+def cut(shape, density, pattern, generator):
+    """bool: which weights stay. `block`: whole tiles of 32 × 32, as many as make the density; else independent weights;
+    `2:4`: two of every four in a row."""
+    if pattern == "2:4":
+        order = torch.rand(shape[0], shape[1] // 4, 4, generator=generator).argsort(2)
+        return (order < 2).view(shape)
+    if pattern != "block":
+        return torch.rand(shape, generator=generator) < density
+    tiles = -(-shape[0] // BLOCK), -(-shape[1] // BLOCK)
+    count = tiles[0] * tiles[1]
+    kept = torch.zeros(count, dtype=torch.bool)
+    kept[torch.randperm(count, generator=generator)[: max(1, round(density * count))]] = True
+    wide = kept.view(tiles).repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+    return wide[: shape[0], : shape[1]]
+
+
+class Cell:
+    """One place of a sweep: `fields` of its rows, and, made when first asked for, its data and engines."""
+
+    table = LAYERS
+    chooses = True
+
+    def make(self, name, device):
+        """→ function without arguments that runs this engine here, its dtype, and for one with a floor of its own the
+        function that runs its empty loop and the milliseconds to add; else None."""
+        raise NotImplementedError
+
+    def error(self, name, got):
+        raise NotImplementedError
+
+    def work(self, name):
+        """Bytes and flops that this engine's function cannot do without."""
+        raise NotImplementedError
+
+    def heavy(self):
+        """flops of the dense opponent: for the forecast."""
+        return self.work("dense-fp32")[1]
+
+
+@dataclass
+class Product(Cell):
+    """y = W x, W [rows, columns] sparse, x [columns, batch]."""
+
+    rows: int
+    columns: int
+    density: float
+    batch: int
+    pattern: str = "unstructured"
+    table = PRODUCTS
+    chooses = False
+
+    @property
+    def fields(self):
+        shape = {"input": self.columns, "hidden": self.rows, "density": self.density, "pattern": self.pattern}
+        return {"model": "product", "method": "shape-only", "batch": self.batch} | shape
+
+    @cached_property
+    def data(self):
+        generator = torch.Generator().manual_seed(0)
+        kept = cut((self.rows, self.columns), self.density, self.pattern, generator)
+        weight = torch.randn(self.rows, self.columns, generator=generator) / (self.density * self.columns) ** 0.5
+        return weight * kept, torch.randn(self.columns, self.batch, generator=generator)
+
+    def make(self, name, device):
+        (weight, x), kind = self.data, find(name, PRODUCTS)
+        engine, x = kind(weight, device), x.to(device)
+        return (lambda: engine(x)), kind.dtype, None
+
+    def error(self, name, got):
+        weight, x = self.data
+        return error(got[:, :2].cpu(), weight.double() @ x[:, :2].double())
+
+    def work(self, name):
+        kept = self.rows * self.columns * (1 if name.startswith("dense") else self.density)
+        return 4 * (kept + self.batch * (self.rows + self.columns)), 2 * kept * self.batch
+
+
+@dataclass
+class LayerCell(Cell):
+    """An LSTM layer, input as wide as it is high, over `steps` steps: the masked one in full, and what is left of it.
+
+    removed neurons  the share √density of neurons and inputs is left, so that the share `density` of weights is
+    removed gates    the share `density` of gates has weights, the others are constants
+    """
+
+    hidden: int
+    density: float
+    batch: int
+    pattern: str
+    steps: int
+
+    @property
+    def fields(self):
+        shape = {"input": self.hidden, "hidden": self.hidden, "density": self.density, "pattern": self.pattern}
+        return {"model": "lstm", "method": "shape-only", "batch": self.batch, "steps": self.steps} | shape
+
+    @cached_property
+    def data(self):
+        """The dense layer, the small one, x for each, kept neurons."""
+        generator, size = torch.Generator().manual_seed(0), self.hidden
+        layer = LSTM(size, size).requires_grad_(False)
+        keep, inputs = torch.ones(size, dtype=torch.bool), torch.ones(size, dtype=torch.bool)
+        masks = [torch.ones(4 * size, size, dtype=torch.bool) for _ in range(2)]
+        if self.pattern == "removed neurons":
+            for kept in (keep, inputs):
+                kept[torch.randperm(size, generator=generator)[max(1, round(self.density**0.5 * size)) :]] = False
+            masks[0] &= inputs & keep.repeat(4)[:, None]
+            masks[1] &= keep & keep.repeat(4)[:, None]
+        elif self.pattern == "removed gates":
+            masks = [(torch.rand(4 * size, 1, generator=generator) < self.density).expand(-1, size)] * 2
+        else:
+            masks = [cut((4 * size, size), self.density, self.pattern, generator) for _ in range(2)]
+        for name, mask in zip(("weight_ih_l0", "weight_hh_l0"), masks, strict=True):
+            parameter = getattr(layer, name)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * mask / (self.density * size) ** 0.5)
+        given = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0
+        everything = torch.ones(4 * size, dtype=torch.bool)
+        dense = Layer(layer.cell, shrink(layer.cell, *given, everything[:size], everything))
+        live = (given[0] != 0).any(1) | (given[1] != 0).any(1)
+        small = Layer(layer.cell, shrink(layer.cell, given[0][:, inputs], given[1][:, keep], *given[2:], keep, live))
+        x = torch.randn(self.steps, self.batch, size, generator=generator)
+        return dense, small, x, x[:, :, inputs].contiguous(), keep, layer
+
+    @cached_property
+    def expected(self):
+        *_, layer = self.data
+        return layer.double()(self.data[2][:, :2].double())[0]  # two sequences tell the error
+
+    def make(self, name, device):
+        dense, small, x, narrow, *_ = self.data
+        whole = name.startswith("dense")
+        engine, x = find(name)(dense if whole else small, device), (x if whole else narrow).to(device)
+        if not hasattr(engine, "on_chip_ms"):
+            return (lambda: engine(x)), engine.dtype, None
+        return (lambda: engine(x)), engine.dtype, ((lambda: engine(x, empty=True)), engine.on_chip_ms(x))
+
+    def error(self, name, got):
+        keep = slice(None) if name.startswith("dense") else self.data[4]
+        return error(got[:, :2].cpu(), self.expected[:, :, keep])
+
+    def work(self, name):
+        if name.startswith("dense"):
+            weights, width = 8 * self.hidden**2, 2 * self.hidden
+        else:
+            small = self.data[1]
+            weights, width = small.nonzeros, small.inputs + small.hidden
+        return 4 * (weights + self.steps * self.batch * width), 2 * weights * self.steps * self.batch
+
+    def heavy(self):
+        return 16 * self.hidden**2 * self.steps * self.batch
+
+    def chosen(self, device):
+        return choose.choose(self.data[1], self.batch, device, self.steps).engine
+
+
+@dataclass
+class Trained(Cell):
+    """A compact model of the study, ids in, logits out; the opponent is the dense net of its first size, logistic gates."""
+
+    path: Path
+    batch: int
+    steps: int
+
+    @property
+    def fields(self):
+        record = json.loads((self.path.parent / "record.json").read_text())
+        named = {name: record[name] for name in ("task", "model", "method", "variant")}
+        sizes = self.small.meta["sizes"]
+        hidden = records.joined(size for name, size in sizes.items() if name.startswith("hidden"))
+        shape = {"input": sizes.get("input", sizes["vocabulary"]), "hidden": hidden, "pattern": "trained"}
+        kept = sum(layer.nonzeros for layer in layers_of(self.small).values())
+        total = sum(t.numel() for name, t in self.dense.tensors().items() if name.startswith("lstm.weight"))
+        return named | shape | {"batch": self.batch, "steps": self.steps, "density": round(kept / total, 6)}
+
+    @cached_property
+    def small(self):
+        return compact.load(self.path)
+
+    @cached_property
+    def dense(self):
+        meta, classes = self.small.meta, len(self.small.tensor("head.bias"))
+        sizes = meta["sizes"]
+        layers = sum(not suffix.endswith("_reverse") for suffix in meta["layers"])
+        torch.manual_seed(0)
+        if meta["model"] == "Classifier":
+            model = Classifier(
+                sizes["vocabulary"], classes, sizes["input"], sizes["hidden_l0"], layers, activation="logistic"
+            )
+        else:
+            model = LanguageModel(sizes["vocabulary"], sizes["hidden_l0"], layers)
+        return compact.compact(model, Masks.all_kept(model))
+
+    def of(self, name):
+        return self.dense if name.startswith("dense") else self.small
+
+    def make(self, name, device):
+        model = self.of(name)
+        fast, ids = Fast(model, name, device), choose.example(model, self.batch, self.steps, device)
+        return (lambda: fast(ids)[0]), next(iter(fast.engines.values())).dtype, None
+
+    def error(self, name, got):
+        model = self.of(name)
+        return error(
+            choose.first_two(model, got), choose.reference(model, choose.example(model, self.batch, self.steps))
+        )
+
+    def work(self, name):
+        model = self.of(name)
+        recurrent = sum(int((layer.weight_hh != 0).sum()) for layer in layers_of(model).values())
+        head = int((model.tensor("head.weight") != 0).sum())
+        answers = self.batch * (1 if model.meta["model"] == "Classifier" else self.steps)
+        flops = 2 * (recurrent * self.batch * self.steps + head * answers)
+        return 4 * (recurrent + head + 2 * self.batch * self.steps + answers * len(model.tensor("head.bias"))), flops
+
+    def chosen(self, device):
+        return choose.choose(self.small, self.batch, device, self.steps).engine
+
+
+def products(profile):
+    combined = itertools.product(
+        profile.shapes, profile.product_densities, ("unstructured", "block"), profile.product_batches
+    )
+    cells = [Product(*shape, density, batch, pattern) for shape, density, pattern, batch in combined]
+    return cells + [Product(*shape, 0.5, batch, "2:4") for shape in profile.shapes for batch in profile.product_batches]
+
+
+def layers(profile):
+    combined = itertools.product(profile.hidden, profile.densities, profile.batches, profile.patterns)
+    return [LayerCell(*place, profile.steps) for place in combined]
+
+
+def models(profile, root=None):
+    paths = sorted((root or project_root() / "results" / "runs").glob("*/*/*/*/model.safetensors"))
+    paths = [path for path in paths if compact.load(path).meta["layers"]]
+    return [Trained(path, batch, profile.steps) for path in paths for batch in profile.model_batches]
+
+
+SWEEPS = {"products": products, "layers": layers, "models": models}
+
+
+def profile_of(name, **changes):
+    """A profile by name, some of it replaced. Raises ValueError for an unknown one."""
+    if name not in PROFILES:
+        raise ValueError(nearest("profile", name, PROFILES))
+    return replace(PROFILES[name], **changes)
+
+
+def slug(device):
+    """`cpu`, or a GPU's name as a file's: `cuda:NVIDIA H200` → `nvidia-h200`."""
+    kind, name = records.device_name(device).split(":", 1)
+    return kind if kind == "cpu" else re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def measure(cell, device, roof, seconds, report=lambda line: None):
+    """Rows of one cell: each engine that runs it and is right, beside each opponent that does."""
+    where = records.where_and_with(device) | {"threads": torch.get_num_threads()} | cell.fields
+    calls, known = {}, {}
+    for name in on(torch.device(device).type, cell.table):
+        try:
+            call, dtype, empty = cell.make(name, device)
+            wrong = cell.error(name, call())
+        except Exception as problem:  # what does not run here has no row; the sweep goes on, and says so
+            report(f"    {name}: n/a, {str(problem).splitlines()[0][:150]}")
+            continue
+        if not wrong <= ALLOWED.get(dtype, ALLOWED_ELSE):
+            report(f"    {name}: refused, error {wrong:.1e} against float64")
+            continue
+        calls[name], known[name] = call, {"dtype": str(dtype).removeprefix("torch."), "error": wrong}
+        if empty:
+            calls[name + ", empty"], known[name]["on_chip"] = empty
+    for name in known:
+        size, flops = cell.work(name)
+        known[name]["floor_ms"], known[name]["floor_note"] = roof.floor(size, flops)
+    samples = interleaved(calls, device, seconds)
+    for name in known:
+        if (on_chip := known[name].pop("on_chip", None)) is not None:
+            loop = float(samples.pop(name + ", empty").min())
+            known[name] |= {
+                "floor_ms": loop + on_chip,
+                "floor_note": f"measured: empty loop with the barrier {loop:.3g} ms",
+            }
+            known[name]["floor_note"] += f", on chip {on_chip:.3g} ms reckoned"
+    if cell.chooses and "compact-loop" in known:
+        chosen = cell.chosen(device)
+        samples["choose"], known["choose"] = samples[chosen], known[chosen] | {"floor_note": chosen}
+    rows = []
+    for name, opponent in itertools.product(known, [name for name in OPPONENTS if name in known]):
+        if name != opponent or name == "dense-fp32":
+            row = where | {"engine": name} | known[name] | spread(samples[name])
+            base = spread(samples[opponent])["median_ms"]
+            rows.append(row | {"opponent": opponent, "opponent_ms": base, "speedup": base / row["median_ms"]})
+    return rows
+
+
+def missing(cells, device, path):
+    """The cells without rows at `path`: without their opponent's own, since the rows of a cell are written at once."""
+    there = {records.timing_key(row) for row in records.read_timings(path).to_dict("records")}
+    common = {"device": records.device_name(device), "threads": torch.get_num_threads(), "dtype": "float32"}
+    common |= {"engine": "dense-fp32", "opponent": "dense-fp32"}
+    return [cell for cell in cells if records.timing_key(common | cell.fields) not in there]
+
+
+def forecast(cells, device, roof, seconds):
+    """Minutes, roughly: timing, five calls of every engine at the opponent's cost, and on a GPU what Triton compiles."""
+    engines = {id(kind): len(on(torch.device(device).type, kind)) for kind in (LAYERS, PRODUCTS)}
+    total = 0.0
+    for cell in cells:
+        heavy = engines[id(cell.table)] * cell.heavy() / roof.flops
+        total += max(seconds, 5 * heavy) + 5 * heavy + 0.2 + (15 if torch.device(device).type == "cuda" else 0)
+    return total / 60
+
+
+def sweep(cells, device="cpu", seconds=0.5, path=None, report=lambda line: None):
+    """Time the cells → their rows; upserted to `path` a cell at a time, and what is there already is skipped."""
+    roof = Roof.measured(device, *((512, 8192) if torch.device(device).type == "cuda" else (64, 1024)))
+    todo = missing(cells, device, path) if path else cells
+    minutes = forecast(todo, device, roof, seconds)
+    where, there = records.device_name(device), len(cells) - len(todo)
+    report(f"{len(todo)} cells to time on {where}, {there} there already; about {minutes:.1f} minutes")
+    rows, begin = [], time.perf_counter()
+    for number, cell in enumerate(todo, 1):
+        found = measure(cell, device, roof, seconds, report)
+        if path:
+            records.upsert_timings(found, path)
+        rows += found
+        cell.__dict__ = {
+            k: v for k, v in vars(cell).items() if k in cell.__dataclass_fields__
+        }  # weights go, fields stay
+        fields = ", ".join(f"{k} {v}" for k, v in cell.fields.items() if v and k != "method")
+        best = max(
+            (r for r in found if r["opponent"] == "dense-fp32" and r["engine"] != "choose"),
+            key=lambda r: r["speedup"],
+            default=None,
+        )
+        line = (
+            f"{best['engine']} {best['median_ms']:.3g} ms, {best['speedup']:.2f} x dense-fp32"
+            if best
+            else "nothing ran"
+        )
+        spent = (time.perf_counter() - begin) / 60
+        report(f"{number}/{len(todo)} [{spent:.1f} min] {fields}: {line}")
+    return rows
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m sparsernn.bench", description=__doc__.splitlines()[0])
+    parser.add_argument("--profile", default="smoke", help=", ".join(PROFILES))
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
+    parser.add_argument("--sweep", help=f"one of {', '.join(SWEEPS)}; all of them if not given")
+    parser.add_argument("--out", type=Path, help="the table; results/timings-<device>.csv if not given (smoke: none)")
+    given = parser.parse_args(arguments)
+    try:
+        profile = profile_of(given.profile)
+        if given.sweep and given.sweep not in SWEEPS:
+            raise ValueError(nearest("sweep", given.sweep, SWEEPS))
+        if given.device not in ("cpu", "cuda"):
+            raise ValueError(nearest("device", given.device, ("cpu", "cuda")))
+        if given.device == "cuda" and not torch.cuda.is_available():
+            raise ValueError("there is no GPU that torch sees here; --device cpu runs the same sweeps on the CPU")
+    except ValueError as problem:
+        parser.error(str(problem))
+    torch.set_num_threads(1)
+    path = given.out or (
+        None if given.profile == "smoke" else project_root() / "results" / f"timings-{slug(given.device)}.csv"
+    )
+    cells = [cell for name in ([given.sweep] if given.sweep else SWEEPS) for cell in SWEEPS[name](profile)]
+    sweep(cells, given.device, profile.seconds, path, lambda line: (sys.stdout.write(line + "\n"), sys.stdout.flush()))
+    sys.stdout.write(f"rows are in {path}\n" if path else "profile smoke keeps no rows; --out FILE does\n")
+
+
+if __name__ == "__main__":
+    main()
