@@ -145,7 +145,7 @@ def plan(hidden, blocks, width, words, processors):
     """The plan with the fewest neurons on the busiest of `processors`, weights in registers if they fit.
 
     width  weights a row, filled up        words  registers a weight takes: 2 (column, value) or 1
-    At most two programs a processor: each has to arrive at the barrier.
+    At most two programs a processor: each has to arrive at the barrier. Where several are level, the most registers to spare.
     """
     if processors == 1:
         return Plan(triton.next_power_of_2(hidden), 1, 4, 255, True)
@@ -153,7 +153,7 @@ def plan(hidden, blocks, width, words, processors):
     for neurons in (4, 8, 16, 32, 64):
         programs = ceil(hidden / neurons)
         share = ceil(programs / processors)
-        for warps in (1, 2, 4, 8, 16):
+        for warps in (1, 2, 4, 8, 16)[: neurons.bit_length()]:  # a row of a chunk is a warp: with more they repeat work
             registers = min(255, REGISTERS // (share * 32 * warps) // 8 * 8)
             spare = registers - blocks * neurons * width * words / (32 * warps)
             chosen = Plan(neurons, programs, warps, registers, held=spare >= WORKING)
