@@ -345,8 +345,7 @@ def measure(cell, device, roof, seconds, report=lambda line: None):
                 "floor_note": f"measured: empty loop with the barrier {loop:.3g} ms",
             }
             known[name]["floor_note"] += f", on chip {on_chip:.3g} ms reckoned"
-    if cell.chooses and "compact-loop" in known:
-        chosen = cell.chosen(device)
+    if cell.chooses and (chosen := cell.chosen(device)) in known:
         samples["choose"], known["choose"] = samples[chosen], known[chosen] | {"floor_note": chosen}
     rows = []
     for name, opponent in itertools.product(known, [name for name in OPPONENTS if name in known]):

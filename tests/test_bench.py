@@ -1,0 +1,142 @@
+"""The sweeps: rows have their error and floor, a stopped sweep goes on, wrong names and wrong results are refused."""
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from oracles import random_masks, randomise
+
+from sparsernn import bench, compact, records, timing
+from sparsernn.models import Classifier
+
+ROOF = timing.Roof({1 << 20: 1e10}, 1e10)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def layer_cell(pattern="unstructured", density=0.2):
+    return bench.LayerCell(32, density, 2, pattern, 4)
+
+
+@pytest.mark.parametrize("pattern", bench.PATTERNS)
+def test_every_engine_of_a_layer_cell_is_timed_with_its_error(pattern):
+    cell, said = layer_cell(pattern), []
+    rows = bench.measure(cell, "cpu", ROOF, 0.01, said.append)
+    assert not said, "every engine of the CPU runs these"
+    assert {row["engine"] for row in rows} >= {
+        "dense-fp32",
+        "dense-int8",
+        "compact-torch",
+        "numba",
+        "csr-torch",
+        "choose",
+    }
+    for row in rows:
+        assert set(row) <= set(records.TIMING_FIELDS)
+        assert row["error"] <= (1e-5 if row["dtype"] == "float32" else 0.1)
+        assert row["best_ms"] <= row["median_ms"] and row["floor_ms"] > 0
+        assert row["speedup"] == pytest.approx(row["opponent_ms"] / row["median_ms"])
+
+
+@pytest.mark.parametrize("pattern", bench.PATTERNS)
+def test_a_pattern_leaves_the_density_it_says(pattern):
+    dense, small, *_ = bench.LayerCell(256, 0.1, 1, pattern, 2).data
+    assert small.nonzeros / (8 * 256**2) == pytest.approx(0.1, rel=0.2)
+    assert dense.hidden == 256 and (small.hidden < 256) == (pattern == "removed neurons")
+    assert len(small.parts["constant"]) > 0 or pattern != "removed gates"
+
+
+def test_two_to_four_keeps_two_of_four():
+    kept = bench.cut((8, 64), 0.5, "2:4", torch.Generator().manual_seed(0))
+    assert bool((kept.view(8, 16, 4).sum(2) == 2).all())
+
+
+def test_a_wrong_engine_gets_no_row(monkeypatch):
+    right, said = bench.LayerCell.error, []
+    monkeypatch.setattr(
+        bench.LayerCell, "error", lambda self, name, y: 0.5 if name == "numba" else right(self, name, y)
+    )
+    rows = bench.measure(layer_cell(), "cpu", ROOF, 0.01, said.append)
+    assert "numba" not in {row["engine"] for row in rows if row["engine"] != "choose"}
+    assert any("numba: refused, error 5.0e-01" in line for line in said)
+
+
+def test_a_stopped_sweep_goes_on_where_it_stood(tmp_path, monkeypatch):
+    path, measured, real = tmp_path / "timings-cpu.csv", [], bench.measure
+    profile = bench.profile_of("smoke", shapes=((32, 64),), product_batches=(1, 2), seconds=0.01)
+
+    def measure(cell, *rest):
+        measured.append(cell.fields)
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        return real(cell, *rest)
+
+    monkeypatch.setattr(bench, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        bench.sweep(bench.products(profile), seconds=0.01, path=path)
+    done = measured[:2]
+    measured.clear()
+    monkeypatch.setattr(bench, "measure", lambda cell, *rest: measured.append(cell.fields) or real(cell, *rest))
+    said = []
+    bench.sweep(bench.products(profile), seconds=0.01, path=path, report=said.append)
+    assert len(measured) == 4 and not [fields for fields in measured if fields in done]
+    assert "4 cells to time" in said[0] and "2 there already" in said[0] and "minutes" in said[0]
+    table = records.read_timings(path)
+    assert len(table[["batch", "pattern"]].drop_duplicates()) == 6 and table["error"].notna().all()
+
+
+def test_a_trained_model_is_timed_beside_the_dense_net_of_its_first_size(tmp_path):
+    model = randomise(Classifier(12, 2, embedding=4, hidden=8))  # hard gates: torch's fused layer is the opponent alone
+    run = tmp_path / "task" / "lstm-8" / "wgn" / "quick-s0"
+    run.mkdir(parents=True)
+    compact.save(compact.compact(model, random_masks(model, 1, 0.5)), run / "model.safetensors")
+    record = {"task": "task", "model": "lstm-8", "method": "wgn", "variant": ""}
+    (run / "record.json").write_text(json.dumps(record))
+    (cell,) = bench.models(bench.profile_of("smoke"), tmp_path)
+    assert cell.dense.meta["activation"] == "logistic" and cell.small.meta["activation"] == "hard"
+    rows = {row["engine"]: row for row in bench.measure(cell, "cpu", ROOF, 0.01)}
+    assert {"dense-fp32", "compact-loop", "numba", "choose"} <= set(rows) and "compact-torch" not in rows
+    assert rows["numba"]["error"] <= 1e-5 and rows["numba"]["method"] == "wgn" and rows["numba"]["density"] < 0.6
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--profile", "smok"], "unknown profile 'smok'; did you mean 'smoke'"),
+        (["--sweep", "layer"], "unknown sweep 'layer'; did you mean 'layers'"),
+        (["--device", "gpu"], "unknown device 'gpu'"),
+    ],
+)
+def test_a_wrong_name_is_refused_with_the_right_one(capsys, arguments, words):
+    with pytest.raises(SystemExit):
+        bench.main(arguments)
+    assert words in capsys.readouterr().err
+
+
+def test_the_sweeps_need_no_notebook_and_no_figures():
+    code = "import sys, sparsernn.bench; print([m for m in ('matplotlib', 'IPython', 'papermill', 'scipy') if m in sys.modules])"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
+
+
+def test_interleaved_calls_take_turns():
+    order = []
+    samples = timing.interleaved({n: lambda n=n: order.append(n) for n in "ab"}, seconds=0, rounds=(3, 3))
+    first = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
+    assert first == ["a", "b"] * 4 and all(len(values) == 3 for values in samples.values())
+
+
+def test_a_floor_is_the_larger_of_bytes_and_flops():
+    roof = timing.Roof({1 << 20: 1e9, 1 << 26: 1e8}, 1e9)
+    assert roof.floor(1e6, 0)[0] == pytest.approx(1.0), "a small thing moves at the rate of small copies"
+    assert roof.floor(1e8, 1e6)[0] == pytest.approx(1000.0) and roof.floor(1e3, 1e9)[1].startswith("flop")
+    assert timing.spread(np.array([3.0, 1.0, 2.0]))["median_ms"] == 2.0

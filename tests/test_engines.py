@@ -1,0 +1,195 @@
+"""Every engine of the CPU computes the formulas; what an engine does not run, it refuses; the choice is the fastest."""
+
+import sys
+import time
+
+import pandas as pd
+import pytest
+import torch
+from layers import CELLS, V, by_formula, inputs, pruned
+from oracles import Tagger, error, random_masks, randomise
+
+from sparsernn import engines
+from sparsernn.compact import compact
+from sparsernn.engines import LAYERS, PRODUCTS, find
+from sparsernn.engines import choose as chooser
+from sparsernn.engines.base import Unsupported, oracle
+from sparsernn.engines.models import Fast
+from sparsernn.models import BagOfWords, Classifier, LanguageModel
+
+CPU = [name for name in engines.on("cpu") if name != "dense-fp32"]  # the same class as compact-torch
+ROUGH = {"dense-bf16": 2e-2, "dense-int8": 5e-2}  # their error; everything else is fp32
+REFUSED = {"dense-int8": ("hard", "RNN"), "compact-torch": ("hard",), "dense-bf16": ("hard",)}
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("engine", CPU)
+def test_an_engine_computes_the_formulas_or_refuses(engine, name):
+    layer, masked, kept = pruned(name)
+    if any(word in name for word in REFUSED.get(engine, ())):
+        with pytest.raises(Unsupported):
+            find(engine)(layer)
+        return
+    run = find(engine)(layer)
+    for batch in (1, 6):  # numba goes four at a time, and one by one
+        x, ids, *_ = inputs(5, batch)
+        assert error(run(x).double(), by_formula(masked, kept, x)) <= ROUGH.get(engine, 1e-6)
+        assert error(run(ids).double(), by_formula(masked, kept, ids)) <= ROUGH.get(engine, 1e-6)
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("engine", [name for name in CPU if LAYERS[name][0] != "fused" or name == "compact-loop"])
+def test_a_padded_step_keeps_the_state_and_returns_nothing(engine, name):
+    layer, masked, kept = pruned(name)
+    x, _, lengths, live = inputs(6, 5)
+    assert error(find(engine)(layer)(x, live).double(), by_formula(masked, kept, x, lengths)) <= 1e-6
+
+
+def test_numba_takes_more_sequences_than_lanes():
+    layer, masked, kept = pruned("LSTM")
+    x, *_ = inputs(2, 70)
+    assert error(find("numba-csr")(layer)(x).double(), by_formula(masked, kept, x)) <= 1e-6
+
+
+@pytest.mark.parametrize("name", CELLS)
+def test_the_oracle_is_exact(name):
+    layer, masked, kept = pruned(name)
+    x, ids, *_ = inputs(4, 2)
+    assert error(oracle(layer, x), by_formula(masked, kept, x)) <= 1e-12
+    assert error(oracle(layer, ids), by_formula(masked, kept, ids)) <= 1e-12
+
+
+def test_fused_layers_refuse_padding():
+    layer, *_ = pruned("LSTM")
+    x, _, _, live = inputs(6, 5)
+    with pytest.raises(Unsupported, match="sequences of one length"):
+        find("compact-torch")(layer)(x, live)
+
+
+@pytest.mark.parametrize("name", ["dense-fp32", "dense-bf16", "csr-torch", "csr-numba"])
+@pytest.mark.parametrize("wide", [1, 7])
+def test_a_product_is_that_of_float64(name, wide):
+    weight = torch.randn(20, 30, dtype=torch.float64) * (torch.rand(20, 30) < 0.3)
+    x = torch.randn(30, wide)
+    assert error(find(name, PRODUCTS)(weight)(x).double(), weight @ x.double()) <= ROUGH.get(name, 1e-6)
+
+
+def test_two_to_four_refuses_what_is_not():
+    weight = torch.ones(32, 64)
+    with pytest.raises(Unsupported, match="more than two"):
+        find("two-to-four", PRODUCTS)(weight)
+    with pytest.raises(Unsupported, match="columns in 64s"):
+        find("two-to-four", PRODUCTS)(weight[:, :30])
+
+
+def test_an_unknown_engine_is_refused_with_the_nearest():
+    with pytest.raises(ValueError, match="unknown engine 'numba-crs'; did you mean 'numba-csr'"):
+        find("numba-crs")
+
+
+def test_a_missing_package_takes_only_its_engines_away(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sparsernn.engines.cpu", None)
+    monkeypatch.setitem(sys.modules, "numba", None)
+    with pytest.raises(ImportError, match="engine 'numba' needs"):
+        find("numba")
+    assert "numba" not in engines.on("cpu") and "csr-torch" in engines.on("cpu")
+
+
+# ---- whole models
+
+MODELS = {
+    "classifier": lambda: Classifier(V, 2, embedding=4, hidden=6, layers=2),
+    "language model": lambda: LanguageModel(V, hidden=6),
+    "bidirectional": lambda: Tagger(V, 3, hidden=5, layers=2),
+}
+
+
+@pytest.mark.parametrize("engine", ["compact-loop", "csr-torch", "numba", "numba-csr"])
+@pytest.mark.parametrize("name", MODELS)
+def test_a_compact_model_says_the_same_by_any_engine(name, engine):
+    model = randomise(MODELS[name]())
+    small = compact(model, random_masks(model, 3, 0.6))
+    tokens, lengths = torch.randint(V, (6, 4)), torch.tensor([6, 1, 4, 6])
+    fast = Fast(small, engine)
+    assert error(fast(tokens)[0].double(), small(tokens)[0]) <= 1e-6
+    assert error(fast(tokens, lengths)[0].double(), small(tokens, lengths)[0]) <= 1e-6
+    assert next(iter(small.tensors().values())).dtype == torch.float64, "the model itself is untouched"
+
+
+def test_a_model_without_layers_and_a_state_are_refused():
+    model = randomise(BagOfWords(V, 2))
+    with pytest.raises(Unsupported, match="no recurrent layer"):
+        Fast(compact(model, random_masks(model, 0)), "numba")
+    model = randomise(LanguageModel(V, hidden=4))
+    small = compact(model, random_masks(model, 0, 1.0))
+    tokens = torch.randint(V, (3, 2))
+    _, state = small(tokens)
+    with pytest.raises(Unsupported, match="start from zeros"):
+        Fast(small, "numba")(tokens, state=state)
+
+
+# ---- the choice
+
+
+class Slow(find("compact-loop")):
+    delay = 0.0
+    factor = 1.0
+
+    def __call__(self, x, live=None):
+        time.sleep(self.delay)
+        return self.factor * super().__call__(x, live)
+
+
+def engine(delay, factor=1.0):
+    return type("Made", (Slow,), {"delay": delay, "factor": factor})
+
+
+def chosen(monkeypatch, **made):
+    monkeypatch.setattr(chooser, "_choices", {})
+    monkeypatch.setattr(chooser, "on", lambda device: list(made))
+    monkeypatch.setattr(chooser, "find", lambda name: made[name])
+    return chooser.choose(pruned("LSTM")[0], 2, steps=3, seconds=0.05)
+
+
+def test_the_fastest_engine_is_chosen_and_a_wrong_one_never(monkeypatch):
+    choice = chosen(monkeypatch, slow=engine(0.02), quick=engine(0.002), wrong=engine(0, 1.001))
+    assert choice.engine == "quick" and set(choice.times) == {"slow", "quick"}
+    assert "error" in choice.refused["wrong"]
+
+
+def test_without_any_engine_the_reasons_are_given(monkeypatch):
+    with pytest.raises(ValueError, match="no engine runs this on cpu: wrong: error"):
+        chosen(monkeypatch, wrong=engine(0, 2.0))
+
+
+def test_a_choice_is_made_once_for_the_same_shapes(monkeypatch):
+    monkeypatch.setattr(chooser, "_choices", {})
+    layer = pruned("LSTM, hard")[0]
+    choice = chooser.choose(layer, 3, steps=4, seconds=0.01)
+    assert chooser.choose(pruned("LSTM, hard")[0], 3, steps=4) is choice
+    x, *_ = inputs(4, 3)
+    assert error(choice.make(layer)(x).double(), oracle(layer, x)) <= 1e-6
+
+
+def table(*cells):
+    """A full table: a cell is engine → ms, and what was chosen."""
+    rows = []
+    for number, (medians, choice) in enumerate(cells):
+        for name, ms in (medians | {"choose": medians[choice]}).items():
+            row = {"task": None, "model": "lstm", "method": "shape-only", "variant": None, "device": "cpu:x"}
+            row |= {"batch": number, "steps": 10, "input": 8, "hidden": 8, "density": 0.1, "pattern": "block"}
+            row |= {"engine": name, "median_ms": ms, "dtype": "float16" if "fp16" in name else "float32"}
+            rows.append(row | {"floor_note": choice if name == "choose" else "", "opponent": "dense-fp32"})
+    return pd.DataFrame(rows)
+
+
+def test_agreement_counts_cells_within_five_percent_of_the_best():
+    medians = {"numba": 1.0, "compact-torch": 1.04, "csr-torch": 3.0, "dense-fp32": 0.5, "persistent-fp16": 0.1}
+    share, cells = chooser.agreement(table((medians, "numba"), (medians, "compact-torch"), (medians, "csr-torch")))
+    assert share == pytest.approx(2 / 3) and list(cells["right"]) == [True, True, False]
+    assert list(cells["best"]) == ["numba"] * 3 and cells["loss"].iloc[2] == pytest.approx(2)
+
+
+def test_agreement_of_an_empty_table_is_no_number():
+    share, cells = chooser.agreement(table(({"numba": 1.0}, "numba")).iloc[:0])
+    assert share != share and cells.empty
