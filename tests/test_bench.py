@@ -72,7 +72,7 @@ def test_a_wrong_engine_gets_no_row(monkeypatch):
 
 def test_a_stopped_sweep_goes_on_where_it_stood(tmp_path, monkeypatch):
     path, measured, real = tmp_path / "timings-cpu.csv", [], bench.measure
-    profile = bench.profile_of("smoke", shapes=((32, 64),), product_batches=(1, 2), seconds=0.01)
+    profile = bench.profile_of("smoke", shapes=["32x64"], batches=[1, 2])
 
     def measure(cell, *rest):
         measured.append(cell.fields)
@@ -120,6 +120,14 @@ def test_a_wrong_name_is_refused_with_the_right_one(capsys, arguments, words):
     with pytest.raises(SystemExit):
         bench.main(arguments)
     assert words in capsys.readouterr().err
+
+
+def test_a_profile_takes_a_notebooks_lists():
+    profile = bench.profile_of("cpu", ["1760x2560"], [0.1], [1, 4])
+    assert profile.shapes == ((1760, 2560),) and profile.densities == (0.1,) and profile.model_batches == (1, 4)
+    assert profile.hidden == bench.PROFILES["cpu"].hidden and bench.profile_of("cpu") == bench.PROFILES["cpu"]
+    with pytest.raises(ValueError, match="shape '1760' is not rows x columns"):
+        bench.profile_of("cpu", ["1760"])
 
 
 def test_the_sweeps_need_no_notebook_and_no_figures():

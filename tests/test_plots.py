@@ -1,5 +1,7 @@
 """Figures say what the data say: from small made-up tables, from empty ones, for one neuron and for a thousand."""
 
+import re
+
 import matplotlib
 import numpy as np
 import pandas as pd
@@ -349,3 +351,66 @@ def test_words_are_grouped_by_what_they_speak_for():
     words = pd.DataFrame({"word": ["tensor", " ", "jit"], "says": ["torch", "torch", "numba"], "lift": [3.0, 2.0, 1.0]})
     assert tables.spoken_for(words).to_dict("records") == [
         {"says": "numba", "kept": 1, "words": "jit"}, {"says": "torch", "kept": 2, "words": "tensor ' '"}]  # fmt: skip
+
+
+# ---- engines
+
+
+def timing(engine, speedup, density=0.1, batch=1, model="lstm", **more):
+    row = {"model": model, "engine": engine, "opponent": "dense-fp32", "hidden": 64, "input": 64, "density": density}
+    row |= {
+        "batch": batch,
+        "pattern": "block",
+        "median_ms": 1 / speedup,
+        "iqr_ms": 0.1,
+        "floor_ms": 0.01,
+        "error": 1e-7,
+    }
+    return row | {"speedup": speedup} | more
+
+
+def test_every_engine_has_a_look():
+    from sparsernn.engines import LAYERS, PRODUCTS
+
+    assert set(plots.ENGINE_STYLE) == set(LAYERS) | set(PRODUCTS)
+    assert len(set(plots.ENGINE_STYLE.values())) >= len(plots.ENGINE_STYLE) - 1, "csr-numba and numba-csr are one code"
+
+
+def test_a_crossover_shades_where_dense_wins_and_says_where():
+    rows = [timing("dense-fp32", 1, d, b) for d in (0.1, 0.3) for b in (1, 32)]
+    rows += [
+        timing("numba", 4.0, 0.1),
+        timing("numba", 2.0, 0.3),
+        timing("numba", 0.5, 0.1, 32),
+        timing("numba", 0.4, 0.3, 32),
+    ]
+    rows += [timing("choose", 99.0)]
+    figure = plots.crossover(pd.DataFrame(rows))
+    words = words_of(figure)
+    assert (
+        "A sparse or compact engine beats dense fp32 in 2 of 4 cells, at most 4×; none at batch 32 in the other 2"
+        in words
+    )
+    left, right = figure.axes
+    assert left.get_yscale() == "log" and "batch 1" in words and "batch 32" in words
+    (line,) = [line for line in right.lines if line.get_label() == "numba"]
+    assert list(line.get_ydata()) == [0.5, 0.4]
+
+
+def test_rooflines_put_the_floor_beside_each_bar():
+    ax = plots.rooflines(pd.DataFrame([timing("dense-fp32", 1.0), timing("numba", 2.0), timing("choose", 9.0)]))
+    assert "numba is the fastest, 50× its floor, 2× dense fp32" in words_of(ax)
+    assert len(ax.patches) == 2 and "error 1e-07" in words_of(ax)
+
+
+def test_the_claim_counts_products_inside_it():
+    rows = [timing("csr-torch", s, 0.05, b, "product") for s, b in ((8.0, 1), (3.0, 4), (0.2, 1500))]
+    rows += [timing("dense-bf16", 5.0, 0.05, 1500, "product"), timing("two-to-four", 1.5, 0.5, 1, "product")]
+    words = words_of(plots.product_claim(pd.DataFrame(rows)))
+    assert "1 of 3 products are 2 to 7 times faster than dense, 1 more, 1 slower" in words
+
+
+@pytest.mark.parametrize("draw", [plots.crossover, plots.rooflines, plots.product_claim])
+def test_without_timings_a_sentence_says_so(draw):
+    empty = pd.DataFrame(columns=[*timing("numba", 1.0)])
+    assert re.search("no (timing|product timed) here yet", words_of(draw(empty.astype({"engine": str}))))

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 
+import pandas as pd
 import torch
 
 from . import compact, records
@@ -34,6 +35,7 @@ PATTERNS = ("unstructured", "block", "removed neurons", "removed gates")
 PAPER_SHAPES = ((1760, 1760), (2560, 2560), (3072, 3072), (7680, 2560), (10752, 3584))  # 1704.05119; DeepBench's layers
 ALLOWED = {torch.float32: 1e-4, torch.int8: 0.3}  # error an engine may have and still be timed, by its dtype
 ALLOWED_ELSE = 0.1
+WEIGHT_BYTES = {"dense-bf16": 2, "dense-fp16": 2, "dense-int8": 1, "two-to-four": 2, "persistent-fp16": 2}  # others: 4
 BLOCK = 32  # side of the blocks of pattern "block"
 
 
@@ -137,7 +139,8 @@ class Product(Cell):
 
     def work(self, name):
         kept = self.rows * self.columns * (1 if name.startswith("dense") else self.density)
-        return 4 * (kept + self.batch * (self.rows + self.columns)), 2 * kept * self.batch
+        moved = WEIGHT_BYTES.get(name, 4) * kept + 4 * self.batch * (self.rows + self.columns)
+        return moved, 2 * kept * self.batch
 
 
 @dataclass
@@ -209,7 +212,8 @@ class LayerCell(Cell):
         else:
             small = self.data[1]
             weights, width = small.nonzeros, small.inputs + small.hidden
-        return 4 * (weights + self.steps * self.batch * width), 2 * weights * self.steps * self.batch
+        moved = WEIGHT_BYTES.get(name, 4) * weights + 4 * self.steps * self.batch * width
+        return moved, 2 * weights * self.steps * self.batch
 
     def heavy(self):
         return 16 * self.hidden**2 * self.steps * self.batch
@@ -274,8 +278,9 @@ class Trained(Cell):
         recurrent = sum(int((layer.weight_hh != 0).sum()) for layer in layers_of(model).values())
         head = int((model.tensor("head.weight") != 0).sum())
         answers = self.batch * (1 if model.meta["model"] == "Classifier" else self.steps)
+        moved = WEIGHT_BYTES.get(name, 4) * recurrent + 4 * (head + 2 * self.batch * self.steps)
         flops = 2 * (recurrent * self.batch * self.steps + head * answers)
-        return 4 * (recurrent + head + 2 * self.batch * self.steps + answers * len(model.tensor("head.bias"))), flops
+        return moved + 4 * answers * len(model.tensor("head.bias")), flops
 
     def chosen(self, device):
         return choose.choose(self.small, self.batch, device, self.steps).engine
@@ -300,14 +305,52 @@ def models(profile, root=None):
     return [Trained(path, batch, profile.steps) for path in paths for batch in profile.model_batches]
 
 
+def published():
+    """cuSPARSE on a TITAN Xp, fp32, from DeepBench (the group of 1704.05119): hidden, input, density, batch, speedup."""
+    rows = [(7680, 2560, 0.05, {1: 6.24, 2: 5.28, 4: 3.79, 1500: 0.16}), (10752, 3584, 0.05, {1: 6.28, 4: 2.79})]
+    rows += [(7680, 2560, 0.1, {1: 2.49, 4: 1.97}), (10752, 3584, 0.1, {1: 4.00, 4: 1.73})]
+    columns = ["hidden", "input", "density", "batch", "speedup"]
+    return pd.DataFrame(
+        [(*shape, batch, times) for *shape, found in rows for batch, times in found.items()], columns=columns
+    )
+
+
+def tracked(kind):
+    """The tracked rows of these sweeps from "cpu" or "cuda" devices; empty where none was measured."""
+    tables = [records.read_timings(path) for path in sorted((project_root() / "results").glob("timings-*.csv"))]
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=records.TIMING_FIELDS)
+    ours = table["engine"].isin([*LAYERS, *PRODUCTS, "choose"])
+    return table[ours & table["device"].str.startswith(kind)].reset_index(drop=True)
+
+
 SWEEPS = {"products": products, "layers": layers, "models": models}
 
 
-def profile_of(name, **changes):
-    """A profile by name, some of it replaced. Raises ValueError for an unknown one."""
+def profile_of(name, shapes=None, densities=None, batches=None):
+    """A profile by name, some of it replaced: shapes of products ("1760x2560"), densities and batches of all sweeps.
+
+    Raises ValueError for an unknown name or a shape it cannot read.
+    """
     if name not in PROFILES:
         raise ValueError(nearest("profile", name, PROFILES))
+    changes = {}
+    if shapes is not None:
+        if wrong := [shape for shape in shapes if not re.fullmatch(r"\d+x\d+", str(shape))]:
+            raise ValueError(f"shape {wrong[0]!r} is not rows x columns, for example '1760x2560'")
+        changes["shapes"] = tuple(tuple(map(int, shape.split("x"))) for shape in shapes)
+    if densities is not None:
+        changes |= dict.fromkeys(("product_densities", "densities"), tuple(densities))
+    if batches is not None:
+        changes |= dict.fromkeys(("product_batches", "batches", "model_batches"), tuple(batches))
     return replace(PROFILES[name], **changes)
+
+
+def check_device(name):
+    """Raises ValueError if torch has no such device here."""
+    if name not in ("cpu", "cuda"):
+        raise ValueError(nearest("device", name, ("cpu", "cuda")))
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("there is no GPU that torch sees here; device cpu runs the same sweeps on the CPU")
 
 
 def slug(device):
@@ -417,10 +460,7 @@ def main(arguments=None):
         profile = profile_of(given.profile)
         if given.sweep and given.sweep not in SWEEPS:
             raise ValueError(nearest("sweep", given.sweep, SWEEPS))
-        if given.device not in ("cpu", "cuda"):
-            raise ValueError(nearest("device", given.device, ("cpu", "cuda")))
-        if given.device == "cuda" and not torch.cuda.is_available():
-            raise ValueError("there is no GPU that torch sees here; --device cpu runs the same sweeps on the CPU")
+        check_device(given.device)
     except ValueError as problem:
         parser.error(str(problem))
     torch.set_num_threads(1)
