@@ -162,6 +162,7 @@ def test_a_kernel_without_history_hands_over_its_constants():
         ("prune", "-p task pydocs-char -p method sparse-vd-w -p epochs 4 -p threshold 2.5"),
         ("gates", "-p method linear -p seed 1"),
         ("kl", "-p seed 1 -p samples 1000000"),
+        ("kernels", """-y {"densities":[0.3],"batches":[2],"shapes":["64x128"]}"""),
     ],
     ids=lambda text: text.replace("-p ", "").replace(" ", "_"),
 )
