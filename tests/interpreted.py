@@ -4,12 +4,14 @@ Prints one JSON object: case → error. A process of its own, because Triton rea
 """
 
 import json
+from dataclasses import replace
+from unittest import mock
 
 import torch
 from layers import CELLS, by_formula, inputs, pruned
 from oracles import error
 
-from sparsernn.engines import LAYERS, PRODUCTS, find
+from sparsernn.engines import LAYERS, PRODUCTS, find, persistent
 
 KERNELS = ("triton-tiny", "persistent", "persistent-fp16", "persistent-dense")
 STEPPED = ("csr-triton", "block-16", "block-32")
@@ -37,6 +39,9 @@ def layer_cases():
     x, *_ = inputs(2, 1)
     for engine in ("triton-tiny", "persistent", "persistent-dense"):
         yield f"{engine}, 50 neurons", find(engine)(layer, "cpu")(x), by_formula(masked, kept, x)
+    with mock.patch.object(persistent, "plan", lambda *sizes, plan=persistent.plan: replace(plan(*sizes), held=False)):
+        for engine in ("persistent", "persistent-fp16"):
+            yield f"{engine}, read again each step", find(engine)(layer, "cpu")(x), by_formula(masked, kept, x)
     layer, masked, kept = pruned("LSTM", live=0.0)
     yield "triton-tiny, every gate constant", find("triton-tiny")(layer, "cpu")(x), by_formula(masked, kept, x)
     yield "persistent, every gate constant", find("persistent")(layer, "cpu")(x), by_formula(masked, kept, x)

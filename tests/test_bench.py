@@ -12,7 +12,7 @@ from oracles import random_masks, randomise
 from sparsernn import bench, compact, records, timing
 from sparsernn.models import Classifier
 
-ROOF = timing.Roof({1 << 20: 1e10}, 1e10)
+ROOF = timing.Roof({1 << 20: 1e10}, {"fp32": 1e10})
 
 
 @pytest.fixture(autouse=True)
@@ -144,7 +144,9 @@ def test_interleaved_calls_take_turns():
 
 
 def test_a_floor_is_the_larger_of_bytes_and_flops():
-    roof = timing.Roof({1 << 20: 1e9, 1 << 26: 1e8}, 1e9)
+    roof = timing.Roof({1 << 20: 1e9, 1 << 26: 1e8}, {"fp32": 1e9, "bf16": 2e9})
     assert roof.floor(1e6, 0)[0] == pytest.approx(1.0), "a small thing moves at the rate of small copies"
     assert roof.floor(1e8, 1e6)[0] == pytest.approx(1000.0) and roof.floor(1e3, 1e9)[1].startswith("flop")
+    assert roof.floor(1e3, 1e9, "bf16")[0] == pytest.approx(500.0)
+    assert roof.floor(1e3, 1e9, "int8")[0] == pytest.approx(1e-3), "no rate was measured: bytes alone"
     assert timing.spread(np.array([3.0, 1.0, 2.0]))["median_ms"] == 2.0

@@ -36,6 +36,15 @@ PAPER_SHAPES = ((1760, 1760), (2560, 2560), (3072, 3072), (7680, 2560), (10752, 
 ALLOWED = {torch.float32: 1e-4, torch.int8: 0.3}  # error an engine may have and still be timed, by its dtype
 ALLOWED_ELSE = 0.1
 WEIGHT_BYTES = {"dense-bf16": 2, "dense-fp16": 2, "dense-int8": 1, "two-to-four": 2, "persistent-fp16": 2}  # others: 4
+RATES = {
+    "dense-tf32": "tf32",
+    "dense-bf16": "bf16",
+    "dense-fp16": "fp16",
+    "two-to-four": "fp16",
+    "block-16": "tf32",
+    "block-32": "tf32",
+    "dense-int8": "int8",
+}  # of the units an engine computes with (`timing.Roof`); others: fp32
 BLOCK = 32  # side of the blocks of pattern "block"
 
 
@@ -378,7 +387,7 @@ def measure(cell, device, roof, seconds, report=lambda line: None):
             calls[name + ", empty"], known[name]["on_chip"] = empty
     for name in known:
         size, flops = cell.work(name)
-        known[name]["floor_ms"], known[name]["floor_note"] = roof.floor(size, flops)
+        known[name]["floor_ms"], known[name]["floor_note"] = roof.floor(size, flops, RATES.get(name, "fp32"))
     samples = interleaved(calls, device, seconds)
     for name in known:
         if (on_chip := known[name].pop("on_chip", None)) is not None:
@@ -408,18 +417,23 @@ def missing(cells, device, path):
 
 
 def forecast(cells, device, roof, seconds):
-    """Minutes, roughly: timing, five calls of every engine at the opponent's cost, and on a GPU what Triton compiles."""
+    """Minutes, roughly: timing, trials of every engine at the opponent's cost, and on a GPU what Triton compiles."""
     engines = {id(kind): len(on(torch.device(device).type, kind)) for kind in (LAYERS, PRODUCTS)}
     total = 0.0
     for cell in cells:
-        heavy = engines[id(cell.table)] * cell.heavy() / roof.flops
-        total += max(seconds, 5 * heavy) + 5 * heavy + 0.2 + (15 if torch.device(device).type == "cuda" else 0)
+        heavy = engines[id(cell.table)] * cell.heavy() / roof.flops["fp32"]
+        total += (
+            max(seconds, 5 * heavy)
+            + 6 * heavy * (1 + cell.chooses)
+            + 0.2
+            + (15 if torch.device(device).type == "cuda" else 0)
+        )
     return total / 60
 
 
 def sweep(cells, device="cpu", seconds=0.5, path=None, report=lambda line: None):
     """Time the cells → their rows; upserted to `path` a cell at a time, and what is there already is skipped."""
-    roof = Roof.measured(device, *((512, 8192) if torch.device(device).type == "cuda" else (64, 1024)))
+    roof = Roof.measured(device)
     todo = missing(cells, device, path) if path else cells
     minutes = forecast(todo, device, roof, seconds)
     where, there = records.device_name(device), len(cells) - len(todo)

@@ -1,12 +1,24 @@
 """Times that are believed: interleaved, in one run, beside a floor measured on the same machine."""
 
 import time
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 MEGABYTE = 1 << 20
+
+
+@contextmanager
+def tf32(allowed):
+    """Whether cuDNN and cuBLAS may round fp32 factors to tf32, here and only here."""
+    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def wait(device):
@@ -48,31 +60,40 @@ def spread(samples):
 
 @dataclass(frozen=True)
 class Roof:
-    """What a device can do at best: bytes/s of copies by size in bytes, and fp32 multiply-adds as flop/s. Measured."""
+    """What a device does at best, measured: bytes/s of copies by size in bytes; flop/s of square products by rate, "fp32",
+    "bf16" and on a GPU "tf32", "fp16"."""
 
     copies: dict
-    flops: float
+    flops: dict
 
     @classmethod
-    def measured(cls, device="cpu", largest=64, size=1024):
-        """largest: of the copied buffers, in MiB; size: of the square product."""
-        copies = {}
-        for megabytes in (1, 8, 64, 512):
-            if megabytes <= largest:
-                source = torch.ones(megabytes * MEGABYTE // 4, device=device)
-                target = torch.empty_like(source)
-                best = interleaved({"copy": lambda s=source, t=target: t.copy_(s)}, device, 0.05)["copy"].min()
-                copies[megabytes * MEGABYTE] = 2 * megabytes * MEGABYTE / (1e-3 * best)
-        a = torch.ones(size, size, device=device)
-        best = interleaved({"product": lambda: a @ a}, device, 0.1)["product"].min()
-        return cls(copies, 2 * size**3 / (1e-3 * best))
+    def measured(cls, device="cpu"):
+        on_gpu = torch.device(device).type == "cuda"
+        copies, flops = {}, {}
+        for size in (1 * MEGABYTE, 8 * MEGABYTE, 64 * MEGABYTE) + (512 * MEGABYTE,) * on_gpu:
+            source = torch.ones(size // 4, device=device)
+            target = torch.empty_like(source)
+            best = interleaved({"copy": lambda s=source, t=target: t.copy_(s)}, device, 0.05)["copy"].min()
+            copies[size] = 2 * size / (1e-3 * float(best))
+        rates = {"fp32": torch.float32, "bf16": torch.bfloat16}
+        rates |= {"tf32": torch.float32, "fp16": torch.float16} if on_gpu else {}
+        side = 8192 if on_gpu else 1024
+        for rate, dtype in rates.items():
+            a = torch.ones(side, side, device=device, dtype=dtype)
+            with tf32(rate == "tf32"):
+                best = interleaved({"product": lambda a=a: a @ a}, device, 0.1)["product"].min()
+            flops[rate] = 2 * side**3 / (1e-3 * float(best))
+        return cls(copies, flops)
 
-    def floor(self, size, flops):
-        """Milliseconds below which nothing moves `size` bytes and does `flops`, and a note of how that was reckoned."""
+    def floor(self, size, flops, rate="fp32"):
+        """Milliseconds below which nothing moves `size` bytes and does `flops` at that rate, and how it was reckoned.
+
+        An unmeasured rate (int8) leaves the bytes alone.
+        """
         fitting = [bytes_ for bytes_ in self.copies if bytes_ <= size] or [min(self.copies)]
-        rate = self.copies[max(fitting)]
-        moved, done = 1e3 * size / rate, 1e3 * flops / self.flops
-        bound = "bytes" if moved > done else "flop"
-        return max(
-            moved, done
-        ), f"{bound}: {size:.3g} B at {rate / 1e9:.3g} GB/s, {flops:.3g} flop at {self.flops / 1e9:.3g} GFLOP/s"
+        speed, done, note = self.copies[max(fitting)], 0.0, ""
+        moved = 1e3 * size / speed
+        if rate in self.flops:
+            done = 1e3 * flops / self.flops[rate]
+            note = f", {flops:.3g} flop at {self.flops[rate] / 1e9:.3g} GFLOP/s ({rate})"
+        return max(moved, done), f"{'bytes' if moved > done else 'flop'}: {size:.3g} B at {speed / 1e9:.3g} GB/s{note}"

@@ -1,12 +1,12 @@
 """torch's own fused layer (cuDNN, oneDNN) on what is left of a layer, in four precisions; and the plain step loop."""
 
 import warnings
-from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from ..small import run
+from ..timing import tf32
 from .base import Engine, Unsupported, one_hot
 
 MODULES = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
@@ -40,17 +40,6 @@ def to_module(layer):
         if of_x != of_h:  # the bias that stands inside r ⊙ (…)
             module.bias_hh_l0[gate * layer.hidden : (gate + 1) * layer.hidden] = bias[of_h]
     return module
-
-
-@contextmanager
-def tf32(allowed):
-    """Whether cuDNN and cuBLAS may round fp32 factors to tf32, here and only here."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 class Fused(Engine):

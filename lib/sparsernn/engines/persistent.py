@@ -59,12 +59,14 @@ def block_times(held, words, base, h, BLOCK: tl.constexpr, MULTIPLIES: tl.conste
         at = tl.arange(0, HS)[:, None] * CHUNK + line
         for b in tl.static_range(BATCH):
             total = tl.zeros([HS, CHUNK], tl.float32)
-            for q in tl.static_range(CHUNKS):
-                if HELD:
+            if HELD:
+                for q in tl.static_range(CHUNKS):
                     column, value = held[2 * (BLOCK * CHUNKS + q)], held[2 * (BLOCK * CHUNKS + q) + 1]
-                else:
+                    total += gathered(column, value, h + b, q * CHUNK + line, BATCH, PACKED, DENSE)
+            else:
+                for q in range(CHUNKS):
                     column, value = fetch(words, base + (BLOCK * CHUNKS + q) * HS * CHUNK + at, PACKED, DENSE)
-                total += gathered(column, value, h + b, q * CHUNK + line, BATCH, PACKED, DENSE)
+                    total += gathered(column, value, h + b, q * CHUNK + line, BATCH, PACKED, DENSE)
             result += tl.where(tl.arange(0, BATCH)[None, :] == b, tl.sum(total, 1)[:, None], 0.0)
     return result
 
