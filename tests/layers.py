@@ -19,7 +19,7 @@ CELLS = {
 V = 5  # inputs, or words
 
 
-def pruned(name, hidden=9, seed=0, density=0.5, live=0.6, keep=0.8):
+def pruned(name, hidden=9, seed=1, density=0.5, live=0.5, keep=0.8):
     """→ (layer as shrunk, ours with the same weights masked, kept neurons [H] bool), float64; some gates constant."""
     kind, activation = CELLS[name]
     generator = torch.Generator().manual_seed(seed)
@@ -42,15 +42,16 @@ def by_formula(masked, kept, x, lengths=None):
     if x.dtype == torch.int64:
         x = torch.cat([torch.eye(V), torch.zeros(1, V)]).double()[x]
     p = {name: parameter.detach() for name, parameter in masked.named_parameters()}
-    return step_loop(masked, p, x.double(), lengths=lengths, padding="right")[0][:, :, kept]
+    return step_loop(masked, p, x.double(), lengths=lengths, padding="left")[0][:, :, kept]
 
 
 def inputs(steps, batch, seed=0):
-    """x, ids, and lengths with the bool [T, B] that says which steps are real."""
+    """x, ids, and lengths with the bool [T, B] that says which steps are real: the last ones, so that a state that moved
+    in the padding would show."""
     generator = torch.Generator().manual_seed(seed)
     x, ids = (
         torch.randn(steps, batch, V, generator=generator),
         torch.randint(V + 1, (steps, batch), generator=generator),
     )
     lengths = torch.randint(1, steps + 1, (batch,), generator=generator)
-    return x, ids, lengths, torch.arange(steps)[:, None] < lengths
+    return x, ids, lengths, torch.arange(steps)[:, None] >= steps - lengths

@@ -23,6 +23,12 @@ REFUSED = {"dense-int8": ("hard", "RNN"), "compact-torch": ("hard",), "dense-bf1
 
 
 @pytest.mark.parametrize("name", CELLS)
+def test_the_layers_of_these_tests_have_live_and_constant_gates_of_every_kind(name):
+    layer, *_ = pruned(name)
+    assert bool((~layer.fixed.isnan())[list(layer.cell.from_input)].any(1).all()) and bool(layer.where.any(1).all())
+
+
+@pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("engine", CPU)
 def test_an_engine_computes_the_formulas_or_refuses(engine, name):
     layer, masked, kept = pruned(name)
