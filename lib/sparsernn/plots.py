@@ -857,8 +857,13 @@ def crossover(table, x="density", panel="batch"):
             found = points.groupby(x)["speedup"].agg(["min", "median", "max"])
             ax.vlines(found.index, found["min"], found["max"], color=colour, lw=3, alpha=0.25)
             ax.plot(found.index, found["median"], color=colour, marker=marker, ls=dash, ms=5, lw=1.3, label=engine)
-        ax.set(xscale="log", yscale="log", xlabel=x, title=f"{panel} {value}")
-        _log_counts(ax.xaxis)
+        ax.set(
+            xscale="log", yscale="log", xlabel=x, title=f"{panel} {value:g}" if panel == "batch" else f"{panel} {value}"
+        )
+        ax.set_xlim(rows[x].min() / 1.4, rows[x].max() * 1.4)
+        ax.set_xticks(sorted(rows[x].round(3).unique()), minor=False)
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
     for ax in axes.flat:
         _shade_losses(ax)
     axes[0, 0].set_ylabel("times faster than dense fp32")
