@@ -55,6 +55,26 @@ def test_publishing_again_changes_no_row_and_keeps_rows_made_elsewhere(published
     assert path.read_bytes() == before
 
 
+def test_a_run_stopped_on_validation_stays_in_the_table_without_a_test_figure(published):
+    root = published[0]
+
+    def stop(line):
+        if line.startswith("epoch 3/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensure(RunConfig(task="tiny-topic", method="sparse-vd-w", profile="quick", lr=0.02), stop)
+    report.publish("quick", root / "results", root / "figures")
+    table = records.read(root / "results" / "quick.csv")
+    row = table[table["method"] == "sparse-vd-w"].iloc[0]
+    assert (row["variant"], row["epochs"], row["metric"]) == ("lr=0.02", 3, "accuracy") and pd.isna(row["test"])
+    assert row["valid"] > 0 and row["weights_total"] == 40 * 6 + 4 * 8 * (6 + 8) + 3 * 8
+    ensure(RunConfig(task="tiny-topic", method="sparse-vd-w", profile="quick", lr=0.02))
+    report.publish("quick", root / "results", root / "figures")
+    table = records.read(root / "results" / "quick.csv")
+    assert table[table["method"] == "sparse-vd-w"]["test"].notna().all() and not records.duplicates(table)
+
+
 def test_figures_are_drawn_from_tracked_tables_alone(published, tmp_path, monkeypatch):
     root, written = published
     monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "no runs here"))

@@ -644,6 +644,7 @@ def fronts(points, published=None):
     figure, ax = _axes(7.4, 4.6)
     words, better = _metric(points)
     sign = 1 if better == "higher" else -1
+    points = points.assign(compression=pd.to_numeric(points["compression"]))
     points = points[np.isfinite(points["compression"]) & points["valid"].notna()]
     for method, part in points.groupby("method", sort=False):
         colour, marker, dash = look(method)

@@ -5,14 +5,16 @@ Figures are drawn from tracked tables alone: `results/<profile>.csv` and, per ru
 
 import json
 import shutil
+from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
 
 from . import plots, records
 from . import tables as tidy
-from .config import runs_root, study_configs
+from .config import RunConfig, runs_root, study_configs
 from .files import project_root, replacing
+from .training import schedule
 
 TABLES = ("metrics.csv", "thresholds.csv", "log_alpha.csv", "gates.csv", "numbers.csv", "trace.csv")
 LARGEST_MODEL = 1 << 20  # bytes of a compact model that is worth tracking
@@ -28,6 +30,31 @@ def finished(profile, root=None):
     """Records of the finished runs of a profile under `root` (default: the runs directory), in a fixed order."""
     paths = sorted(Path(root or runs_root()).glob(f"*/*/*/{profile}-s*/record.json"))
     return [json.loads(path.read_text()) for path in paths]
+
+
+def stopped(profile, root=None):
+    """Rows of the runs that were begun and have no record: trials stopped on validation, and what is still under way.
+
+    What their last epoch says, without a test figure: every configuration tried stays in the table.
+    """
+    rows, known = [], {field.name for field in fields(RunConfig)}
+    for path in sorted(Path(root or runs_root()).glob(f"*/*/*/{profile}-s*/config.json")):
+        metrics = path.with_name("metrics.csv")
+        if path.with_name("record.json").exists() or not metrics.exists():
+            continue
+        begun = json.loads(path.read_text())
+        config = RunConfig(**{name: value for name, value in begun.items() if name in known})
+        table = pd.read_csv(
+            metrics, dtype={"hidden_kept": str, "gates_live": str}, keep_default_na=False, na_values=[""]
+        )
+        last = table.iloc[-1]
+        row = {name: getattr(config, name) for name in ("task", "model", "method", "variant", "profile", "seed")}
+        row |= {name: begun[name] for name in ("metric", "data_sha256")} | {"schedule": schedule(config.plan)}
+        kept = ("valid", "weights_kept", "compression", "vocabulary_kept", "input_kept", "hidden_kept", "gates_live")
+        row |= {name: last[name] for name in kept} | {"epochs": last["epoch"], "steps": last["step"]}
+        row |= {"weights_total": round(last["compression"] * last["weights_kept"])}
+        rows.append(row | {"train_seconds": round(table["seconds"].sum(), 3)})
+    return rows
 
 
 def comparison(fresh, tracked):
@@ -94,7 +121,7 @@ def publish(profile, results=None, figures=None, study=None):
             if path.exists() and path.stat().st_size <= LARGEST_MODEL:
                 with replacing(target / name) as temporary:
                     shutil.copyfile(path, temporary)
-    records.upsert(fresh, results / f"{profile}.csv")
+    records.upsert([*stopped(profile), *fresh], results / f"{profile}.csv")
     return draw(profile, results, figures, study)
 
 

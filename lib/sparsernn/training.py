@@ -289,7 +289,7 @@ def _only_writer(directory):
 
 def _check_config(config, task, directory):
     """Write config.json, or refuse to go on with a run that was begun as something else."""
-    path, now = directory / "config.json", config.as_dict() | {"data_sha256": task.data_sha256}
+    path, now = directory / "config.json", config.as_dict() | {"data_sha256": task.data_sha256, "metric": task.metric}
     if not path.exists():
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(now, indent=1) + "\n")
@@ -375,7 +375,7 @@ def _finish(session, directory, report):
     dense = session.model if spec.equivalent is None else preset(config.task, spec.equivalent).build(task)
     total, full = (sum(p.numel() for p in part) for part in (weight_matrices(dense).values(), dense.parameters()))
     record = {name: getattr(config, name) for name in ("task", "model", "method", "variant", "profile", "seed")}
-    record |= {"cell": small.meta.get("cell", ""), "schedule": _schedule(plan), "metric": task.metric}
+    record |= {"cell": small.meta.get("cell", ""), "schedule": schedule(plan), "metric": task.metric}
     record |= {
         "valid": evaluate(small, task, "valid", plan),
         "test": tests["compact"],
@@ -407,7 +407,8 @@ def compact_error(model, masks, means, task, plan):
     return max(relative_error(small, reference) for (_, reference), (_, small) in pairs)
 
 
-def _schedule(plan):
+def schedule(plan):
+    """A plan in a few words, for a record."""
     window = f"x{plan.steps}" if plan.steps else ""
     return (
         f"adam {plan.lr:g}/{plan.lr_log_sigma:g} batch {plan.batch_size}{window} kl {plan.kl_start:g}-{plan.kl_full:g}"
