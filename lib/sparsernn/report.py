@@ -170,7 +170,7 @@ def draw(profile, results, figures, study=None):
             keep(plots.gate_trace(trace), f"{task}-{method}-trace")
         paths, theirs = _paths(profile, task, shown, results), published(task, results)
         keep(plots.fronts(paths, theirs), f"{task}-fronts")
-        if len(theirs):
+        if len(theirs) and not shown["method"].isin(plots.OPPONENTS).all():
             keep(plots.beside_published(_curves(profile, task, shown, results), theirs), f"{task}-beside-authors")
     return written
 
