@@ -63,6 +63,14 @@ def test_gates_are_compared_task_by_task(tmp_path):
     assert verdict["B5"] == "holds in part" and verdict["B6"] == "holds"
 
 
+def test_a_verdict_from_other_data_says_so(tmp_path):
+    rows = [
+        row("pydocs-char", m, 2.2, 9.0, gates_live=n, hidden_kept="9")
+        for m, n in (("sparse-vd-w", "9"), ("sparse-vd-wgn", "7"))
+    ]
+    assert verdicts(tmp_path, *rows)[0]["B5"] == "holds, on other data"
+
+
 def test_words_are_judged_by_their_numbers(tmp_path):
     folder = tmp_path / "runs/imdb/m/sparse-vd-wgn/short-s0"
     folder.mkdir(parents=True)
@@ -92,4 +100,4 @@ def test_noise_is_judged_at_the_end(tmp_path):
     ]
     pd.DataFrame(rows, columns=["noise", "step", "valid"]).to_csv(tmp_path / "noise.csv", index=False)
     verdict, here = verdicts(tmp_path, row("imdb", "linear", 0.8, 10.0))
-    assert verdict["A3"] == "holds" and "fresh: 2.300 bits" in here["A3"]
+    assert verdict["A3"] == "holds, on other data" and "fresh: 2.300 bits" in here["A3"]

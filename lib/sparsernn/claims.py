@@ -11,6 +11,7 @@ import pandas as pd
 from . import records
 
 PROFILES = ("paper", "short", "quick")  # the schedule nearest to the paper's first
+THEIRS = ("imdb", "ag-news", "ptb-char", "ptb-word")  # the papers' own data; a verdict from other data says so
 HOLDS, PARTLY, FAILS, NOT_RUN = "holds", "holds in part", "does not hold", "not run"
 
 
@@ -56,6 +57,11 @@ def _grade(*tests):
     return HOLDS if all(tests) else PARTLY if any(tests) else FAILS
 
 
+def _where(verdict, tasks):
+    """The verdict, and whether it comes from none of the papers' own data."""
+    return verdict if verdict == NOT_RUN or set(tasks) & set(THEIRS) else f"{verdict}, on other data"
+
+
 def _sentiment_zeros(evidence):
     dense, sparse = evidence.row("imdb", "dense"), evidence.row("imdb", "sparse-vd-w")
     if dense is None or sparse is None:
@@ -97,7 +103,7 @@ def _gates(evidence):
             found.append((task, *(int(row["gates_live"]) for row in pair)))
     fewer = [after < before for _, before, after in found]
     text = "; ".join(f"{task}: {before} → {after} live gates" for task, before, after in found)
-    return (_grade(*fewer) if found else NOT_RUN), text
+    return _where(_grade(*fewer) if found else NOT_RUN, [task for task, *_ in found]), text
 
 
 def _constants(evidence):
@@ -106,7 +112,8 @@ def _constants(evidence):
     if len(rows) < 2:
         return NOT_RUN, ""
     text = "; ".join(f"{row['task']}: {row['gates_constant']} of {row['hidden_kept']} neurons" for row in rows)
-    return _grade(len({row["gates_constant"] for row in rows}) > 1), "constants per gate type: " + text
+    verdict = _grade(len({row["gates_constant"] for row in rows}) > 1)
+    return _where(verdict, [row["task"] for row in rows]), "constants per gate type: " + text
 
 
 def _shrunk(evidence):
@@ -140,7 +147,7 @@ def _noise(evidence):
     table = pd.read_csv(path)
     last = table[table["step"] == table["step"].max()].groupby("noise")["valid"].mean()
     worse = [last[other] - last["shared"] for other in last.index if other not in ("shared", "none")]
-    return _grade(*(gap > 0.02 for gap in worse)), "; ".join(
+    return _where(_grade(*(gap > 0.02 for gap in worse)), ["pydocs-char"]), "; ".join(
         f"{name}: {value:.3f} bits" for name, value in last.items()
     )
 
