@@ -283,3 +283,9 @@ def test_a_layer_of_which_nothing_is_left_is_refused():
     model, _ = pruned("sparse-vd-wgn", keep=0.0)
     with pytest.raises(ValueError, match="would keep none of its 8 neurons"):
         compact(model, example=words())
+
+
+@pytest.mark.parametrize("field", [{"products": "bfloat16"}, {"sleep_above": 5.0}, {"kl_every": 4}])
+def test_what_only_the_study_s_loop_does_is_refused(field):
+    with pytest.raises(ValueError, match=f"{next(iter(field))}: only the study's own training loop"):
+        attach(torch.nn.LSTM(3, 4), "sparse-vd-w", 5, 9, **field)

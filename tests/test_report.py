@@ -69,6 +69,12 @@ def test_a_run_stopped_on_validation_stays_in_the_table_without_a_test_figure(pu
     row = table[table["method"] == "sparse-vd-w"].iloc[0]
     assert (row["variant"], row["epochs"], row["metric"]) == ("lr=0.02", 3, "accuracy") and pd.isna(row["test"])
     assert row["valid"] > 0 and row["weights_total"] == 40 * 6 + 4 * 8 * (6 + 8) + 3 * 8
+    metrics = root / "runs" / records.run_key(row) / "metrics.csv"
+    nothing = pd.read_csv(metrics, dtype={"gates_live": str}).assign(weights_kept=0, compression=float("inf"))
+    before = metrics.read_bytes()
+    nothing.to_csv(metrics, index=False)
+    assert "weights_total" not in report.stopped("quick")[0]
+    metrics.write_bytes(before)
     ensure(RunConfig(task="tiny-topic", method="sparse-vd-w", profile="quick", lr=0.02))
     report.publish("quick", root / "results", root / "figures")
     table = records.read(root / "results" / "quick.csv")

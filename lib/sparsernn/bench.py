@@ -20,7 +20,7 @@ import pandas as pd
 import torch
 
 from . import compact, records
-from .engines import LAYERS, OPPONENTS, PRODUCTS, choose, find, on
+from .engines import LAYERS, OPPONENTS, PRODUCTS, choose, find, on, whole
 from .engines.base import Layer, error
 from .engines.models import Fast, layers_of
 from .files import project_root
@@ -147,7 +147,7 @@ class Product(Cell):
         return error(got[:, :2].cpu(), weight.double() @ x[:, :2].double())
 
     def work(self, name):
-        kept = self.rows * self.columns * (1 if name.startswith("dense") else self.density)
+        kept = self.rows * self.columns * (1 if whole(name) else self.density)
         moved = WEIGHT_BYTES.get(name, 4) * kept + 4 * self.batch * (self.rows + self.columns)
         return moved, 2 * kept * self.batch
 
@@ -205,18 +205,18 @@ class LayerCell(Cell):
 
     def make(self, name, device):
         dense, small, x, narrow, *_ = self.data
-        whole = name.startswith("dense")
-        engine, x = find(name)(dense if whole else small, device), (x if whole else narrow).to(device)
+        layer, x = (dense, x) if whole(name) else (small, narrow)
+        engine, x = find(name)(layer, device), x.to(device)
         if not hasattr(engine, "on_chip_ms"):
             return (lambda: engine(x)), engine.dtype, None
         return (lambda: engine(x)), engine.dtype, ((lambda: engine(x, empty=True)), engine.on_chip_ms(x))
 
     def error(self, name, got):
-        keep = slice(None) if name.startswith("dense") else self.data[4]
+        keep = slice(None) if whole(name) else self.data[4]
         return error(got[:, :2].cpu(), self.expected[:, :, keep])
 
     def work(self, name):
-        if name.startswith("dense"):
+        if whole(name):
             weights, width = 8 * self.hidden**2, 2 * self.hidden
         else:
             small = self.data[1]
@@ -269,7 +269,7 @@ class Trained(Cell):
         return compact.compact(model, Masks.all_kept(model))
 
     def of(self, name):
-        return self.dense if name.startswith("dense") else self.small
+        return self.dense if whole(name) else self.small
 
     def make(self, name, device):
         model = self.of(name)

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from . import records
+from .config import PROFILES
 
-PROFILES = ("paper", "short", "quick")  # the schedule nearest to the paper's first
+NEAREST = PROFILES[:0:-1]  # the schedule nearest to the paper's first; smoke says nothing
 THEIRS = ("imdb", "ag-news", "ptb-char", "ptb-word")  # the papers' own data; a verdict from other data says so
 HOLDS, PARTLY, FAILS, NOT_RUN = "holds", "holds in part", "does not hold", "not run"
 
@@ -27,19 +28,18 @@ class Evidence:
         part = self.rows[(self.rows["task"] == task) & (self.rows["method"] == method) & self.rows["test"].notna()]
         if part.empty:
             return None
-        order = part.assign(rank=part["profile"].map(PROFILES.index), own=part["variant"].fillna("") != "")
+        order = part.assign(rank=part["profile"].map(NEAREST.index), own=part["variant"].fillna("") != "")
         return order.sort_values(["rank", "own"], kind="stable").iloc[0]
 
     def table(self, row, name):
         """A table a run left, for example numbers.csv; or None."""
-        leaf = f"{row['profile']}-s{row['seed']}" + (f"-{row['variant']}" if row["variant"] else "")
-        path = self.results / "runs" / row["task"] / row["model"] / row["method"] / leaf / name
+        path = self.results / "runs" / records.run_key(row) / name
         return pd.read_csv(path) if path.exists() else None
 
 
 def gather(results):
     """All tracked rows of a results folder, with variants as text."""
-    paths = [path for profile in PROFILES if (path := Path(results) / f"{profile}.csv").exists()]
+    paths = [path for profile in NEAREST if (path := Path(results) / f"{profile}.csv").exists()]
     return Evidence(pd.concat([records.read(path) for path in paths], ignore_index=True), Path(results))
 
 

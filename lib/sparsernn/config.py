@@ -10,6 +10,7 @@ from . import sparsify
 from .files import project_root
 from .names import nearest
 from .presets import PRESETS, Plan, preset
+from .records import KEY, run_key
 
 CHOICES = {"products": ("float32", "bfloat16"), "kl_fit": ("molchanov", "1812.05692")}  # what the plan's words may be
 PROFILES = ("smoke", "quick", "short", "paper")  # seconds · a minute or two · what a CPU can afford · the paper's
@@ -98,8 +99,7 @@ class RunConfig:
 
     @property
     def directory(self) -> Path:
-        leaf = f"{self.profile}-s{self.seed}" + (f"-{self.variant}" if self.variant else "")
-        return runs_root() / self.task / self.model / self.method / leaf
+        return runs_root() / run_key({name: getattr(self, name) for name in KEY})
 
     def as_dict(self):
         """What a resumed run must agree on: the names and the whole plan."""

@@ -691,7 +691,7 @@ def beside_published(curves, published):
     last = curves["epoch"].max()
     for ax, column in zip(axes, ("valid", "compression"), strict=True):
         for method, part in curves[curves["epoch"] > 0].groupby("method", sort=False):
-            if method in OPPONENTS or (column == "compression" and method == "dense"):
+            if method in OPPONENTS or (column == "compression" and part[column].eq(1).all()):  # nothing removed
                 continue
             colour, marker, _ = look(method)
             ax.plot(part["epoch"], part[column], color=colour, marker=marker, ms=3.5, lw=1.3, label=f"{method}, here")

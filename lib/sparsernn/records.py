@@ -26,6 +26,12 @@ TIMING_FIELDS = (*TIMING_KEY[:-1], "median_ms", "iqr_ms", "best_ms", "error", "o
                  "floor_ms", "floor_note", "torch", "commit")  # fmt: skip
 
 
+def run_key(record):
+    """`task/model/method/profile-s0[-variant]`: a run's place under runs/ and results/runs/."""
+    leaf = f"{record['profile']}-s{record['seed']}" + (f"-{record['variant']}" if record["variant"] else "")
+    return f"{record['task']}/{record['model']}/{record['method']}/{leaf}"
+
+
 def joined(values):
     """Per-layer values as one field: [7, 12] → "7-12"; no layer → empty."""
     return "-".join(str(value) for value in values)

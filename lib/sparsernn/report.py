@@ -20,12 +20,6 @@ TABLES = ("metrics.csv", "thresholds.csv", "log_alpha.csv", "gates.csv", "number
 LARGEST_MODEL = 1 << 20  # bytes of a compact model that is worth tracking
 
 
-def run_key(record):
-    """`task/model/method/profile-s0[-variant]`: a run's place under runs/ and results/runs/."""
-    leaf = f"{record['profile']}-s{record['seed']}" + (f"-{record['variant']}" if record["variant"] else "")
-    return f"{record['task']}/{record['model']}/{record['method']}/{leaf}"
-
-
 def finished(profile, root=None):
     """Records of the finished runs of a profile under `root` (default: the runs directory), in a fixed order."""
     paths = sorted(Path(root or runs_root()).glob(f"*/*/*/{profile}-s*/record.json"))
@@ -52,7 +46,8 @@ def stopped(profile, root=None):
         row |= {name: begun[name] for name in ("metric", "data_sha256")} | {"schedule": schedule(config.plan)}
         kept = ("valid", "weights_kept", "compression", "vocabulary_kept", "input_kept", "hidden_kept", "gates_live")
         row |= {name: last[name] for name in kept} | {"epochs": last["epoch"], "steps": last["step"]}
-        row |= {"weights_total": round(last["compression"] * last["weights_kept"])}
+        if last["weights_kept"]:  # with nothing left the compression is infinite, and says nothing of the total
+            row |= {"weights_total": round(last["compression"] * last["weights_kept"])}
         rows.append(row | {"train_seconds": round(table["seconds"].sum(), 3)})
     return rows
 
@@ -68,7 +63,7 @@ def comparison(fresh, tracked):
     for record in fresh:
         old, row = (
             known.get(records.key_of(record)),
-            {"run": run_key(record), "metric": record["metric"], "here": record["test"]},
+            {"run": records.run_key(record), "metric": record["metric"], "here": record["test"]},
         )
         row |= {"compression here": record.get("compression")}
         if old is None:
@@ -102,7 +97,7 @@ def quality_table(rows):
 
 def missing(study, rows):
     """Runs `study.yaml` asks for that have no record: their notebooks hold the error."""
-    there = {run_key(row) for row in rows}
+    there = {records.run_key(row) for row in rows}
     wanted = [config.directory.relative_to(runs_root()).as_posix() for config in study_configs(study)]
     return [key for key in wanted if key not in there]
 
@@ -114,7 +109,7 @@ def publish(profile, results=None, figures=None, study=None):
     if not fresh:
         raise FileNotFoundError(f"no finished {profile!r} run under {runs_root()}; make study first")
     for record in fresh:
-        source, target = runs_root() / run_key(record), results / "runs" / run_key(record)
+        source, target = runs_root() / records.run_key(record), results / "runs" / records.run_key(record)
         target.mkdir(parents=True, exist_ok=True)
         for name in ("record.json", *TABLES, "model.safetensors"):
             path = source / name
@@ -195,7 +190,9 @@ def _paths(profile, task, rows, results):
 def _of_the_study(rows, study):
     """The rows of the runs a study asks for, and of opponents; all of them where it asks for none of these."""
     wanted = [config.directory.relative_to(runs_root()).as_posix() for config in study_configs(study)] if study else []
-    asked = rows[[run_key(row) in wanted or row["method"] in plots.OPPONENTS for row in rows.to_dict("records")]]
+    asked = rows[
+        [records.run_key(row) in wanted or row["method"] in plots.OPPONENTS for row in rows.to_dict("records")]
+    ]
     return rows if asked["method"].isin(plots.OPPONENTS).all() else asked
 
 
@@ -203,7 +200,7 @@ def _curves(profile, task, rows, results):
     """metrics.csv of all runs of a task, with what their records know."""
     frames = []
     for record in rows.to_dict("records"):
-        path = Path(results) / "runs" / run_key(record) / "metrics.csv"
+        path = Path(results) / "runs" / records.run_key(record) / "metrics.csv"
         if path.exists():
             frames.append(tidy.tidy_metrics(pd.read_csv(path, dtype={"gates_live": str}), record))
     return pd.concat(frames, ignore_index=True)

@@ -42,6 +42,11 @@ PRODUCTS = {
 OPPONENTS = ("dense-fp32", "dense-tf32", "dense-bf16", "dense-int8", "compact-torch")  # a timing row for each
 
 
+def whole(name):
+    """Whether an engine of this name is an opponent that runs the layer whole, zeros and all."""
+    return name.startswith("dense-")
+
+
 def find(name, table=LAYERS):
     """The class of an engine. Raises ValueError for an unknown name, ImportError saying which package is missing."""
     if name not in table:

@@ -7,7 +7,7 @@ import torch
 
 from .. import timing
 from ..compact import Compact
-from . import find, on
+from . import find, on, whole
 from .base import error, oracle
 from .models import Fast
 
@@ -82,7 +82,7 @@ def choose(model, batch, device="cpu", steps=100, tolerance=1e-5, seconds=0.3):
     x, calls, refused = example(model, batch, steps, device), {}, {}
     expected = reference(model, x)
     for name in on(torch.device(device).type):
-        if name.startswith("dense-"):  # the same layers as compact-torch's, or fewer digits
+        if whole(name):  # the same layers as compact-torch's, or fewer digits
             continue
         try:
             built = _built(model, name, device)
@@ -115,7 +115,7 @@ def agreement(table, within=0.05):
     cells = []
     for _, part in rows.groupby(keys, dropna=False):
         chosen, others = part[part["engine"] == "choose"], part[part["engine"] != "choose"]
-        others = others[(others["dtype"] == "float32") & ~others["engine"].str.startswith("dense-")]
+        others = others[(others["dtype"] == "float32") & ~others["engine"].map(whole)]
         if len(chosen) and len(others):
             best, median = others["median_ms"].min(), chosen["median_ms"].iloc[0]
             cell = part.iloc[0][["model", "hidden", "density", "batch", "pattern"]].to_dict()

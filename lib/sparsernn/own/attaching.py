@@ -87,21 +87,28 @@ def matrix_and_bias_names(module):
     return ["weight"] + (["bias"] if getattr(module, "bias", None) is not None else [])
 
 
+LOOP_ONLY = {"kl_every", "products", "sleep_above"}  # economies of `training`, which draws words and neurons itself
+
+
 def attach(model, method, steps, n_examples, **plan):
     """Put a method on `model`, in place → `Study`.
 
     method       a name of `sparsify.names()`, for example "sparse-vd-w", "sparse-vd-wgn"
     steps        optimiser steps the training will have: schedules count in them
     n_examples   training examples as your loss counts them (its mean is over examples): the penalty is divided by it
-    plan         fields of `presets.Plan`; where they count in epochs (kl_start, kl_full) they count in steps here,
-                 `fine_tune` is the share of steps at the end in which what is kept is trained on without noise
-    Raises ValueError for a model without a recurrent layer, for proj_size, for a second method on one model, and for a
-    method that trains none (`linear`).
+    plan         fields of `presets.Plan`; where they count in epochs (kl_start, kl_full, kl_neurons_until) they count
+                 in steps here, `fine_tune` is the share of steps at the end in which what is kept is trained on without noise
+    Raises ValueError for a plan's field in LOOP_ONLY, for a model without a recurrent layer, for proj_size, for a second
+    method on one model, and for a method that trains none (`linear`).
     """
     if model in STUDIES:
         raise ValueError("this model has a method on it already; study.detach() takes it off")
     if needed := sparsify.make(method).default_model:
         raise ValueError(f"method {method!r} is for the model {needed!r} alone, and trains no other")
+    if idle := sorted(plan.keys() & LOOP_ONLY):
+        raise ValueError(
+            f"{', '.join(idle)}: only the study's own training loop knows this; in yours it would do nothing"
+        )
     plan = Plan(**({"epochs": steps, "batch_size": 1} | plan))
     return Study(model, method, plan, n_examples)
 

@@ -40,3 +40,10 @@ def lines_left(axes, awake, shapes):
     for (tensor, dim), lines in gone.items():
         left.setdefault(tensor, []).append((dim, (~lines).nonzero().flatten()))
     return left
+
+
+def cut(tensor, lines):
+    """What stays of a tensor: `lines` [(dimension, positions)], None for all of it."""
+    for dim, index in lines or ():
+        tensor = tensor.index_select(dim, index)
+    return tensor

@@ -8,8 +8,9 @@ that learns less by heart; its prior is the weight decay.
 import torch
 
 from ..masks import weight_matrices
+from .awake import cut
 from .base import Method
-from .sparse_vd import SparseVD, cut
+from .sparse_vd import SparseVD
 
 
 def bernoulli_scales(axes, p, batch_size, like):

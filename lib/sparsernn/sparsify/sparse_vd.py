@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from ..masks import Masks, effective, weight_matrices
-from .awake import awake, lines_left
+from .awake import awake, cut, lines_left
 from .base import Draw, Method, Phase
 
 # name → k1, k2, k3 of KL ≈ k1 (1 − sigm(k2 + k3 log α)) + ½ log(1 + 1/α), and the |log α| beyond which it is flat.
@@ -99,13 +99,6 @@ class _Noisy(torch.autograd.Function):
 def noisy(theta, log_sigma, rows=()):
     """A sample of N(θ, σ²), shape rows + θ.shape."""
     return _Noisy.apply(theta, log_sigma, tuple(rows))
-
-
-def cut(tensor, lines):
-    """The positions [(dimension, index)] of a tensor."""
-    for dim, index in lines or ():
-        tensor = tensor.index_select(dim, index)
-    return tensor
 
 
 def _key(name):
