@@ -12,6 +12,8 @@ from torch.nn import functional as F
 from sparsernn.masks import effective
 from sparsernn.models import Classifier, LanguageModel, Linear
 from sparsernn.presets import Plan
+from sparsernn.sparsify.awake import cut, narrowed
+from sparsernn.sparsify.binary import BinarySparseVD
 from sparsernn.sparsify.sparse_vd import SparseVD, kl, log_alpha, noisy
 from sparsernn.tasks.base import Batch
 
@@ -590,67 +592,120 @@ def test_biases_have_no_posterior():
 # ---- economies of long runs
 
 
-def asleep(name, groups="wgn", numbers=(1,)):
-    """A method whose input and hidden neurons `numbers` have log α far above the cut after an epoch; noise is tiny."""
+def asleep(name, groups="wgn", numbers=(1,), words=()):
+    """A method whose input and hidden neurons `numbers` and whose `words` have log α far above the cut; noise is tiny."""
     model, method = prepared(name, groups, log_sigma=-20.0, log_sigma_groups=-20.0, sleep_above=5.0)
-    gone = [axis for axis in method.group_axes if axis.kind in ("input", "hidden")]
+    gone = {a.name: list(words if a.kind == "vocabulary" else numbers) for a in method.group_axes if a.kind != "gates"}
     with torch.no_grad():
-        for axis in gone:
-            method.group_log_sigma[axis.name][list(numbers)] = 4.0
+        for axis, which in gone.items():
+            method.group_log_sigma[axis][which] = 4.0
     return model, method, gone
 
 
+def descent(model, method):
+    """Plain gradient descent on everything."""
+    return torch.optim.SGD([*model.parameters(), *method.parameters()], lr=0.1)
+
+
+@pytest.mark.parametrize("words", [(), (5, 8)])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", ["classifier", "character model", "word model"])
-def test_leaving_sleeping_neurons_out_is_scaling_them_with_zero(name, padded):
-    model, method, gone = asleep(name)
-    lengths = torch.tensor([4, 2, 4, 3]) if padded else None
-    before = method.sample(Batch(TOKENS, TOKENS, lengths))
-    assert before.weights["lstm.weight_hh_l0"].shape == (20, 5)
-    method.after_step(STEPS_PER_EPOCH - 2)  # within the epoch nothing changes
-    assert method.sample(Batch(TOKENS, TOKENS, lengths)).weights["lstm.weight_hh_l0"].shape == (20, 5)
-    method.after_step(STEPS_PER_EPOCH - 1)
-    draw = method.sample(Batch(TOKENS, TOKENS, lengths))
-    draw.noise = {}
-    assert draw.weights["lstm.weight_hh_l0"].shape == (16, 4)
-    weights, scales = dict(model.named_parameters()), {}
+def test_a_step_without_sleepers_is_a_step_with_them_scaled_by_zero_and_leaves_them_as_they_are(name, padded, words):
+    model, method, gone = asleep(name, words=words)
+    batch = Batch(TOKENS, TOKENS, torch.tensor([4, 2, 4, 3]) if padded else None)
+    before = {n: p.detach().clone() for n, p in [*model.named_parameters(), *method.named_parameters()]}
+    whole, scales = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}, {}
     for axis in method.group_axes:
         z = method.group_theta[axis.name].detach().clone()
-        z[[1] if axis in gone else []] = 0
+        z[gone.get(axis.name, [])] = 0
         scales |= {member.tensor: z[None] for member in axis.having("scale")}
-    expected = logits_by_hand(model, weights, scales, TOKENS, lengths)[0]
-    outputs = draw.run(model, lengths)[0]
-    assert error(outputs, expected) <= 1e-7  # σ is e^−20
-    outputs.sum().backward()
-    assert (model.lstm.weight_hh_l0.grad[:, 1] == 0).all() and (model.lstm.weight_hh_l0.grad[:, 2] != 0).any()
+    expected = logits_by_hand(model, whole, scales, TOKENS, batch.lengths)[0]
+    slopes = dict(zip(whole, torch.autograd.grad(expected.square().sum(), list(whole.values())), strict=True))
+
+    optimizer = descent(model, method)
+    with method.resting(optimizer):
+        draw = method.sample(batch)
+        draw.noise = {}
+        assert draw.weights["lstm.weight_hh_l0"].shape == (16, 4)
+        outputs = draw.run(model, batch.lengths)[0]
+        assert error(outputs, expected.detach()) <= 1e-7  # σ is e^−20
+        outputs.square().sum().backward()
+        optimizer.step()
+    after = {n: p.detach() for n, p in [*model.named_parameters(), *method.named_parameters()]}
+    for n, slope in slopes.items():
+        assert torch.allclose(after[n], before[n] - 0.1 * slope, rtol=1e-4, atol=1e-6)
+    for axis, which in gone.items():
+        assert torch.equal(after[f"group_theta.{axis}"][which], before[f"group_theta.{axis}"][which])
+        assert torch.equal(after[f"group_log_sigma.{axis}"][which], before[f"group_log_sigma.{axis}"][which])
+    assert method.sample(batch).weights["lstm.weight_hh_l0"].shape == (20, 5)  # whole again
 
 
-def test_sleeping_neurons_stay_asleep_and_the_last_one_awake():
-    _, method, gone = asleep("classifier", numbers=(0, 1, 2, 3))  # all 4 inputs, 4 of 5 hidden neurons
-    method.after_step(STEPS_PER_EPOCH - 1)
-    states = {axis.name: method.get_buffer("awake/" + axis.name) for axis in gone}
-    assert states["input"].all() and states["hidden_l0"].tolist() == [False] * 4 + [True]
+def test_the_optimiser_s_moments_are_cut_and_put_back_with_their_parameter():
+    whole = torch.nn.Parameter(randn(5, 4, seed=1))
+    lines = [(0, torch.tensor([0, 2, 3])), (1, torch.tensor([1, 3]))]
+    small = torch.nn.Parameter(cut(whole.detach(), lines))
+    one, other, slopes = torch.optim.Adam([whole]), torch.optim.Adam([small]), randn(3, 5, 4, seed=2)
+    for step, slope in enumerate(slopes):
+        small.grad = cut(slope, lines)
+        other.step()
+        if step == 1:
+            before, moments = whole.detach().clone(), {n: v.clone() for n, v in one.state[whole].items()}
+            with narrowed({whole: lines}, one):
+                whole.grad = cut(slope, lines)
+                one.step()
+            changed = (whole != before).nonzero().tolist()
+            assert changed == [[r, c] for r in (0, 2, 3) for c in (1, 3)]
+            assert ((one.state[whole]["exp_avg"] != moments["exp_avg"]).nonzero().tolist()) == changed
+        else:
+            whole.grad = slope.clone()
+            one.step()
+    assert torch.equal(cut(whole, lines), small)
+    for name in ("step", "exp_avg", "exp_avg_sq"):
+        value = one.state[whole][name]
+        assert torch.equal(cut(value, lines) if value.dim() else value, other.state[small][name])
+
+
+def test_what_was_cut_is_put_back_when_an_epoch_breaks_off():
+    model, method, _ = asleep("classifier", words=(5,))
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    with pytest.raises(KeyboardInterrupt), method.resting(descent(model, method)):
+        raise KeyboardInterrupt
+    assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
+    assert method.sample(Batch(TOKENS, TOKENS, None)).weights["lstm.weight_hh_l0"].shape == (20, 5)
+
+
+def test_the_last_neuron_and_the_last_word_stay_awake():
+    model, method, _ = asleep("classifier", numbers=(0, 1, 2, 3), words=range(V))  # all 4 inputs, 4 of 5 hidden neurons
+    with method.resting(descent(model, method)):
+        assert model.embedding.weight.shape == (V, 4) and model.lstm.weight_hh_l0.shape == (4, 1)
+
+
+def test_weights_alone_put_neurons_and_words_to_sleep_by_closure():
+    """Without group variables: a neuron all of whose readers are noise, a word all of whose numbers are."""
+    model, method = prepared("classifier", "", sleep_above=5.0)
     with torch.no_grad():
-        method.group_log_sigma["hidden_l0"].fill_(-4.0)
-    method.after_step(2 * STEPS_PER_EPOCH - 1)
-    assert states["hidden_l0"].tolist() == [False] * 4 + [True]
-
-
-def test_weights_alone_put_neurons_to_sleep_by_closure():
-    """Without group variables: a neuron all of whose readers are noise."""
-    _, method = prepared("classifier", "", sleep_above=5.0)
-    with torch.no_grad():
-        for key, dim in (("lstm/weight_hh_l0", 1), ("head/weight", 1)):
-            method.log_sigma[key].fill_(-4.0).select(dim, 2).fill_(9.0)
-    method.after_step(STEPS_PER_EPOCH - 1)
-    assert method.get_buffer("awake/hidden_l0").tolist() == [True, True, False, True, True]
+        for key, dim, at in (("lstm/weight_hh_l0", 1, 2), ("head/weight", 1, 2), ("embedding/weight", 0, 7)):
+            method.log_sigma[key].fill_(-4.0).select(dim, at).fill_(9.0)
+    with method.resting(descent(model, method)):
+        assert model.head.weight.shape == (2, 4) and model.embedding.weight.shape == (V - 1, 4)
+        assert method.lines["lstm.weight_hh_l0"][0][1].tolist() == [n for n in range(20) if n % 5 != 2]
 
 
 def test_a_stack_keeps_its_hidden_neurons_awake():
-    _, method, _ = asleep("classifier, 2 layers")
-    method.after_step(STEPS_PER_EPOCH - 1)
-    asleep_now = {name for name, b in method.named_buffers() if name.startswith("awake") and not b.all()}
-    assert asleep_now == {"awake/input"}
+    model, method, _ = asleep("classifier, 2 layers")
+    with method.resting(descent(model, method)):
+        assert model.embedding.weight.shape == (V, 3) and model.lstm.weight_hh_l0.shape == (20, 5)
+
+
+def test_binary_masks_are_of_those_awake():
+    model = randomise(MODELS["classifier"](), 1).requires_grad_(True)
+    method = BinarySparseVD()
+    method.prepare(model, Plan(epochs=4, batch_size=3, dropout=0.5, sleep_above=5.0), N_EXAMPLES, STEPS_PER_EPOCH)
+    with torch.no_grad():
+        method.log_sigma["lstm/weight_ih_l0"].fill_(-4.0).select(1, 2).fill_(9.0)
+    with method.resting(descent(model, method)):
+        draw = method.sample(Batch(TOKENS, TOKENS, None))
+        assert draw.scales["lstm.input_l0"].shape == (4, 3) and draw.run(model)[0].shape == (4, 2)
 
 
 def test_the_penalty_s_gradient_is_held_for_kl_every_steps_of_an_epoch():

@@ -133,6 +133,10 @@ class Session:
 
     def steps(self):
         """One epoch, a training step at a time: yields (loss, penalty), nats per example."""
+        with self.method.resting(self.optimizer):
+            yield from self._steps()
+
+    def _steps(self):
         order = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.epoch)
         state = None
         batches = self.task.batches("train", self.plan.batch_size, self.plan.steps or None, order)

@@ -1,5 +1,6 @@
 """What the training loop asks of a method. The base class is a method that does nothing: `dense`."""
 
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -61,6 +62,10 @@ class Method(nn.Module):
         """For methods that do not learn by gradient steps: fit the model; → rows of metrics.csv (one has `chosen`).
         None: train it."""
         return None
+
+    def resting(self, optimizer):
+        """A context for one epoch, in which what no longer matters may be cut out of the parameters and their state."""
+        return nullcontext()
 
     def sample(self, batch):
         """→ Draw for one training step."""

@@ -50,4 +50,4 @@ class BinarySparseVD(SparseVD):
 
     def sample_scales(self, batch_size, lines=None):
         scales = bernoulli_scales(self.axes, self.plan.dropout, batch_size, next(iter(self.theta.values())))
-        return {name: cut(scale, (lines or {}).get(name)) for name, scale in scales.items()}
+        return {name: cut(scale, self.lines.get(name)) for name, scale in scales.items()}

@@ -5,12 +5,13 @@ likewise, with mean one at the start. What ends with log α = log σ²/θ² ≥ 
 """
 
 import math
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 
 from ..masks import Masks, effective, weight_matrices
-from .awake import awake, cut, lines_left
+from .awake import awake, cut, lines_left, narrowed
 from .base import Draw, Method, Phase
 
 # name → k1, k2, k3 of KL ≈ k1 (1 − sigm(k2 + k3 log α)) + ½ log(1 + 1/α), and the |log α| beyond which it is flat.
@@ -101,6 +102,18 @@ def noisy(theta, log_sigma, rows=()):
     return _Noisy.apply(theta, log_sigma, tuple(rows))
 
 
+def _drawn(theta, log_sigma, lines=None, rows=()):
+    """`noisy` of what `lines` [(dimension, positions)] pick, and zero at positions of −1."""
+    known = [(dim, at[at >= 0]) for dim, at in lines or ()]
+    drawn = noisy(cut(theta, known), cut(log_sigma, known), rows)
+    for dim, at in lines or ():
+        if (at < 0).any():
+            dim, shape = dim + len(rows), list(drawn.shape)
+            shape[dim] = len(at)
+            drawn = drawn.new_zeros(shape).index_copy(dim, (at >= 0).nonzero().flatten(), drawn)
+    return drawn
+
+
 def _key(name):
     """Parameter names cannot hold dots in an nn.ParameterDict."""
     return name.replace(".", "/")
@@ -116,9 +129,9 @@ class SparseVD(Method):
     With `plan.fine_tune`, log α is read once when learning ends (buffers `cut`), and what it keeps is trained on as it
     is. The papers do not; their schedules are ten to a hundred times as long.
 
-    Two economies for long runs, neither of the papers': with `plan.sleep_above` neurons that closure removes at that
-    log α are drawn no more (buffers `awake`, read at the end of every epoch; only their KL goes on, so they stay away);
-    with `plan.kl_every` the KL's gradient is held for some steps, in which no θ or log σ moves far.
+    Two economies for long runs, neither of the papers': with `plan.sleep_above` what closure removes at that log α when
+    an epoch begins sleeps (`resting`): it is neither drawn nor moved nor charged any more, so it stays away; with
+    `plan.kl_every` the KL's gradient is held for some steps, in which no θ or log σ moves far.
     """
 
     def __init__(self, groups=""):
@@ -146,11 +159,7 @@ class SparseVD(Method):
             {_key(a.name): nn.Parameter(like.new_full((a.size,), plan.log_sigma_groups)) for a in self.group_axes}
         )
 
-        if plan.sleep_above:
-            for axis in self.axes:
-                if axis.kind in ("input", "hidden"):
-                    self.register_buffer("awake/" + _key(axis.name), torch.ones(axis.size, dtype=torch.bool))
-        self.held = {}
+        self.held, self.lines = {}, {}
         self.register_buffer("fixed", torch.tensor(False))
         self.learning_steps = min(round((1 - plan.fine_tune) * plan.epochs), plan.epochs - 1) * steps_per_epoch
         if plan.fine_tune:
@@ -169,6 +178,21 @@ class SparseVD(Method):
             return Phase("learn", 1 - share, selectable=False), Phase("fine-tune", share, selectable=True)
         return Phase("learn", 0.75, selectable=False), Phase("settle", 0.25, selectable=True)
 
+    @contextmanager
+    def resting(self, optimizer):
+        if not self.plan.sleep_above or self.fixed:
+            yield
+            return
+        shapes = {name: p.shape for name, p in self.model.named_parameters()}
+        self.lines = lines_left(self.axes, awake(self.masks(self.plan.sleep_above)), shapes)
+        parts = dict(self.model.named_parameters()), self.log_sigma, self.group_theta, self.group_log_sigma
+        found = {p: self.lines.get(name.replace("/", ".")) for part in parts for name, p in part.items()}
+        try:
+            with narrowed({p: left for p, left in found.items() if left}, optimizer):
+                yield
+        finally:
+            self.lines = {}
+
     def sample(self, batch):
         if self.fixed:
             return Draw(batch.tokens, *self._kept())
@@ -176,25 +200,21 @@ class SparseVD(Method):
         batch_size, lines = tokens.shape[1], self._lines(touched)
         draw = Draw(tokens, self.sample_weights(lines), self.sample_scales(batch_size, lines))
         for layer in self.model.local_noise:
-            name = layer + ".weight"
-            theta, log_sigma = (cut(t, lines.get(name)) for t in (self.theta[name], self.log_sigma[_key(name)]))
-            epsilon = torch.randn(batch_size, theta.shape[0], dtype=theta.dtype, device=theta.device)
+            log_sigma = self.log_sigma[_key(layer + ".weight")]
+            epsilon = torch.randn(batch_size, log_sigma.shape[0], dtype=log_sigma.dtype, device=log_sigma.device)
             draw.noise[layer] = ((2 * log_sigma).exp(), epsilon)
-        for name, parameter in self.model.named_parameters():
-            if name in lines and name not in draw.weights:  # no noise of its own: biases, and what has it on its output
-                draw.weights[name] = cut(parameter, lines[name])
         return draw
 
     def _lines(self, touched):
-        """Tensor → [(dimension, positions)]: the words of the batch, in the order in which they are numbered then, and
-        the neurons that are awake."""
-        state = {
-            name.removeprefix("awake/").replace("/", "."): b for name, b in self.named_buffers() if "awake/" in name
-        }
-        lines = lines_left(self.axes, state, {name: p.shape for name, p in self.model.named_parameters()})
-        for member in self.words.having("in", "scale") if self.words else ():
-            lines[member.tensor] = [(member.dim, touched), *lines.get(member.tensor, [])]
-        return lines
+        """Tensor that runs over words → [(dimension, positions)]: the words of the batch, in the order in which they are
+        numbered then; −1 for one that sleeps."""
+        if not self.words:
+            return {}
+        if self.words.name in self.lines:
+            ((_, left),) = self.lines[self.words.name]
+            number = torch.full((self.words.size,), -1).index_put_((left,), torch.arange(len(left)))
+            touched = number[touched]
+        return {member.tensor: [(member.dim, touched)] for member in self.words.having("in", "scale")}
 
     def sample_weights(self, lines=None):
         """lines: what to draw of each tensor (`_lines`); None: everything."""
@@ -203,8 +223,7 @@ class SparseVD(Method):
         draws, lines = {}, lines or {}
         for name, theta in self.theta.items():
             if name.rpartition(".")[0] not in self.model.local_noise:
-                left = lines.get(name)
-                draws[name] = noisy(cut(theta, left), cut(self.log_sigma[_key(name)], left))
+                draws[name] = _drawn(theta, self.log_sigma[_key(name)], lines.get(name))
         return draws
 
     def sample_scales(self, batch_size, lines=None):
@@ -214,7 +233,7 @@ class SparseVD(Method):
         for axis in self.group_axes:
             members, key = axis.having("scale"), _key(axis.name)
             left = [(0, at) for _, at in lines.get(members[0].tensor, ())]
-            z = noisy(cut(self.group_theta[key], left), cut(self.group_log_sigma[key], left), rows=(batch_size,))
+            z = _drawn(self.group_theta[key], self.group_log_sigma[key], left, (batch_size,))
             draws |= {member.tensor: z for member in members}
         return draws
 
@@ -251,9 +270,6 @@ class SparseVD(Method):
 
     @torch.no_grad()
     def after_step(self, step):
-        if self.plan.sleep_above and (step + 1) % self.steps_per_epoch == 0:
-            for name, keep in awake(self.masks(self.plan.sleep_above)).items():
-                getattr(self, "awake/" + _key(name)).logical_and_(keep)
         if self.plan.fine_tune and not self.fixed and step >= self.learning_steps:
             for name, value in self.log_alpha().items():
                 getattr(self, "cut/" + _key(name)).copy_(value)
