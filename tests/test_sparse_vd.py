@@ -469,10 +469,12 @@ def test_the_variables_of_neurons_may_be_charged_more_than_weights_and_words():
     assert method.penalty(STEPS_PER_EPOCH).item() == pytest.approx(expected / 2, rel=1e-12)
 
 
-def test_the_extra_charge_of_neurons_may_end_at_an_epoch():
-    _, method = prepared("classifier", "wgn", kl_weight_neurons=20.0, kl_neurons_until=3.0)
+@pytest.mark.parametrize("peak", [0.0, 5.0])
+def test_pressing_neurons_and_the_rest_may_end_at_an_epoch(peak):
+    _, method = prepared("classifier", "wgn", kl_weight_neurons=20.0, kl_peak=peak, kl_settle=3.0)
     charged = {name: plain_kl(theta, log_sigma).sum().item() for name, theta, log_sigma in method._pairs()}
-    extra = 19 * sum(charged[name] for name in ("input", "hidden_l0", "gates_l0"))
+    neurons = sum(charged[name] for name in ("input", "hidden_l0", "gates_l0"))
+    extra = 19 * neurons + (4 * (sum(charged.values()) - neurons) if peak else 0)
     for step, more in ((0, extra), (3 * STEPS_PER_EPOCH - 1, extra), (3 * STEPS_PER_EPOCH, 0.0)):
         assert method.penalty(step).item() * N_EXAMPLES == pytest.approx(sum(charged.values()) + more, rel=1e-12)
 

@@ -47,7 +47,8 @@ class RunConfig:
     log_sigma_groups: float | None = None
     kl_weight: float | None = None
     kl_weight_neurons: float | None = None
-    kl_neurons_until: float | None = None
+    kl_peak: float | None = None
+    kl_settle: float | None = None
     kl_start: float | None = None
     kl_full: float | None = None
     threshold: float | None = None

@@ -26,8 +26,10 @@ class Plan:
     kl_weight              multiplies KL / n_examples (papers: 1)
     kl_weight_neurons      the same for the variables of inputs, neurons and gates (0: kl_weight); each answers for a row
                            of weights, and at a fraction of 1 nat it is not heard
-    kl_neurons_until       epoch from which kl_weight holds for them too (0: never). Pressed early, while words can still
-                           move, a network gathers them in few dimensions; pressed late, it keeps what it has
+    kl_peak                the same for all other variables until epoch `kl_settle` (0: kl_weight). Adam takes a weight
+                           that few examples hold, and their noisy gradients, a long way slowly; pressed, it goes
+    kl_settle              epoch from which kl_weight holds for every variable (0: never). Pressed early, while words can
+                           still move, a network gathers them in few dimensions; pressed late, it keeps what it has
     kl_start, kl_full      epochs between which the KL's factor rises from 0 to kl_weight
     threshold              keep log α below it (papers: 3)
     fine_tune              share of the epochs, at the end, in which what is kept is fixed and trained on without noise and
@@ -53,7 +55,8 @@ class Plan:
     log_sigma_groups: float = -3.0
     kl_weight: float = 1.0
     kl_weight_neurons: float = 0.0
-    kl_neurons_until: float = 0.0
+    kl_peak: float = 0.0
+    kl_settle: float = 0.0
     kl_start: float = 0.0
     kl_full: float = 0.0
     threshold: float = 3.0
@@ -111,7 +114,7 @@ PAPER_PTB_WORD = Plan(epochs=150, batch_size=32, steps=35, clip=10.0, kl_fit="18
 # word moves from one to another. At twenty times the charge until epoch 45 the words gather in few dimensions first.
 SHORT_IMDB = replace(
     PAPER_IMDB, epochs=60, lr=4.0e-3, lr_end=0.05, lr_log_sigma=8.0e-3, log_sigma=-5.0, log_sigma_groups=-4.0, kl_start=1.0,
-    kl_full=16.0, kl_weight_neurons=20.0, kl_neurons_until=45.0, kl_fit="molchanov", kl_every=4, sleep_above=4.0,
+    kl_full=16.0, kl_weight_neurons=20.0, kl_settle=45.0, kl_fit="molchanov", kl_every=4, sleep_above=4.0,
     products="bfloat16",
 )  # fmt: skip
 # The authors' own plan, as far as it goes: their curve (results/published.csv) stands beside it epoch by epoch.

@@ -145,8 +145,7 @@ class SparseVD(Method):
         self.axes = tuple(model.axes())
         self.group_axes = [axis for axis in self.axes if axis.kind in kinds]
         self.words = next((axis for axis in self.axes if axis.kind == "vocabulary"), None)
-        neurons = [axis.name for axis in self.group_axes if axis.kind != "vocabulary"]
-        self.temper = dict.fromkeys(neurons, (plan.kl_weight_neurons or plan.kl_weight) / (plan.kl_weight or 1.0))
+        self.neurons = {axis.name for axis in self.group_axes if axis.kind != "vocabulary"}
         self.theta = weight_matrices(model)
         self.log_sigma = nn.ParameterDict(
             {_key(n): nn.Parameter(torch.full_like(w, plan.log_sigma)) for n, w in self.theta.items()}
@@ -241,12 +240,16 @@ class SparseVD(Method):
         """Weights and scales of the second phase, without noise; gradients pass."""
         return effective(self.model, self.masks(), {a.name: self.group_theta[_key(a.name)] for a in self.group_axes})
 
-    def kl_weight(self, step):
-        """The factor of the KL at a step: 0 until epoch `kl_start`, then a straight line to `kl_weight` at `kl_full`."""
+    def kl_weight(self, step, neurons=False):
+        """The factor of the KL at a step, of weights and words or of `neurons` and gates: 0 until epoch `kl_start`, then a
+        straight line to its full value at `kl_full`; from `kl_settle` on that is `kl_weight` for all."""
         plan, epoch = self.plan, step / self.steps_per_epoch
+        full = (plan.kl_weight_neurons if neurons else plan.kl_peak) or plan.kl_weight
+        if plan.kl_settle and epoch >= plan.kl_settle:
+            full = plan.kl_weight
         if epoch >= plan.kl_full:
-            return plan.kl_weight
-        return plan.kl_weight * max(0.0, epoch - plan.kl_start) / (plan.kl_full - plan.kl_start)
+            return full
+        return full * max(0.0, epoch - plan.kl_start) / (plan.kl_full - plan.kl_start)
 
     def _pairs(self):
         """Every (name, θ, log σ), of weights and of groups."""
@@ -256,17 +259,16 @@ class SparseVD(Method):
         )
 
     def penalty(self, step):
-        factor = 0.0 if self.fixed else self.kl_weight(step) / self.n_examples
-        if not factor:
+        factors = {neurons: self.kl_weight(step, neurons) for neurons in (False, True)}
+        if self.fixed or not any(factors.values()):
             return 0.0
         fresh = step % self.steps_per_epoch % self.plan.kl_every == 0  # counted anew each epoch: a resumed run agrees
-        until = self.plan.kl_neurons_until * self.steps_per_epoch
-        total, temper = 0.0, self.temper if not until or step < until else {}
+        total = 0.0
         for name, theta, log_sigma in self._pairs():
             if fresh or name not in self.held:
                 self.held[name] = kl_and_gradients(theta, log_sigma, self.plan.kl_fit)
-            total = total + temper.get(name, 1.0) * _KL.apply(theta, log_sigma, *self.held[name])
-        return factor * total
+            total = total + factors[name in self.neurons] * _KL.apply(theta, log_sigma, *self.held[name])
+        return total / self.n_examples
 
     @torch.no_grad()
     def after_step(self, step):
