@@ -141,7 +141,7 @@ def test_gate_map_counts_live_gates_at_any_size(hidden):
 
 def test_gate_map_sorts_all_panels_alike():
     table = gate_rows(["rlc", "rlc", "rcc", "rcc"])
-    assert plots._order(table) == [1, 2, 0]
+    assert plots.gates._order(table) == [1, 2, 0]
 
 
 def test_gate_map_has_a_row_a_layer_and_takes_a_gru():

@@ -1,0 +1,45 @@
+"""Every figure of the study: a function of a tidy table (`tables`, results/*.csv), so that it can be redrawn from a CSV.
+
+A title is the finding, computed from the data. Colours are safe for the colour-blind and never alone: markers, dashes,
+hatches say the same in grey. A table with no rows draws a sentence that says why.
+"""
+
+import matplotlib.pyplot as plt
+
+from .gates import constant_values, gate_counts, gate_map
+from .kernels import ENGINE_STYLE, crossover, product_claim, rooflines
+from .pruning import log_alpha_histogram, log_alpha_histograms, threshold_curve
+from .reading import gate_trace, word_page
+from .study import beside_published, front, fronts, sizes
+from .style import METHOD_STYLE, OPPONENTS, look, percent, size, times
+from .training import training_curves
+from .variational import kl_curves, noise_curves
+
+__all__ = [
+    "ENGINE_STYLE",
+    "METHOD_STYLE",
+    "OPPONENTS",
+    "beside_published",
+    "constant_values",
+    "crossover",
+    "front",
+    "fronts",
+    "gate_counts",
+    "gate_map",
+    "gate_trace",
+    "kl_curves",
+    "log_alpha_histogram",
+    "log_alpha_histograms",
+    "look",
+    "noise_curves",
+    "percent",
+    "plt",
+    "product_claim",
+    "rooflines",
+    "size",
+    "sizes",
+    "threshold_curve",
+    "times",
+    "training_curves",
+    "word_page",
+]

@@ -1,0 +1,178 @@
+"""What the engines take: where sparse wins and loses, the floors, the claim about products."""
+
+from matplotlib.ticker import NullFormatter
+
+from .style import (
+    BLACK,
+    BLUE,
+    BROWN,
+    GREEN,
+    GREY,
+    ORANGE,
+    PINK,
+    PURPLE,
+    RED,
+    log_counts,
+    say,
+    styled,
+    subplots,
+    times,
+    title,
+    unique_legend,
+)
+
+# engine → colour, marker, dash: a colour is a way of storing weights, a marker who runs it
+ENGINE_STYLE = {
+    "dense-fp32": (BLACK, "o", "-"),
+    "dense-tf32": (BLACK, "v", "--"),
+    "dense-bf16": (GREY, "^", "--"),
+    "dense-fp16": (GREY, "v", ":"),
+    "dense-int8": (GREY, "s", "-."),
+    "compact-torch": (BLUE, "o", "-"),
+    "compact-loop": (BLUE, "x", ":"),
+    "persistent-dense": (BLUE, "D", "--"),
+    "csr-torch": (ORANGE, "o", "-"),
+    "csr-triton": (ORANGE, "^", "--"),
+    "csr-numba": (ORANGE, "P", "-."),
+    "numba-csr": (ORANGE, "P", "-."),
+    "persistent": (RED, "D", "-"),
+    "persistent-fp16": (RED, "d", "--"),
+    "block-16": (GREEN, "s", "--"),
+    "block-32": (GREEN, "p", "-"),
+    "two-to-four": (PINK, "h", "-"),
+    "numba": (PURPLE, "P", "-"),
+    "triton-tiny": (PURPLE, "*", "-"),
+}
+CLAIM = (2, 7)  # the speed-up 1704.05119 states for its sparse products
+
+
+def _against_dense(table):
+    """Rows beside dense-fp32, `choose` left out."""
+    return table[(table["opponent"] == "dense-fp32") & (table["engine"] != "choose")]
+
+
+def _shade_losses(ax):
+    """The line where an engine is as fast as dense, and the side on which it loses."""
+    low, high = ax.get_ylim()
+    low, high = min(low, 0.5), max(high, 2)
+    ax.axhspan(low, 1, color="0.93", zorder=0)
+    ax.axhline(1, color=BLACK, lw=1)
+    ax.set_ylim(low, high)
+
+
+@styled
+def crossover(table, x="density", panel="batch"):
+    """How many times faster than dense fp32 each engine is, against density or batch, log-log; losing side shaded.
+
+    table: timing rows. A panel for each value of `panel`; a point is the median over whatever else differs, the bar
+    behind it from the least to the most.
+    """
+    rows = _against_dense(table)
+    values = list(dict.fromkeys(rows[panel]))[:6]
+    figure, axes = subplots(max(4.5, 3.1 * len(values)), 3.6, 1, max(1, len(values)), sharey=True, squeeze=False)
+    if rows.empty:
+        say(axes[0, 0], "no timing here yet")
+        return figure
+    for ax, value in zip(axes.flat, values, strict=True):
+        part = rows[(rows[panel] == value) & (rows["engine"] != "dense-fp32")]
+        for engine, points in part.groupby("engine", sort=False):
+            colour, marker, dash = ENGINE_STYLE[engine]
+            found = points.groupby(x)["speedup"].agg(["min", "median", "max"])
+            ax.vlines(found.index, found["min"], found["max"], color=colour, lw=3, alpha=0.25)
+            ax.plot(found.index, found["median"], color=colour, marker=marker, ls=dash, ms=5, lw=1.3, label=engine)
+        ax.set(
+            xscale="log", yscale="log", xlabel=x, title=f"{panel} {value:g}" if panel == "batch" else f"{panel} {value}"
+        )
+        ax.set_xlim(rows[x].min() / 1.4, rows[x].max() * 1.4)
+        ax.set_xticks(sorted(rows[x].round(3).unique()), minor=False)
+        ax.xaxis.set_major_formatter(lambda value, _: f"{value:g}")
+        ax.xaxis.set_minor_formatter(NullFormatter())
+    for ax in axes.flat:
+        _shade_losses(ax)
+    axes[0, 0].set_ylabel("times faster than dense fp32")
+    log_counts(axes[0, 0].yaxis)
+    axes[0, -1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    title(figure, crossover_finding(rows))
+    return figure
+
+
+def crossover_finding(rows):
+    """The sentence over a crossover: in how many cells the fastest engine beats dense, and where none does."""
+    cells = rows[~rows["engine"].str.startswith("dense-")].groupby(
+        ["model", "hidden", "input", "density", "batch", "pattern"]
+    )
+    best = cells["speedup"].max()
+    text = f"A sparse or compact engine beats dense fp32 in {(best > 1).sum()} of {len(best)} cells, at most {times(best.max())}"
+    lost = best[best <= 1]
+    if len(lost):
+        where = lost.reset_index()
+        text += (
+            f"; none at batch {', '.join(f'{b:g}' for b in sorted(where['batch'].unique()))} in the other {len(lost)}"
+        )
+    return text
+
+
+@styled
+def rooflines(table, ax=None):
+    """What each engine takes in one cell, beside the floor that no engine of its kind goes below; errors written."""
+    rows = _against_dense(table).sort_values("median_ms", ascending=False)
+    ax = ax or subplots(6.2, 0.9 + 0.32 * max(3, len(rows)))[1]
+    if rows.empty:
+        return say(ax, "no timing here yet")
+    for place, row in enumerate(rows.itertuples()):
+        ax.barh(
+            place,
+            row.median_ms,
+            0.6,
+            color=ENGINE_STYLE[row.engine][0],
+            alpha=0.85,
+            xerr=row.iqr_ms / 2,
+            error_kw={"lw": 1},
+        )
+        ax.plot([row.floor_ms] * 2, [place - 0.42, place + 0.42], color=BLACK, lw=2, label="floor")
+        ax.annotate(f"{row.median_ms:.3g} ms, error {row.error:.0e}", (row.median_ms, place), xytext=(8, 0),
+                    textcoords="offset points", va="center", fontsize=8)  # fmt: skip
+    ax.set_yticks(range(len(rows)), list(rows["engine"]))
+    right = 6 * rows["median_ms"].max()
+    ax.set(
+        xscale="log", xlabel="median, ms (bar ± half its interquartile range)", xlim=(rows["floor_ms"].min() / 2, right)
+    )
+    ax.tick_params(axis="y", length=0)
+    unique_legend(ax, loc="lower right")
+    best = rows.iloc[-1]
+    title(
+        ax,
+        f"{best.engine} is the fastest, {times(best.median_ms / best.floor_ms)} its floor, {times(best.speedup)} dense fp32",
+    )
+    return ax
+
+
+@styled
+def product_claim(table, published=None, ax=None):
+    """The fastest sparse product of each shape against batch, beside the 2× to 7× of 1704.05119 (band).
+
+    published: shape, density, batch, speedup of another library on another device, drawn as crosses.
+    """
+    ax = ax or subplots(6.4, 4)[1]
+    rows = _against_dense(table)
+    rows = rows[~rows["engine"].str.startswith("dense") & (rows["density"] <= 0.1)]
+    if rows.empty:
+        return say(ax, "no product timed here yet")
+    ax.axhspan(*CLAIM, color="#cfe6f5", zorder=0, label="1704.05119 says")
+    best = rows.groupby(["hidden", "input", "density", "batch"], as_index=False)["speedup"].max()
+    palette = [BLUE, ORANGE, GREEN, RED, PURPLE, BROWN]
+    for number, ((hidden, inputs), part) in enumerate(best.groupby(["hidden", "input"])):
+        for density, line in part.groupby("density"):
+            ax.plot(line["batch"], line["speedup"], color=palette[number % 6], marker="os^Dvp"[number % 6], ms=5, lw=1.3,
+                    ls="-" if density < 0.08 else "--", label=f"{hidden:g} × {inputs:g}, {density:g}")  # fmt: skip
+    if published is not None:
+        ax.plot(published["batch"], published["speedup"], "x", color=GREY, label="DeepBench, TITAN Xp")
+    ax.set(xscale="log", yscale="log", xlabel="batch: columns of x", ylabel="times faster than dense fp32")
+    log_counts(ax.xaxis)
+    _shade_losses(ax)
+    log_counts(ax.yaxis)
+    unique_legend(ax, loc="upper left", bbox_to_anchor=(1.01, 1))
+    inside, more = best["speedup"].between(*CLAIM).sum(), (best["speedup"] > CLAIM[1]).sum()
+    lost = (best["speedup"] <= 1).sum()
+    title(ax, f"{inside} of {len(best)} products are 2 to 7 times faster than dense, {more} more, {lost} slower")
+    return ax

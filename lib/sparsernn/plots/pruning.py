@@ -1,0 +1,98 @@
+"""Where the threshold of log α cuts: what it buys, and how far apart signal and noise are."""
+
+import math
+
+import numpy as np
+from matplotlib.ticker import MultipleLocator
+
+from .style import BLACK, BLUE, ORANGE, best_of, log_counts, metric_of, percent, say, styled, subplots, times, title
+
+KEPT, PRUNED = (BLUE, ""), (ORANGE, "///")
+
+
+@styled
+def threshold_curve(table):
+    """Validation quality and compression against the threshold of log α; the chosen one marked.
+
+    table: `tables.threshold_table` (threshold, valid, compression, metric, chosen).
+    """
+    if table.empty:
+        figure, ax = subplots(5.2, 1.6)
+        say(ax, "no threshold to choose: this method has no log α")
+        return figure
+    figure, axes = subplots(6.2, 5.0, 2, 1, sharex=True)
+    words, better = metric_of(table)
+    table = table.sort_values("threshold")
+    chosen = table[table["chosen"].astype(bool)]
+    shown = table.assign(compression=table["compression"].where(np.isfinite(table["compression"].astype(float))))
+    for ax, column, (colour, marker) in zip(axes, ("valid", "compression"), ((BLUE, "o"), (ORANGE, "s")), strict=True):
+        ax.plot(shown["threshold"], shown[column], color=colour, marker=marker, ms=4.5, lw=1.3)
+        for cut in chosen["threshold"]:
+            ax.axvline(cut, color=BLACK, ls="--", lw=1)
+    axes[0].set_ylabel(f"validation {words}\n({better} is better)")
+    axes[1].set(ylabel="compression:\nweights, all ÷ kept", xlabel="threshold: keep log α below it", yscale="log")
+    log_counts(axes[1].yaxis)
+    best = best_of(table["valid"], better)
+    peak = table[table["valid"] == best]["threshold"]
+    where = f"{peak.min():g}" if peak.min() == peak.max() else f"{peak.min():g}…{peak.max():g}"
+    where = where.replace("-", "−")
+    for row in chosen.itertuples():
+        axes[0].annotate(f"chosen: {row.threshold:g}", (row.threshold, 1.01), xycoords=("data", "axes fraction"),
+                         ha="center", va="bottom", fontsize=8)  # fmt: skip
+        title(figure, f"At threshold {row.threshold:g}: {row.valid:.3g} {words}, {times(row.compression)} fewer weights; "
+                      f"best {best:.3g} at {where}")  # fmt: skip
+    return figure
+
+
+@styled
+def log_alpha_histogram(table, ax=None):
+    """How far apart signal and noise are: counts of log α, the cut, and the share on each side.
+
+    table: rows of one tensor of `tables.log_alpha_table` (low, high, count, kept); of several: their sum.
+    """
+    ax = ax or subplots(5, 3)[1]
+    if table.empty:
+        return say(ax, "this method has no log α")
+    kept = table["kept"].astype(bool)
+    bins = table.assign(kept=kept).groupby(["low", "high", "kept"], as_index=False)["count"].sum()
+    total, cut = bins["count"].sum(), bins["low"][~bins["kept"]].min() if (~kept).any() else bins["high"].max()
+    for side, (colour, hatch) in ((True, KEPT), (False, PRUNED)):
+        part = bins[bins["kept"] == side]
+        name = f"{'kept' if side else 'pruned'} ({percent(part['count'].sum() / total)})"
+        ax.bar(part["low"], part["count"], part["high"] - part["low"], align="edge", color=colour, hatch=hatch,
+               edgecolor="white", lw=0.4, label=name)  # fmt: skip
+    ax.axvline(cut, ymax=0.86, color=BLACK, ls="--", lw=1)
+    is_weight = table["tensor"].str.contains(".", regex=False).all()
+    ax.set(
+        xlabel=r"$\log\alpha = \log\,\sigma^2/\theta^2$", ylabel=f"{'weights' if is_weight else 'variables'} per bin"
+    )
+    ax.xaxis.set_major_locator(MultipleLocator(2 if ax.get_position().width > 0.5 else 4))
+    ax.set(yscale="log", ylim=(0.6, bins["count"].max() * 12), xlim=(bins["low"].min(), bins["high"].max()))
+    ax.legend(fontsize=8, loc="upper left", ncols=2, handlelength=1.4, columnspacing=1, borderaxespad=0.2)
+    names = table["tensor"].unique()
+    whose = f"{names[0]}: " if len(names) == 1 else ""
+    ax.set_title(f"{whose}{percent(1 - bins['count'][bins['kept']].sum() / total)} is noise")
+    return ax
+
+
+@styled
+def log_alpha_histograms(table, columns=3):
+    """`log_alpha_histogram` of every tensor and group variable. table: `tables.log_alpha_table`."""
+    names = list(table["tensor"].unique())
+    if not names:
+        figure, ax = subplots(5.2, 1.6)
+        say(ax, "this method has no log α: nothing says which weights are noise")
+        return figure
+    columns = min(columns, len(names))
+    rows = math.ceil(len(names) / columns)
+    figure, axes = subplots(3.5 * columns, 2.4 * rows + 0.3, rows, columns, squeeze=False)
+    for ax, name in zip(axes.flat, names, strict=False):
+        log_alpha_histogram(table[table["tensor"] == name], ax)
+    for ax in axes.flat[: max(0, len(names) - columns)]:
+        ax.set_xlabel("")
+    for ax in axes.flat[len(names) :]:
+        ax.set_axis_off()
+    weights = table[table["tensor"].str.contains(".", regex=False)]
+    noise = weights.loc[~weights["kept"].astype(bool), "count"].sum() / max(1, weights["count"].sum())
+    title(figure, f"{percent(noise)} of the {weights['count'].sum():,} weights are noise")
+    return figure

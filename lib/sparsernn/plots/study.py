@@ -1,0 +1,200 @@
+"""The results of the study: quality against compression, beside the authors' own, and bytes on disk."""
+
+import math
+
+import numpy as np
+import pandas as pd
+
+from .style import (
+    BLACK,
+    BLUE,
+    GREY,
+    OPPONENTS,
+    best_of,
+    log_counts,
+    look,
+    metric_of,
+    say,
+    size,
+    styled,
+    subplots,
+    times,
+    title,
+    unique_legend,
+)
+
+FILES = {"dense": (BLACK, ""), "compact": (BLUE, "///"), "floor": (GREY, "...")}
+
+
+@styled
+def front(table, ax=None, quality="test", variants=True):
+    """Quality against compression, a small point a run, a large one the mean of a method's seeds; one task.
+
+    table: rows of results/<profile>.csv. variants: write them beside their points. Opponents that are no network are
+    hollow; one without a compression is a line.
+    """
+    ax = ax or subplots(6.4, 4.2)[1]
+    if table.empty:
+        return say(ax, "no finished run yet")
+    if table["task"].nunique() > 1:
+        raise ValueError(f"one front shows one task; the table has {', '.join(table['task'].unique())}")
+    words, better = metric_of(table)
+    rows = table.assign(compression=pd.to_numeric(table["compression"]).where(lambda c: np.isfinite(c)))
+    runs = rows.groupby(["method", "model", "variant"], as_index=False, sort=False, dropna=False)
+    means = runs[["compression", quality]].mean()
+    for row in means.itertuples():
+        colour, marker, dash = look(row.method)
+        value, variant = getattr(row, quality), row.variant if isinstance(row.variant, str) else ""
+        if math.isnan(row.compression):  # no network and no weights to count: a level to be under or over
+            ax.axhline(value, color=colour, ls=dash, lw=1.6, zorder=1, label=row.method)
+            ax.annotate(row.model, (0.01, value), xycoords=("axes fraction", "data"), xytext=(0, 2),
+                        textcoords="offset points", color=colour, fontsize=8)  # fmt: skip
+            continue
+        fill = {"mfc": "white", "mew": 1.6} if row.method in OPPONENTS else {"mec": "white"}
+        ax.plot(
+            row.compression,
+            value,
+            marker,
+            color=colour,
+            ms=11 if marker == "*" else 9,
+            label=row.method,
+            zorder=3,
+            **fill,
+        )
+        ax.annotate(
+            variant if variants else "", (row.compression, value), xytext=(7, 3), textcoords="offset points", fontsize=7
+        )
+    for method, part in rows[rows["compression"].notna()].groupby("method"):
+        if part.duplicated(["model", "variant"]).any():
+            colour, marker, _ = look(method)
+            ax.plot(part["compression"], part[quality], marker, color=colour, ms=4, alpha=0.45, zorder=2)
+    ax.set(xscale="log", xlabel="compression: weights of the dense net ÷ weights kept")
+    ax.set_ylabel(f"{quality} {words} ({better} is better)")
+    ax.margins(0.1, 0.12)
+    log_counts(ax.xaxis)
+    ax.grid(color="0.92", lw=0.6)
+    ax.set_axisbelow(True)
+    unique_legend(ax, loc="upper left", bbox_to_anchor=(1.01, 1))
+    title(ax, front_finding(means, quality, words, better))
+    return ax
+
+
+def front_finding(means, quality, words, better):
+    """The sentence over a front: the sparsest network near the best one, and what an opponent makes of it."""
+    nets = means[~means["method"].isin(OPPONENTS) & means["compression"].notna()]
+    if nets.empty:
+        return f"No network yet, only opponents: best {words} {best_of(means[quality], better):.3g}"
+    sign = 1 if better == "higher" else -1
+    best = best_of(nets[quality], better)
+    near = nets[sign * (nets[quality] - best) >= -0.02 * abs(best)]
+    row = near.loc[near["compression"].idxmax()]
+    text = f"{row['method']}: {times(row['compression'])} at {row[quality]:.3g} {words}, the sparsest within 2% of the best net"
+    others = means[means["method"].isin(OPPONENTS)]
+    beats = others[(sign * (others[quality] - row[quality]) >= 0) & ~(others["compression"] < row["compression"])]
+    if len(others):
+        text += f"; {beats.iloc[0]['method']} beats it" if len(beats) else "; no opponent beats it on both"
+    return text
+
+
+@styled
+def fronts(points, published=None):
+    """Validation quality against compression, all that was seen on the way: a dot an epoch, threshold or strength of L1,
+    a line a method's best, a ring the chosen one; dotted, the authors' own way where they published it.
+
+    points: task, method, variant, compression, valid, metric, chosen. published: rows of results/published.csv.
+    """
+    if points.empty:
+        figure, ax = subplots(5.2, 1.6)
+        say(ax, "no run left a path")
+        return figure
+    figure, ax = subplots(7.4, 4.6)
+    words, better = metric_of(points)
+    sign = 1 if better == "higher" else -1
+    points = points.assign(compression=pd.to_numeric(points["compression"]))
+    points = points[np.isfinite(points["compression"]) & points["valid"].notna()]
+    for method, part in points.groupby("method", sort=False):
+        colour, marker, dash = look(method)
+        ordered = part.sort_values("compression", ascending=False)
+        best = ordered[(sign * ordered["valid"]).cummax().diff().fillna(1) > 0]
+        ax.plot(part["compression"], part["valid"], marker, color=colour, ms=3, alpha=0.35, ls="none", mew=0)
+        ax.plot(best["compression"], best["valid"], color=colour, ls=dash, lw=1.4, marker=marker, ms=4.5, label=method)
+        chosen = part[part["chosen"].astype(bool)]
+        ax.plot(chosen["compression"], chosen["valid"], "o", ms=11, mfc="none", mec=BLACK, mew=1.2, label="chosen")
+    for method, part in published.groupby("method", sort=False) if published is not None else ():
+        part = part[part["valid"].notna()]
+        if method in set(points["method"]) and len(part):
+            colour = look(method)[0]
+            ax.plot(
+                part["compression"], part["valid"], color=colour, ls=(0, (1, 2)), lw=1.2, label="the authors', by epoch"
+            )
+            end = part.iloc[-1]
+            ax.annotate(f"authors, epoch {end['epoch']:.0f}", (end["compression"], end["valid"]), xytext=(4, -9),
+                        textcoords="offset points", fontsize=7, color=colour)  # fmt: skip
+    top = best_of(points["valid"], better)
+    near = points[sign * (points["valid"] - top) > -0.15 * abs(top)]["valid"]
+    low, high = near.min(), near.max()
+    pad = 0.08 * max(high - low, 1e-9)
+    ax.set(xscale="log", ylim=(low - pad, high + pad), xlabel="compression: weights of the dense net ÷ weights kept")
+    ax.set_ylabel(f"validation {words} ({better} is better)")
+    log_counts(ax.xaxis)
+    ax.grid(color="0.92", lw=0.6)
+    unique_legend(ax, loc="upper left", bbox_to_anchor=(1.01, 1))
+    chosen = points[points["chosen"].astype(bool)]
+    title(figure, "Chosen on validation – " + "; ".join(
+        f"{r.method}: {r.valid:.3g} at {times(r.compression)}" for r in chosen.itertuples()))  # fmt: skip
+    return figure
+
+
+@styled
+def beside_published(curves, published):
+    """Validation quality and compression by epoch, ours (full) beside the authors' (dotted, open markers), a colour a method.
+
+    curves: `tables.tidy_metrics` of several runs of a task; published: rows of results/published.csv of that task.
+    """
+    words, better = metric_of(curves)
+    published = published[published["epoch"].notna()]
+    figure, axes = subplots(9, 3.6, 1, 2)
+    last = curves["epoch"].max()
+    for ax, column in zip(axes, ("valid", "compression"), strict=True):
+        for method, part in curves[curves["epoch"] > 0].groupby("method", sort=False):
+            if method in OPPONENTS or (column == "compression" and part[column].eq(1).all()):  # nothing removed
+                continue
+            colour, marker, _ = look(method)
+            ax.plot(part["epoch"], part[column], color=colour, marker=marker, ms=3.5, lw=1.3, label=f"{method}, here")
+            theirs = published[(published["method"] == method)]
+            ax.plot(theirs["epoch"], theirs[column], color=colour, marker=marker, mfc="white", ms=4.5, ls=":",
+                    label=f"{method}, authors")  # fmt: skip
+        ax.set(xscale="log", xlabel="epoch", ylabel=f"validation {words}" if column == "valid" else "compression")
+        log_counts(ax.xaxis)
+        if column == "compression" or better == "lower":
+            ax.set_yscale("log")
+            log_counts(ax.yaxis)
+    unique_legend(axes[1], loc="upper left", bbox_to_anchor=(1.01, 1))
+    found = []
+    for method, part in curves[curves["epoch"] == last].groupby("method", sort=False):
+        theirs = published[(published["method"] == method) & (published["epoch"] == last)]["valid"]
+        if len(theirs):
+            found.append(f"{method} {part['valid'].iloc[0]:.3g} here, {theirs.iloc[0]:.3g} there")
+    title(figure, f"Validation {words} after {last:.0f} epochs: " + ("; ".join(found) or "the authors have no figure"))
+    return figure
+
+
+@styled
+def sizes(table, ax=None):
+    """Bytes on disk: dense, compact, and the floor no such file goes below. table: `tables.sizes_table`."""
+    ax = ax or subplots(5.6, 1.9)[1]
+    if table.empty:
+        return say(ax, "no file written yet")
+    bytes_of = dict(zip(table["file"], table["bytes"], strict=True))
+    for place, (name, count) in enumerate(reversed(bytes_of.items())):
+        colour, hatch = FILES.get(name, (GREY, ""))
+        ax.barh(place, count, 0.65, color=colour, hatch=hatch, edgecolor="white", lw=0.5)
+        ax.annotate(size(count), (count, place), xytext=(4, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.set_yticks(range(len(bytes_of)), list(bytes_of)[::-1])
+    ax.set(xscale="log", xlabel="bytes on disk", xlim=(max(1, table["bytes"].min()) / 3, table["bytes"].max() * 4))
+    ax.tick_params(axis="y", length=0)
+    if {"dense", "compact", "floor"} <= bytes_of.keys():
+        smaller = bytes_of["dense"] / bytes_of["compact"]
+        change = f"{times(smaller)} smaller than dense" if smaller > 1.05 else "no smaller than dense"
+        title(ax, f"The file is {change}, {bytes_of['compact'] / max(1, bytes_of['floor']):.2f} × its floor")
+    return ax

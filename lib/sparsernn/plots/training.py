@@ -1,0 +1,71 @@
+"""What happened while runs trained, epoch by epoch."""
+
+import pandas as pd
+from matplotlib.ticker import MaxNLocator
+
+from .style import BLACK, log_counts, look, metric_of, say, styled, subplots, times, title, unique_legend
+
+ABSENT = {"train_loss": "no training loss: fitted in one go", "gates_live": "no gates here"}
+
+
+@styled
+def training_curves(table):
+    """Loss and penalty, validation metric, compression, live gates against epoch; one line a method and seed.
+
+    table: `tables.metrics_table`. A path of C (no epochs) is drawn against C when alone, as a level line beside others.
+    """
+    figure, axes = subplots(8, 5.2, 2, 2)
+    words, better = metric_of(table)
+    path = table["C"].notna() if "C" in table else pd.Series(False, table.index)
+    runs = table if path.all() else table[~path]
+    x, label = ("C", "C, inverse strength of L1") if path.all() else ("epoch", "epoch")
+    panels = [("train_loss", "nats per example"), ("valid", f"validation {words}"),
+              ("compression", "compression: all ÷ kept"), ("gates_live", "live gates")]  # fmt: skip
+    for ax, (column, quantity) in zip(axes.flat, panels, strict=True):
+        if column not in runs or runs[column].isna().all():
+            say(ax, ABSENT.get(column, "not measured"))
+            continue
+        for (method, _), part in runs.groupby(["method", "seed"], sort=False):
+            _curve(ax, part, x, column, method)
+        for method, part in table[path & table["chosen"]].groupby("method") if not path.all() else ():
+            if part[column].notna().all() and column != "train_loss":
+                ax.axhline(part[column].mean(), color=look(method)[0], ls=look(method)[2], lw=1.2, label=method)
+        ax.set(xlabel=label, ylabel=quantity, xscale="log" if x == "C" else "linear")
+        if x == "epoch":
+            ax.xaxis.set_major_locator(MaxNLocator(integer=True, nbins=8))
+        else:
+            log_counts(ax.xaxis)
+        if column == "compression" and table[column].max() > 5 * table[column].min():
+            ax.set_yscale("log")
+            log_counts(ax.yaxis)
+    _loss_panel(axes[0, 0], runs)
+    if axes[0, 1].get_legend_handles_labels()[0]:
+        unique_legend(axes[0, 1])
+    best = table[table["chosen"]]
+    found = [f"{r.method}: {r.valid:.3g} {words} at {times(r.compression)}" for r in best.itertuples()][:3]
+    title(
+        figure, "Chosen on validation – " + "; ".join(found) if found else f"No epoch chosen yet ({better} is better)"
+    )
+    return figure
+
+
+def _curve(ax, part, x, column, method, dash=None, label=None):
+    colour, marker, own_dash = look(method)
+    many = len(part) > 25
+    ax.plot(part[x], part[column], color=colour, ls=dash or own_dash, marker=None if many else marker, ms=4, lw=1.3,
+            label=label or method)  # fmt: skip
+    chosen = part[part["chosen"]]
+    if dash is None:
+        ax.plot(chosen[x], chosen[column], "o", ms=9, mfc="none", mec=BLACK, mew=1.1, label="chosen")
+
+
+def _loss_panel(ax, runs):
+    """The penalty beside the loss, on a common logarithmic axis where it is not zero."""
+    if not ax.axison or "penalty" not in runs or not (runs["penalty"] > 0).any():
+        return
+    for (method, _), part in runs[runs["penalty"] > 0].groupby(["method", "seed"], sort=False):
+        _curve(ax, part, "epoch", "penalty", method, dash=(0, (1, 1)), label="penalty (dotted)")
+    ax.set_yscale("log")
+    log_counts(ax.yaxis)
+    ax.lines[0].set_label("loss")
+    unique_legend(ax, only=("loss", "penalty (dotted)"))
