@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING
+
+from ..names import nearest
 
 if TYPE_CHECKING:
     from .base import Task
@@ -38,6 +39,5 @@ def load(name: str, profile: str) -> Task:
     Raises ValueError for an unknown name, with the nearest one.
     """
     if name not in TASKS:
-        close = difflib.get_close_matches(name, TASKS, n=1, cutoff=0)
-        raise ValueError(f"unknown task {name!r}; did you mean {close[0]!r}? Tasks: {', '.join(names())}")
+        raise ValueError(nearest("task", name, names()))
     return TASKS[name](profile)
