@@ -475,15 +475,19 @@ def test_pressing_neurons_and_the_rest_may_end_at_an_epoch(peak):
     charged = {name: plain_kl(theta, log_sigma).sum().item() for name, theta, log_sigma in method._pairs()}
     neurons = sum(charged[name] for name in ("input", "hidden_l0", "gates_l0"))
     extra = 19 * neurons + (4 * (sum(charged.values()) - neurons) if peak else 0)
+    assert method.kl_weight(0) == (peak or 1.0) and method.kl_weight(0, neurons=True) == 20.0
     for step, more in ((0, extra), (3 * STEPS_PER_EPOCH - 1, extra), (3 * STEPS_PER_EPOCH, 0.0)):
         assert method.penalty(step).item() * N_EXAMPLES == pytest.approx(sum(charged.values()) + more, rel=1e-12)
 
 
-def test_kl_weight_is_zero_then_a_straight_line_then_full():
-    _, method = prepared("classifier", kl_weight=0.8, kl_start=1.0, kl_full=3.0)
-    weights = [method.kl_weight(step) for step in range(45)]
-    assert weights[:11] == [0.0] * 11 and weights[30:] == [0.8] * 15
-    assert weights[10:31] == pytest.approx([0.8 * k / 20 for k in range(21)], abs=1e-15)
+@pytest.mark.parametrize("neurons", [False, True])
+@pytest.mark.parametrize("peak", [0.0, 2.0])
+def test_kl_weight_is_zero_then_a_straight_line_then_full(neurons, peak):
+    _, method = prepared("classifier", kl_weight=0.8, kl_start=1.0, kl_full=3.0, kl_peak=peak, kl_settle=4.0)
+    weights = [method.kl_weight(step, neurons) for step in range(45)]
+    pressed = 2.0 if peak and not neurons else 0.8
+    assert weights[:11] == [0.0] * 11 and weights[30:40] == [pressed] * 10 and weights[40:] == [0.8] * 5
+    assert weights[10:30] == pytest.approx([0.8 * k / 20 for k in range(20)], abs=1e-15)
     assert method.penalty(5) == 0 and method.penalty(20).item() > 0
     assert method.penalty(20).item() == pytest.approx(method.penalty(44).item() / 2, rel=1e-12)
 

@@ -26,8 +26,8 @@ class Plan:
     kl_weight              multiplies KL / n_examples (papers: 1)
     kl_weight_neurons      the same for the variables of inputs, neurons and gates (0: kl_weight); each answers for a row
                            of weights, and at a fraction of 1 nat it is not heard
-    kl_peak                the same for all other variables until epoch `kl_settle` (0: kl_weight). Adam takes a weight
-                           that few examples hold, and their noisy gradients, a long way slowly; pressed, it goes
+    kl_peak                the same for all other variables from `kl_full` to `kl_settle` (0: kl_weight). Many a word is
+                           worth neither keeping nor dropping at a charge of 1; pressed for a while, it goes
     kl_settle              epoch from which kl_weight holds for every variable (0: never). Pressed early, while words can
                            still move, a network gathers them in few dimensions; pressed late, it keeps what it has
     kl_start, kl_full      epochs between which the KL's factor rises from 0 to kl_weight

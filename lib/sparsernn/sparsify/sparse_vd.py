@@ -241,14 +241,15 @@ class SparseVD(Method):
         return effective(self.model, self.masks(), {a.name: self.group_theta[_key(a.name)] for a in self.group_axes})
 
     def kl_weight(self, step, neurons=False):
-        """The factor of the KL at a step, of weights and words or of `neurons` and gates: 0 until epoch `kl_start`, then a
-        straight line to its full value at `kl_full`; from `kl_settle` on that is `kl_weight` for all."""
+        """The factor of the KL at a step, of weights and words or of `neurons` and gates: 0 until epoch `kl_start`, a
+        straight line to its full value at `kl_full`, then for weights and words `kl_peak`; from `kl_settle` on `kl_weight`
+        for all."""
         plan, epoch = self.plan, step / self.steps_per_epoch
-        full = (plan.kl_weight_neurons if neurons else plan.kl_peak) or plan.kl_weight
         if plan.kl_settle and epoch >= plan.kl_settle:
-            full = plan.kl_weight
+            return plan.kl_weight
+        full = (neurons and plan.kl_weight_neurons) or plan.kl_weight
         if epoch >= plan.kl_full:
-            return full
+            return (not neurons and plan.kl_peak) or full
         return full * max(0.0, epoch - plan.kl_start) / (plan.kl_full - plan.kl_start)
 
     def _pairs(self):
