@@ -482,11 +482,14 @@ def test_pressing_neurons_and_the_rest_may_end_at_an_epoch(peak):
 
 @pytest.mark.parametrize("neurons", [False, True])
 @pytest.mark.parametrize("peak", [0.0, 2.0])
-def test_kl_weight_is_zero_then_a_straight_line_then_full(neurons, peak):
-    _, method = prepared("classifier", kl_weight=0.8, kl_start=1.0, kl_full=3.0, kl_peak=peak, kl_settle=4.0)
+@pytest.mark.parametrize("press", [0.0, 3.5])
+def test_kl_weight_is_zero_then_a_straight_line_then_full(neurons, peak, press):
+    schedule = {"kl_start": 1.0, "kl_full": 3.0, "kl_peak": peak, "kl_press": press, "kl_settle": 4.0}
+    _, method = prepared("classifier", kl_weight=0.8, **schedule)
     weights = [method.kl_weight(step, neurons) for step in range(45)]
     pressed = 2.0 if peak and not neurons else 0.8
-    assert weights[:11] == [0.0] * 11 and weights[30:40] == [pressed] * 10 and weights[40:] == [0.8] * 5
+    assert weights[:11] == [0.0] * 11 and weights[40:] == [0.8] * 5
+    assert weights[30:40] == ([0.8] * 5 + [pressed] * 5 if press else [pressed] * 10)
     assert weights[10:30] == pytest.approx([0.8 * k / 20 for k in range(20)], abs=1e-15)
     assert method.penalty(5) == 0 and method.penalty(20).item() > 0
     assert method.penalty(20).item() == pytest.approx(method.penalty(44).item() / 2, rel=1e-12)

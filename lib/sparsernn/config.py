@@ -48,6 +48,7 @@ class RunConfig:
     kl_weight: float | None = None
     kl_weight_neurons: float | None = None
     kl_peak: float | None = None
+    kl_press: float | None = None
     kl_settle: float | None = None
     kl_start: float | None = None
     kl_full: float | None = None

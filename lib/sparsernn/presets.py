@@ -26,8 +26,9 @@ class Plan:
     kl_weight              multiplies KL / n_examples (papers: 1)
     kl_weight_neurons      the same for the variables of inputs, neurons and gates (0: kl_weight); each answers for a row
                            of weights, and at a fraction of 1 nat it is not heard
-    kl_peak                the same for all other variables from `kl_full` to `kl_settle` (0: kl_weight). Many a word is
+    kl_peak                the same for all other variables from `kl_press` to `kl_settle` (0: kl_weight). Many a word is
                            worth neither keeping nor dropping at a charge of 1; pressed for a while, it goes
+    kl_press               epoch from which kl_peak is charged (but not before kl_full)
     kl_settle              epoch from which kl_weight holds for every variable (0: never). Pressed early, while words can
                            still move, a network gathers them in few dimensions; pressed late, it keeps what it has
     kl_start, kl_full      epochs between which the KL's factor rises from 0 to kl_weight
@@ -56,6 +57,7 @@ class Plan:
     kl_weight: float = 1.0
     kl_weight_neurons: float = 0.0
     kl_peak: float = 0.0
+    kl_press: float = 0.0
     kl_settle: float = 0.0
     kl_start: float = 0.0
     kl_full: float = 0.0

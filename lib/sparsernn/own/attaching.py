@@ -96,7 +96,7 @@ def attach(model, method, steps, n_examples, **plan):
     method       a name of `sparsify.names()`, for example "sparse-vd-w", "sparse-vd-wgn"
     steps        optimiser steps the training will have: schedules count in them
     n_examples   training examples as your loss counts them (its mean is over examples): the penalty is divided by it
-    plan         fields of `presets.Plan`; where they count in epochs (kl_start, kl_full, kl_settle) they count
+    plan         fields of `presets.Plan`; where they count in epochs (kl_start, kl_full, kl_press, kl_settle) they count
                  in steps here, `fine_tune` is the share of steps at the end in which what is kept is trained on without noise
     Raises ValueError for a plan's field in LOOP_ONLY, for a model without a recurrent layer, for proj_size, for a second
     method on one model, and for a method that trains none (`linear`).

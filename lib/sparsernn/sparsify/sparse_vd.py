@@ -242,14 +242,16 @@ class SparseVD(Method):
 
     def kl_weight(self, step, neurons=False):
         """The factor of the KL at a step, of weights and words or of `neurons` and gates: 0 until epoch `kl_start`, a
-        straight line to its full value at `kl_full`, then for weights and words `kl_peak`; from `kl_settle` on `kl_weight`
-        for all."""
+        straight line to its full value at `kl_full`, for weights and words `kl_peak` from `kl_press` on; from `kl_settle`
+        on `kl_weight` for all."""
         plan, epoch = self.plan, step / self.steps_per_epoch
         if plan.kl_settle and epoch >= plan.kl_settle:
             return plan.kl_weight
         full = (neurons and plan.kl_weight_neurons) or plan.kl_weight
+        if plan.kl_peak and not neurons and epoch >= max(plan.kl_press, plan.kl_full):
+            return plan.kl_peak
         if epoch >= plan.kl_full:
-            return (not neurons and plan.kl_peak) or full
+            return full
         return full * max(0.0, epoch - plan.kl_start) / (plan.kl_full - plan.kl_start)
 
     def _pairs(self):
