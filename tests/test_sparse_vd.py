@@ -700,6 +700,14 @@ def test_weights_alone_put_neurons_and_words_to_sleep_by_closure():
         assert method.lines["lstm.weight_hh_l0"][0][1].tolist() == [n for n in range(20) if n % 5 != 2]
 
 
+def test_a_word_that_sleeps_for_want_of_weights_is_not_kept_by_its_variable():
+    _, method, _ = asleep("classifier")
+    with torch.no_grad():
+        method.log_sigma["embedding/weight"][7] = 9.0  # all its numbers are noise, its variable is not
+    assert not method.masks().groups["vocabulary"][7] and method.masks().groups["vocabulary"].sum() == V - 1
+    assert method.log_alpha()["vocabulary"][7] < 3
+
+
 def test_a_stack_keeps_its_hidden_neurons_awake():
     model, method, _ = asleep("classifier, 2 layers")
     with method.resting(descent(model, method)):

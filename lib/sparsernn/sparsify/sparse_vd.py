@@ -183,7 +183,7 @@ class SparseVD(Method):
             yield
             return
         shapes = {name: p.shape for name, p in self.model.named_parameters()}
-        self.lines = lines_left(self.axes, awake(self.masks(self.plan.sleep_above)), shapes)
+        self.lines = lines_left(self.axes, awake(self._below(self.plan.sleep_above)), shapes)
         parts = dict(self.model.named_parameters()), self.log_sigma, self.group_theta, self.group_log_sigma
         found = {p: self.lines.get(name.replace("/", ".")) for part in parts for name, p in part.items()}
         try:
@@ -287,7 +287,17 @@ class SparseVD(Method):
         return {name: log_alpha(theta, log_sigma).clamp(-8, 8) for name, theta, log_sigma in self._pairs()}
 
     def masks(self, threshold=None):
-        cut = self.plan.threshold if threshold is None else threshold  # 3: dropout rate 0.953, θ²/σ² < 0.05
+        found = self._below(self.plan.threshold if threshold is None else threshold)
+        if (
+            self.plan.sleep_above
+        ):  # a word that sleeps for want of weights is gone, though its own variable stopped short
+            for name, keep in awake(self._below(self.plan.sleep_above)).items():
+                if name in found.groups:
+                    found.groups[name] &= keep
+        return found
+
+    def _below(self, cut):
+        """3: dropout rate 0.953, θ²/σ² < 0.05."""
         keep = {name: a < cut for name, a in self.log_alpha().items()}
         groups = {axis.name: keep.pop(axis.name) for axis in self.group_axes}
         return Masks(self.axes, keep, groups)
