@@ -45,7 +45,9 @@ def test_a_whole_number_will_do_for_a_rate():
     assert RunConfig(kl_weight=2).plan.kl_weight == 2.0
 
 
-@pytest.mark.parametrize("given", [{"seed": -1}, {"epochs": 0}, {"batch_size": 0}])
+@pytest.mark.parametrize(
+    "given", [{"seed": -1}, {"epochs": 0}, {"batch_size": 0}, {"lr_hold": 1.0}, {"dropout": -0.1}, {"fine_tune": 1.5}]
+)
 def test_a_number_out_of_range_is_refused(given):
     with pytest.raises(ValueError, match=next(iter(given))):
         RunConfig(**given)

@@ -38,6 +38,7 @@ class RunConfig:
     steps: int | None = None
     lr: float | None = None
     clip: float | None = None
+    lr_hold: float | None = None
     lr_end: float | None = None
     word_dropout: float | None = None
     dropout: float | None = None
@@ -80,6 +81,9 @@ class RunConfig:
         for name in ("epochs", "batch_size", "kl_every"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
+        for name in ("lr_hold", "fine_tune", "word_dropout", "dropout"):
+            if not 0 <= getattr(self.plan, name) < 1:
+                raise ValueError(f"{name} is {getattr(self.plan, name)}; it is a share, from 0 to below 1")
 
     @property
     def plan(self) -> Plan:

@@ -157,11 +157,12 @@ class Session:
             yield loss.item(), penalty.item() if isinstance(penalty, torch.Tensor) else penalty
 
     def set_rates(self, step):
-        """Learning rates of a step: constant, then from half way on a straight line to `lr_end`."""
-        past_half = max(0.0, 2 * step / (self.plan.epochs * self.steps_per_epoch) - 1)
+        """Learning rates of a step: constant for a share `lr_hold`, then on a straight line to `lr_end`."""
+        done, hold = step / (self.plan.epochs * self.steps_per_epoch), self.plan.lr_hold
+        past = min(max(0.0, (done - hold) / (1 - hold)), 1.0)
         for group in self.optimizer.param_groups:
             if group.get("decays"):
-                group["lr"] = self.plan.lr * (1 + (self.plan.lr_end - 1) * min(past_half, 1.0))
+                group["lr"] = self.plan.lr * (1 + (self.plan.lr_end - 1) * past)
 
     def hide_words(self, batch):
         """Some words replaced by the out-of-vocabulary id, anew for every batch (small corpora are learnt by heart)."""
