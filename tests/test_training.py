@@ -171,6 +171,16 @@ def test_a_changed_config_refuses_to_resume_and_names_the_field():
         ensure(config(method="dense"))
 
 
+def test_a_field_younger_than_a_run_stands_at_its_default():
+    path = ensure(config(method="dense")).directory / "config.json"
+    saved = json.loads(path.read_text())
+    path.write_text(json.dumps({name: value for name, value in saved.items() if name != "lr_hold"}))
+    ensure(config(method="dense"))
+    path.write_text(json.dumps({name: value for name, value in saved.items() if name != "lr"}))
+    with pytest.raises(ValueError, match=r"begun with lr = 0\.002, now it is 0\.01"):
+        ensure(config(method="dense"))
+
+
 def test_changed_data_refuses_to_resume():
     run = ensure(config(method="dense"))
     path = run.directory / "config.json"

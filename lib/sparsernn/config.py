@@ -1,9 +1,10 @@
 """One run, said completely: what is trained, on what, how, from which seed, and where its files go."""
 
 import ast
+import json
 import os
 import types
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
 from . import sparsify
@@ -122,6 +123,11 @@ class RunConfig:
         known = {field.name: field.type for field in fields(cls)}
         given = check_parameters(namespace, **known, **extra)
         return cls(**{name: value for name, value in given.items() if name in known})
+
+
+def begun(path):
+    """config.json of a run. A field of the plan that is younger than the run stands at its default, which changes nothing."""
+    return {f.name: f.default for f in fields(Plan) if f.default is not MISSING} | json.loads(Path(path).read_text())
 
 
 def study_configs(study):

@@ -12,7 +12,7 @@ import pandas as pd
 
 from . import plots, records
 from . import tables as tidy
-from .config import RunConfig, runs_root, study_configs
+from .config import RunConfig, begun, runs_root, study_configs
 from .files import project_root, replacing
 from .training import schedule
 
@@ -36,14 +36,14 @@ def stopped(profile, root=None):
         metrics = path.with_name("metrics.csv")
         if path.with_name("record.json").exists() or not metrics.exists():
             continue
-        begun = json.loads(path.read_text())
-        config = RunConfig(**{name: value for name, value in begun.items() if name in known})
+        there = begun(path)
+        config = RunConfig(**{name: value for name, value in there.items() if name in known})
         table = pd.read_csv(
             metrics, dtype={"hidden_kept": str, "gates_live": str}, keep_default_na=False, na_values=[""]
         )
         last = table.iloc[-1]
         row = {name: getattr(config, name) for name in ("task", "model", "method", "variant", "profile", "seed")}
-        row |= {name: begun[name] for name in ("metric", "data_sha256")} | {"schedule": schedule(config.plan)}
+        row |= {name: there[name] for name in ("metric", "data_sha256")} | {"schedule": schedule(config.plan)}
         kept = ("valid", "weights_kept", "compression", "vocabulary_kept", "input_kept", "hidden_kept", "gates_live")
         row |= {name: last[name] for name in kept} | {"epochs": last["epoch"], "steps": last["step"]}
         if last["weights_kept"]:  # with nothing left the compression is infinite, and says nothing of the total

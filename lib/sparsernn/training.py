@@ -25,7 +25,7 @@ from torch.func import functional_call
 
 from . import sparsify, tasks
 from .compact import compact, load, save
-from .config import RunConfig
+from .config import RunConfig, begun
 from .files import replacing
 from .masks import close, closed_count, effective, paper_count, weight_matrices
 from .presets import preset
@@ -299,7 +299,7 @@ def _check_config(config, task, directory):
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(now, indent=1) + "\n")
         return
-    before = json.loads(path.read_text())
+    before = begun(path)
     for name in sorted(now.keys() | before.keys()):
         if now.get(name) != before.get(name):
             raise ValueError(
