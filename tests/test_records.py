@@ -80,3 +80,12 @@ def test_comparison_says_what_was_reproduced_within_what():
         "other data: not compared",
         "new: no tracked row",
     ]
+
+
+def test_none_is_a_word_of_a_table_and_an_empty_field_is_missing(tmp_path):
+    pd.DataFrame({"word": ["None", "null", "nan", "fine"], "value": [1.0, None, 3.0, 4.0]}).to_csv(
+        tmp_path / "numbers.csv", index=False
+    )
+    table = records.read_table(tmp_path / "numbers.csv")
+    assert table["word"].tolist() == ["None", "null", "nan", "fine"]
+    assert table["value"].isna().tolist() == [False, True, False, False]

@@ -34,7 +34,7 @@ class Evidence:
     def table(self, row, name):
         """A table a run left, for example numbers.csv; or None."""
         path = self.results / "runs" / records.run_key(row) / name
-        return pd.read_csv(path) if path.exists() else None
+        return records.read_table(path) if path.exists() else None
 
 
 def gather(results):

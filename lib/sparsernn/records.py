@@ -120,6 +120,11 @@ def timing_key(row):
     return tuple(_text(row.get(name)) for name in TIMING_KEY)
 
 
+def read_table(path):
+    """A table a run left. "None", "null" and "nan" are words there; only an empty field is missing."""
+    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+
+
 def read_timings(path):
     return pd.read_csv(path) if Path(path).exists() else pd.DataFrame(columns=TIMING_FIELDS)
 

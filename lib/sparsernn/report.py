@@ -126,7 +126,7 @@ def tracked(profile, name, results):
     for path in sorted(Path(results, "runs").glob(f"*/*/*/{profile}-s*/{name}")):
         record = json.loads((path.parent / "record.json").read_text())
         keys = {column: record[column] for column in ("task", "model", "method", "variant", "seed")}
-        frames.append(pd.read_csv(path).assign(**keys))
+        frames.append(records.read_table(path).assign(**keys))
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
