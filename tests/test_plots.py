@@ -235,11 +235,24 @@ def test_fronts_in_perplexity_prefer_less():
     assert sorted(line.get_xdata()) == [50, 100]
 
 
-def test_beside_published_compares_the_last_epoch():
+def test_beside_published_compares_the_last_epoch_both_have():
     curves = metric_rows(valid=0.81)
-    assert "after 3 epochs: sparse-vd-wgn 0.81 here, 0.83 there" in words_of(
-        plots.beside_published(curves, published_rows())
-    )
+    drawn = words_of(plots.beside_published(curves, published_rows()))
+    assert "sparse-vd-wgn, epoch 3: 0.81 here, 0.83 there" in drawn
+    later = pd.concat([curves, curves[curves["epoch"] == 3].assign(epoch=4, valid=0.9)])
+    assert "sparse-vd-wgn, epoch 3: 0.81 here, 0.83 there" in words_of(plots.beside_published(later, published_rows()))
+
+
+def test_a_long_variant_is_told_by_its_first_field():
+    assert plots.study._short("kl_weight=2") == "kl_weight=2"
+    assert plots.study._short("clip=0,epochs=60,kl_full=16,kl_peak=0,kl_settle=45") == "clip=0 and 4 more"
+
+
+def test_the_page_of_words_is_of_a_dimension_with_many_of_them():
+    few = pd.DataFrame([("worst", 9, 0.5, -2.0, -2.0), ("mildly", 9, 0.9, -1.0, -1.0)], columns=word_rows().columns)
+    many = pd.concat([word_rows().assign(word=lambda t, i=i: t["word"] + str(i)) for i in range(10)])
+    drawn = words_of(plots.word_page(pd.concat([many, few])))
+    assert "good0" in drawn and "mildly" not in drawn
 
 
 def word_rows():

@@ -704,8 +704,10 @@ def test_a_word_that_sleeps_for_want_of_weights_is_not_kept_by_its_variable():
     _, method, _ = asleep("classifier")
     with torch.no_grad():
         method.log_sigma["embedding/weight"][7] = 9.0  # all its numbers are noise, its variable is not
-    assert not method.masks().groups["vocabulary"][7] and method.masks().groups["vocabulary"].sum() == V - 1
-    assert method.log_alpha()["vocabulary"][7] < 3
+    assert method.masks().groups["vocabulary"].tolist() == [word != 7 for word in range(V)]
+    found = method.log_alpha()
+    assert found["vocabulary"][7] == 8 and (found["embedding.weight"][7] == 8).all()
+    assert (found["embedding.weight"][:, 1] == 8).all() and (found["embedding.weight"][0, [0, 2, 3]] == -8).all()
 
 
 def test_a_stack_keeps_its_hidden_neurons_awake():

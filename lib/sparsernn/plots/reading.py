@@ -50,6 +50,8 @@ def word_page(table, columns=6, largest=420):
 def _main_dimension(table):
     """The rows of the dimension that goes most with the effect, its numbers turned so that + speaks for the second class."""
     parts = {d: part for d, part in table.groupby("dimension") if part["value"].nunique() > 1}
+    fullest = max(map(len, parts.values()), default=0)
+    parts = {d: part for d, part in parts.items() if len(part) >= fullest / 10}  # two words always agree with anything
     if not parts:
         return table
     fit = {d: part["value"].corr(part["effect"], method="spearman") for d, part in parts.items()}

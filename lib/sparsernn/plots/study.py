@@ -26,6 +26,12 @@ from .style import (
 FILES = {"dense": (BLACK, ""), "compact": (BLUE, "///"), "floor": (GREY, "...")}
 
 
+def _short(variant):
+    """`a=1,b=2,c=3,d=4` → `a=1 and 3 more`, where it would not fit beside a point."""
+    parts = variant.split(",")
+    return variant if len(variant) <= 40 else f"{parts[0]} and {len(parts) - 1} more"
+
+
 @styled
 def front(table, ax=None, quality="test", variants=True):
     """Quality against compression, a small point a run, a large one the mean of a method's seeds; one task.
@@ -62,7 +68,11 @@ def front(table, ax=None, quality="test", variants=True):
             **fill,
         )
         ax.annotate(
-            variant if variants else "", (row.compression, value), xytext=(7, 3), textcoords="offset points", fontsize=7
+            _short(variant) if variants else "",
+            (row.compression, value),
+            xytext=(7, 3),
+            textcoords="offset points",
+            fontsize=7,
         )
     for method, part in rows[rows["compression"].notna()].groupby("method"):
         if part.duplicated(["model", "variant"]).any():
@@ -154,12 +164,12 @@ def beside_published(curves, published):
     words, better = metric_of(curves)
     published = published[published["epoch"].notna()]
     figure, axes = subplots(9, 3.6, 1, 2)
-    last = curves["epoch"].max()
     for ax, column in zip(axes, ("valid", "compression"), strict=True):
         for method, part in curves[curves["epoch"] > 0].groupby("method", sort=False):
-            if method in OPPONENTS or (column == "compression" and part[column].eq(1).all()):  # nothing removed
+            if method in OPPONENTS:
                 continue
             colour, marker, _ = look(method)
+            part = part[(part["compression"] != 1) | (column == "valid")]  # before anything is removed
             ax.plot(part["epoch"], part[column], color=colour, marker=marker, ms=3.5, lw=1.3, label=f"{method}, here")
             theirs = published[(published["method"] == method)]
             ax.plot(theirs["epoch"], theirs[column], color=colour, marker=marker, mfc="white", ms=4.5, ls=":",
@@ -171,11 +181,11 @@ def beside_published(curves, published):
             log_counts(ax.yaxis)
     unique_legend(axes[1], loc="upper left", bbox_to_anchor=(1.01, 1))
     found = []
-    for method, part in curves[curves["epoch"] == last].groupby("method", sort=False):
-        theirs = published[(published["method"] == method) & (published["epoch"] == last)]["valid"]
-        if len(theirs):
-            found.append(f"{method} {part['valid'].iloc[0]:.3g} here, {theirs.iloc[0]:.3g} there")
-    title(figure, f"Validation {words} after {last:.0f} epochs: " + ("; ".join(found) or "the authors have no figure"))
+    both = curves.merge(published, on=["method", "epoch"], suffixes=("", "_authors")).dropna(subset=["valid_authors"])
+    for method, part in both.groupby("method", sort=False):
+        row = part.loc[part["epoch"].idxmax()]
+        found.append(f"{method}, epoch {row.epoch:.0f}: {row.valid:.3g} here, {row.valid_authors:.3g} there")
+    title(figure, f"Validation {words} – " + ("; ".join(found) or "the authors have no figure"))
     return figure
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..masks import Masks, effective, weight_matrices
-from .awake import awake, cut, lines_left, narrowed
+from .awake import awake, cut, lines_left, narrowed, put_back
 from .base import Draw, Method, Phase
 
 # name → k1, k2, k3 of KL ≈ k1 (1 − sigm(k2 + k3 log α)) + ½ log(1 + 1/α), and the |log α| beyond which it is flat.
@@ -182,8 +182,8 @@ class SparseVD(Method):
         if not self.plan.sleep_above or self.fixed:
             yield
             return
-        shapes = {name: p.shape for name, p in self.model.named_parameters()}
-        self.lines = lines_left(self.axes, awake(self._below(self.plan.sleep_above)), shapes)
+        with torch.no_grad():
+            self.lines = self._left(self._measured())
         parts = dict(self.model.named_parameters()), self.log_sigma, self.group_theta, self.group_log_sigma
         found = {p: self.lines.get(name.replace("/", ".")) for part in parts for name, p in part.items()}
         try:
@@ -282,23 +282,32 @@ class SparseVD(Method):
 
     @torch.no_grad()
     def log_alpha(self):
+        found = self._measured()
+        for name, left in self._left(found).items():
+            if name in found:  # what sleeps is gone, wherever its own log α stopped
+                gone = torch.full_like(found[name], 8.0)
+                put_back(gone, cut(found[name], left), left)
+                found[name] = gone
+        return found
+
+    def _measured(self):
         if self.fixed:
             return {name: getattr(self, "cut/" + _key(name)) for name, _, _ in self._pairs()}
         return {name: log_alpha(theta, log_sigma).clamp(-8, 8) for name, theta, log_sigma in self._pairs()}
 
-    def masks(self, threshold=None):
-        found = self._below(self.plan.threshold if threshold is None else threshold)
-        if (
-            self.plan.sleep_above
-        ):  # a word that sleeps for want of weights is gone, though its own variable stopped short
-            for name, keep in awake(self._below(self.plan.sleep_above)).items():
-                if name in found.groups:
-                    found.groups[name] &= keep
-        return found
+    def _left(self, found):
+        """`lines_left` by what closure removes at `plan.sleep_above` of the log α `found`; empty where nothing sleeps."""
+        if not self.plan.sleep_above:
+            return {}
+        shapes = {name: p.shape for name, p in self.model.named_parameters()}
+        return lines_left(self.axes, awake(self._masks(found, self.plan.sleep_above)), shapes)
 
-    def _below(self, cut):
+    def masks(self, threshold=None):
+        return self._masks(self.log_alpha(), self.plan.threshold if threshold is None else threshold)
+
+    def _masks(self, found, threshold):
         """3: dropout rate 0.953, θ²/σ² < 0.05."""
-        keep = {name: a < cut for name, a in self.log_alpha().items()}
+        keep = {name: a < threshold for name, a in found.items()}
         groups = {axis.name: keep.pop(axis.name) for axis in self.group_axes}
         return Masks(self.axes, keep, groups)
 
