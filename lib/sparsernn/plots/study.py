@@ -67,12 +67,14 @@ def front(table, ax=None, quality="test", variants=True):
             zorder=3,
             **fill,
         )
+        right = row.compression**2 > means["compression"].max()  # in the right half of the axis words run to the left
         ax.annotate(
             _short(variant) if variants else "",
             (row.compression, value),
-            xytext=(7, 3),
+            xytext=(-8 if right else 7, 3),
             textcoords="offset points",
             fontsize=7,
+            ha="right" if right else "left",
         )
     for method, part in rows[rows["compression"].notna()].groupby("method"):
         if part.duplicated(["model", "variant"]).any():
