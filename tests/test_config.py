@@ -53,6 +53,12 @@ def test_a_number_out_of_range_is_refused(given):
         RunConfig(**given)
 
 
+def test_fine_tuning_and_sleeping_refuse_each_other():
+    with pytest.raises(ValueError, match="fine_tune and sleep_above do not go together; set one of them to 0"):
+        RunConfig(profile="quick", sleep_above=4.0)
+    assert RunConfig(profile="quick", sleep_above=4.0, fine_tune=0.0).plan.sleep_above == 4
+
+
 def test_variant_names_what_differs_from_the_preset_sorted():
     plan = RunConfig(profile="quick").plan
     run = RunConfig(profile="quick", threshold=4.0, kl_weight=2.5, lr=plan.lr)

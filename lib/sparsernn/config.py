@@ -85,6 +85,8 @@ class RunConfig:
         for name in ("lr_hold", "fine_tune", "word_dropout", "dropout"):
             if not 0 <= getattr(self.plan, name) < 1:
                 raise ValueError(f"{name} is {getattr(self.plan, name)}; it is a share, from 0 to below 1")
+        if self.plan.fine_tune and self.plan.sleep_above:  # log α is read within an epoch, when what sleeps is cut out
+            raise ValueError("fine_tune and sleep_above do not go together; set one of them to 0")
 
     @property
     def plan(self) -> Plan:
