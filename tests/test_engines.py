@@ -163,6 +163,18 @@ def test_the_fastest_engine_is_chosen_and_a_wrong_one_never(monkeypatch):
     assert "error" in choice.refused["wrong"]
 
 
+def test_an_engine_disturbed_at_its_first_trial_is_still_chosen(monkeypatch):
+    class Disturbed(engine(0.002)):
+        calls = 0
+
+        def __call__(self, x, live=None):
+            type(self).calls += 1
+            time.sleep(0.2 if self.calls == 3 else 0)  # once for the error, once to warm up, then the first trial
+            return super().__call__(x, live)
+
+    assert chosen(monkeypatch, steady=engine(0.02), disturbed=Disturbed).engine == "disturbed"
+
+
 def test_without_any_engine_the_reasons_are_given(monkeypatch):
     with pytest.raises(ValueError, match="no engine runs this on cpu: wrong: error"):
         chosen(monkeypatch, wrong=engine(0, 2.0))

@@ -70,11 +70,12 @@ def first_two(model, y):
     return (y[:2] if classifier else y[:, :2]).cpu()
 
 
-def choose(model, batch, device="cpu", steps=100, tolerance=1e-5, seconds=0.3):
+def choose(model, batch, device="cpu", steps=100, tolerance=1e-5, seconds=0.6):
     """→ `Choice` for `model` (a `Compact` or a `Layer`) at this batch and number of steps.
 
-    Every engine of the device that is within `tolerance` of float64 is tried for about `seconds` together; the answer is
-    kept for the next model of the same shapes. Raises ValueError where none runs it, with each one's reason.
+    Every engine of the device that is within `tolerance` of float64 is tried three times, and those within three times
+    the best for about `seconds` together; the least time counts, which a disturbance does not touch. The answer is kept
+    for the next model of the same shapes. Raises ValueError where none runs it, with each one's reason.
     """
     key = _signature(model), batch, str(device), steps, tolerance
     if key in _choices:
@@ -96,7 +97,7 @@ def choose(model, batch, device="cpu", steps=100, tolerance=1e-5, seconds=0.3):
             calls[name] = lambda built=built: run(built, x)
     if not calls:
         raise ValueError(f"no engine runs this on {device}: " + "; ".join(f"{n}: {why}" for n, why in refused.items()))
-    first = {name: values.min() for name, values in timing.interleaved(calls, device, 0, (1, 1)).items()}
+    first = {name: values.min() for name, values in timing.interleaved(calls, device, 0, (3, 3)).items()}
     close = {name: call for name, call in calls.items() if first[name] <= 3 * min(first.values())}
     times = first | {n: values.min() for n, values in timing.interleaved(close, device, seconds, (5, 30)).items()}
     times = {name: float(ms) for name, ms in times.items()}
