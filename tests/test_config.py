@@ -46,7 +46,17 @@ def test_a_whole_number_will_do_for_a_rate():
 
 
 @pytest.mark.parametrize(
-    "given", [{"seed": -1}, {"epochs": 0}, {"batch_size": 0}, {"lr_hold": 1.0}, {"dropout": -0.1}, {"fine_tune": 1.5}]
+    "given",
+    [
+        {"seed": -1},
+        {"epochs": 0},
+        {"batch_size": 0},
+        {"lr_hold": 1.0},
+        {"lr_rest": 1.1},
+        {"lr_rest": 0.4, "lr_hold": 0.5},
+        {"dropout": -0.1},
+        {"fine_tune": 1.5},
+    ],
 )
 def test_a_number_out_of_range_is_refused(given):
     with pytest.raises(ValueError, match=next(iter(given))):

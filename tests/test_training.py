@@ -129,9 +129,10 @@ def test_rounded_products_change_training_a_little_and_evaluation_not_at_all(tas
     assert {p.dtype for p in sessions[1].parameters} == {torch.float32}
 
 
-@pytest.mark.parametrize("hold", [0.0, 0.25, 0.5])
-def test_rates_of_what_decays_fall_on_a_straight_line_after_the_share_held(hold):
-    session = training.Session(config(lr=0.1, lr_end=0.2, lr_hold=hold), tasks.load("tiny-topic", "quick"))
+@pytest.mark.parametrize(("hold", "rest"), [(0.0, 1.0), (0.25, 1.0), (0.5, 0.75), (0.0, 0.5)])
+def test_rates_of_what_decays_fall_on_a_straight_line_between_the_shares_held_and_rested(hold, rest):
+    given = config(lr=0.1, lr_end=0.2, lr_hold=hold, lr_rest=rest)
+    session = training.Session(given, tasks.load("tiny-topic", "quick"))
     last = session.plan.epochs * session.steps_per_epoch
 
     def rates(step):
@@ -139,7 +140,7 @@ def test_rates_of_what_decays_fall_on_a_straight_line_after_the_share_held(hold)
         return {bool(group.get("decays")): group["lr"] for group in session.optimizer.param_groups}
 
     for done in (0.0, 0.1, 0.25, 0.5, 0.75, 1.0):
-        expected = 0.1 if done <= hold else 0.1 * (1 - 0.8 * (done - hold) / (1 - hold))
+        expected = 0.1 if done <= hold else 0.02 if done >= rest else 0.1 * (1 - 0.8 * (done - hold) / (rest - hold))
         assert rates(done * last) == pytest.approx({True: expected, False: session.plan.lr_log_sigma}, rel=1e-12)
 
 

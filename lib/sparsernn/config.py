@@ -40,6 +40,7 @@ class RunConfig:
     lr: float | None = None
     clip: float | None = None
     lr_hold: float | None = None
+    lr_rest: float | None = None
     lr_end: float | None = None
     word_dropout: float | None = None
     dropout: float | None = None
@@ -85,6 +86,10 @@ class RunConfig:
         for name in ("lr_hold", "fine_tune", "word_dropout", "dropout"):
             if not 0 <= getattr(self.plan, name) < 1:
                 raise ValueError(f"{name} is {getattr(self.plan, name)}; it is a share, from 0 to below 1")
+        if not self.plan.lr_hold < self.plan.lr_rest <= 1:
+            raise ValueError(
+                f"lr_rest is {self.plan.lr_rest}; it is a share, above lr_hold = {self.plan.lr_hold}, up to 1"
+            )
         if self.plan.fine_tune and self.plan.sleep_above:  # log α is read within an epoch, when what sleeps is cut out
             raise ValueError("fine_tune and sleep_above do not go together; set one of them to 0")
 

@@ -16,9 +16,10 @@ class Plan:
     epochs, batch_size     passes over the training split; sequences (or streams) a step
     steps                  language models: window of truncated back-propagation, symbols
     lr, clip               Adam's rate; largest total norm of the gradient (0: no clipping)
-    lr_hold                share of the epochs at the full rate
-    lr_end                 share of lr reached at the end, on a straight line after that (1: constant, as the papers);
-                           a weight the data does not hold then comes to rest under its noise, and goes
+    lr_hold, lr_rest       shares of the epochs until which the rate is full, and from which it is lr_end; a straight line
+                           between
+    lr_end                 share of lr that is left then (1: constant, as the papers); a weight the data does not hold
+                           comes to rest under its noise, and goes
     word_dropout           share of the words of a training batch that are hidden (id 2, out of vocabulary)
     dropout                binary methods: share of input and hidden neurons dropped for a sequence
     weight_decay           binary-dropout: multiplies half the sum of squared weights
@@ -49,6 +50,7 @@ class Plan:
     lr: float = 2.0e-3
     clip: float = 0.0
     lr_hold: float = 0.5
+    lr_rest: float = 1.0
     lr_end: float = 1.0
     word_dropout: float = 0.0
     dropout: float = 0.0

@@ -157,9 +157,9 @@ class Session:
             yield loss.item(), penalty.item() if isinstance(penalty, torch.Tensor) else penalty
 
     def set_rates(self, step):
-        """Learning rates of a step: constant for a share `lr_hold`, then on a straight line to `lr_end`."""
+        """Learning rates of a step: constant for a share `lr_hold`, a straight line to `lr_end` at `lr_rest`, constant."""
         done, hold = step / (self.plan.epochs * self.steps_per_epoch), self.plan.lr_hold
-        past = min(max(0.0, (done - hold) / (1 - hold)), 1.0)
+        past = min(max(0.0, (done - hold) / (self.plan.lr_rest - hold)), 1.0)
         for group in self.optimizer.param_groups:
             if group.get("decays"):
                 group["lr"] = self.plan.lr * (1 + (self.plan.lr_end - 1) * past)
