@@ -255,6 +255,33 @@ def test_zero_noise_equals_torch(cell, act, rows):
     assert_same(ours, twin := torch_twin(ours), x, None, ours(x, scales=ones), twin(x), torch.float64)
 
 
+# ---- rounded products
+
+
+@pytest.mark.parametrize("scaled", [False, True])
+@every_cell
+def test_rounding_the_state_s_products_costs_three_digits_and_only_where_it_is_asked_for(cell, act, scaled):
+    ours, x = layer(6, 8, cell=cell, act=act, dtype=torch.float32), randn(9, 3, 6, dtype=torch.float32)
+    scales = {name: z.detach().float().requires_grad_() for name, z in scales_for(ours, KINDS * scaled, 3).items()}
+    leaves = [*ours.parameters(), *scales.values()]
+
+    def run(rounds):
+        ours.rounds_state = rounds
+        y, final = ours(x, scales=scales)
+        return [y, *gradients((y, *parts(final)), leaves)]
+
+    def inside(rounds):
+        with torch.autocast("cpu", torch.bfloat16):
+            return run(rounds)
+
+    plain, alone, both = run(False), inside(False), inside(True)
+    assert all(torch.equal(a, b) for a, b in zip(plain, run(True), strict=True))  # no autocast, no rounding
+    assert {t.dtype for t in both} == {torch.float32}
+    assert error(both[0], plain[0]) <= 2e-2 and error(both[0], alone[0]) > 1e-6
+    for name, a, b in zip([*dict(ours.named_parameters()), *scales], both[1:], plain[1:], strict=True):
+        assert error(a, b) <= 5e-2, name
+
+
 # ---- states and padding
 
 

@@ -13,7 +13,10 @@ from .names import nearest
 from .presets import PRESETS, Plan, preset
 from .records import KEY, run_key
 
-CHOICES = {"products": ("float32", "bfloat16"), "kl_fit": ("molchanov", "1812.05692")}  # what the plan's words may be
+CHOICES = {  # what the plan's words may be
+    "products": ("float32", "bfloat16", "bfloat16-state"),
+    "kl_fit": ("molchanov", "1812.05692"),
+}
 PROFILES = ("smoke", "quick", "short", "paper")  # seconds · a minute or two · what a CPU can afford · the paper's
 
 

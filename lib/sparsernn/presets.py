@@ -40,8 +40,8 @@ class Plan:
     kl_fit                 "molchanov", or "1812.05692": the fit in its code, flat beyond |log α| = 8
     kl_every               steps for which the KL's gradient is held (papers: 1)
     sleep_above            log α from which a word or neuron is left out of the training for good (papers, and 0: never)
-    products               "float32", or "bfloat16": products with the input and in the head are rounded while training;
-                           the recurrence, the optimiser and every evaluation are not
+    products               "float32"; "bfloat16": products with the input and in the head are rounded while training;
+                           "bfloat16-state": those with the state too. The optimiser and every evaluation are not
     """
 
     epochs: int

@@ -216,11 +216,12 @@ class _Recurrence(torch.autograd.Function):
     inputs [T, B, blocks·H] is W_ih x, with the bias in it unless `gates` scales it first; live [T, B, 1] is False where a
     step is padding (the state stays); `partial` lists, per step, whether any sequence is padded there. Returns the
     unscaled h [T, B, H] and the other final states. One product per step forward and one backward; the weight
-    gradient is one product at the end; everything else of a step stays in the cache.
+    gradient is one product at the end; everything else of a step stays in the cache. `rounded`: the factors and results
+    of these products are bfloat16; states and sums are not.
     """
 
     @staticmethod
-    def forward(ctx, cell, inputs, bias, weight, recurrent, gates, live, partial, *state):
+    def forward(ctx, cell, inputs, bias, weight, recurrent, gates, live, partial, rounded, *state):
         steps, batch, width = inputs.shape
         save = any(ctx.needs_input_grad)
         rows = steps if save else 1
@@ -231,6 +232,7 @@ class _Recurrence(torch.autograd.Function):
         for kept, s in zip(history, state, strict=True):
             kept[0] = s
         read = inputs.new_empty(batch, weight.shape[1])
+        weight = weight.bfloat16() if rounded else weight
         transposed = weight.t()
         slices, states, value_rows = cell.slices(values), [kept.unbind() for kept in history], values.unbind()
         product_rows = None if gates is None else products.unbind()
@@ -238,10 +240,12 @@ class _Recurrence(torch.autograd.Function):
             old, new = ([kept[u % len(kept)] for kept in states] for u in (t, t + 1))
             h = old[0] if recurrent is None else torch.mul(old[0], recurrent, out=read)
             a = value_rows[t % rows]
-            if gates is None:
-                torch.addmm(x, h, transposed, out=a)
+            product = a if gates is None else product_rows[t % rows]
+            if rounded:
+                torch.add(x, h.bfloat16() @ transposed, out=product)
             else:
-                product = torch.addmm(x, h, transposed, out=product_rows[t % rows])
+                torch.addmm(x, h, transposed, out=product)
+            if gates is not None:
                 torch.addcmul(bias, product, gates, out=a)
             cell.activate(slices[t % rows])
             cell.advance(slices[t % rows], old, new)
@@ -281,7 +285,10 @@ class _Recurrence(torch.autograd.Function):
                 d_sum.add_(d_a[0])
                 d_gates.addcmul_(d_a[0], products[t])
                 torch.mul(d_a[0], gates, out=d_inputs_rows[t])
-            torch.mm(d_inputs_rows[t], weight, out=d_h)
+            if weight.dtype == d_h.dtype:
+                torch.mm(d_inputs_rows[t], weight, out=d_h)
+            else:
+                d_h.copy_(d_inputs_rows[t].to(weight.dtype) @ weight)
             if recurrent is not None:
                 d_recurrent.addcmul_(d_h, old[0])
                 d_h.mul_(recurrent)
@@ -291,14 +298,15 @@ class _Recurrence(torch.autograd.Function):
                 for d, kept in zip((d_h, *d_rest), stays, strict=True):
                     d.add_(kept)
         read = history[0][:-1] if recurrent is None else history[0][:-1] * recurrent
-        d_weight = d_inputs.flatten(0, 1).t() @ read.flatten(0, 1)
+        d_weight = d_inputs.flatten(0, 1).to(weight.dtype).t() @ read.flatten(0, 1).to(weight.dtype)
         return (
             None,
             d_inputs,
             None if gates is None else d_sum.sum(0),
-            d_weight,
+            d_weight.to(d_inputs.dtype),
             None if recurrent is None else _sum_to(d_recurrent, recurrent),
             None if gates is None else _sum_to(d_gates, gates),
+            None,
             None,
             None,
             d_h,
@@ -319,6 +327,9 @@ class Recurrent(nn.Module):
     padding  the side of the padding, "left" or "right"
     dropout  between the layers of a stack, in training, as torch's
 
+    Under bfloat16 autocast the product with the input is rounded, and where the attribute `rounds_state` is True that
+    with the state too.
+
     Raises ValueError for a shape, a scale, lengths or a padding it cannot use, saying what it expected.
     """
 
@@ -327,6 +338,7 @@ class Recurrent(nn.Module):
         "logistic",
         "hard",
     )  # of gates; hard: clip(0.2 x + 0.5, 0, 1), the papers'; not F.hardsigmoid (x / 6)
+    rounds_state = False
 
     def __init__(self, input_size, hidden_size, num_layers=1, bidirectional=False, activation=None, dropout=0.0):
         super().__init__()
@@ -398,9 +410,10 @@ class Recurrent(nn.Module):
         if reverse:
             a, live, partial = a.flip(0), None if live is None else live.flip(0), partial[::-1]
         recurrent = scales.get("recurrent" + suffix)
-        a = a.to(weight_hh.dtype)  # under autocast the product with the input is rounded, the recurrence is not
+        rounded, a = self.rounds_state and torch.is_autocast_enabled(a.device.type), a.to(weight_hh.dtype)
         with torch.autocast(a.device.type, enabled=False):
-            hidden, *rest = _Recurrence.apply(self.cell, a, bias, weight_hh, recurrent, gates, live, partial, *initial)
+            given = a, bias, weight_hh, recurrent, gates, live, partial, rounded
+            hidden, *rest = _Recurrence.apply(self.cell, *given, *initial)
         y = hidden if output is None else hidden * output
         if live is not None:
             y = y.masked_fill(~live, 0)

@@ -30,6 +30,7 @@ from .files import replacing
 from .masks import close, closed_count, effective, paper_count, weight_matrices
 from .presets import preset
 from .records import constant_gates, count_fields, joined, where_and_with
+from .recurrent import Recurrent
 from .tasks.words import OOV
 
 EVALUATION_BATCH = 256  # sequences; where a state is carried the batch is the number of streams, and stays
@@ -108,6 +109,9 @@ class Session:
         self.config, self.plan, self.task = config, config.plan, task
         torch.manual_seed(config.seed)
         self.model = preset(config.task, config.model).build(self.task)
+        for layer in self.model.modules():
+            if isinstance(layer, Recurrent):
+                layer.rounds_state = self.plan.products == "bfloat16-state"
         self.method = sparsify.make(config.method)
         self.steps_per_epoch = task.steps_per_epoch(self.plan.batch_size, self.plan.steps)
         self.method.prepare(self.model, self.plan, self.task.n_examples, self.steps_per_epoch)
@@ -143,7 +147,7 @@ class Session:
         for step, batch in enumerate(batches, self.epoch * self.steps_per_epoch):
             self.set_rates(step)
             draw = self.method.sample(self.hide_words(batch))
-            with torch.autocast(batch.tokens.device.type, torch.bfloat16, self.plan.products == "bfloat16"):
+            with torch.autocast(batch.tokens.device.type, torch.bfloat16, self.plan.products != "float32"):
                 logits, state = draw.run(self.model, batch.lengths, state if batch.carry else None)
             logits = logits.to(torch.get_default_dtype())
             state = None if state is None else tuple(s.detach() for s in state)
