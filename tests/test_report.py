@@ -5,10 +5,11 @@ import pytest
 import tiny
 import torch
 
-from sparsernn import records, report
+from sparsernn import records, report, tasks
 from sparsernn.config import RunConfig
 from sparsernn.opponents import count_back_off
 from sparsernn.tables import gate_table, log_alpha_table, save, threshold_table
+from sparsernn.tasks.base import WordTask
 from sparsernn.training import ensure
 
 
@@ -95,6 +96,18 @@ def test_a_counted_opponent_is_recorded_with_its_counts(published):
     row = records.read(published[0] / "results" / "quick.csv").set_index("method").loc["back-off"]
     assert (
         row["model"] == "3-gram" and 0 < row["test"] < 3.6 and row["weights_kept"] > 12 and pd.isna(row["compression"])
+    )
+
+
+def test_counted_words_are_recorded_by_their_perplexity(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path))
+    text = tiny.char("quick")
+    words = WordTask("tiny-word", text.splits, text.vocabulary, data_note="made up")
+    monkeypatch.setitem(tasks.TASKS, "tiny-word", lambda profile: words)
+    in_bits, in_words = (count_back_off(task, "quick", 3) for task in ("tiny-char", "tiny-word"))
+    assert (in_bits["metric"], in_words["metric"]) == ("bits_per_char", "perplexity")
+    assert [in_words[split] for split in ("valid", "test")] == pytest.approx(
+        [2 ** in_bits[s] for s in ("valid", "test")]
     )
 
 

@@ -20,14 +20,16 @@ def back_off_directory(task, profile, order):
 def count_back_off(task, profile, order):
     """Count the training split of a language model's task, predict valid and test, write record.json → its record.
 
-    `weights_kept` is the number of stored n-grams. Raises ValueError for an order outside 2 … 7.
+    `weights_kept` is the number of stored n-grams. Raises ValueError for an order outside 2 … 7, and where grams of it
+    over this vocabulary are no 63-bit numbers (words: above 4).
     """
     if order not in ORDERS:
         raise ValueError(f"order is {order}; n-grams of order {ORDERS.start} to {ORDERS.stop - 1} are counted")
     directory, data = back_off_directory(task, profile, order), tasks.load(task, profile)
     start = time.perf_counter()
     model = BackOff(order).fit(data.splits["train"]["ids"], len(data.vocabulary))
-    quality = {split: float(model.bits(data.splits[split]["ids"]).mean()) for split in ("valid", "test")}
+    bits = {split: model.bits(data.splits[split]["ids"]) for split in ("valid", "test")}
+    quality = {split: data.metric_of(float(values.sum()), len(values)) for split, values in bits.items()}
     record = {
         "task": task,
         "model": f"{order}-gram",
