@@ -1,5 +1,7 @@
 """What is published: rows, tables, small models and figures, from finished runs alone."""
 
+import json
+
 import pandas as pd
 import pytest
 import tiny
@@ -90,6 +92,17 @@ def test_figures_are_drawn_from_tracked_tables_alone(published, tmp_path, monkey
     assert {"tiny-topic-front.png", "tiny-topic-sparse-vd-wgn-gates.png", "tiny-char-training.png"} <= {
         p.name for p in again
     }
+
+
+def test_an_empty_table_takes_no_types_from_a_full_one(tmp_path):
+    for task, numbers in (("words", "word,value\nfine,0.5\n"), ("characters", "word,value\n")):
+        folder = tmp_path / "runs" / task / "m" / "dense" / "quick-s0"
+        folder.mkdir(parents=True)
+        (folder / "numbers.csv").write_text(numbers)
+        keys = {"task": task, "model": "m", "method": "dense", "variant": "", "seed": 0}
+        (folder / "record.json").write_text(json.dumps(keys))
+    found = report.tracked("quick", "numbers.csv", tmp_path)
+    assert found["value"].dtype == float and found["task"].tolist() == ["words"]
 
 
 def test_a_counted_opponent_is_recorded_with_its_counts(published):

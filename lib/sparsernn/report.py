@@ -17,7 +17,7 @@ from .files import project_root, replacing
 from .training import schedule
 
 TABLES = ("metrics.csv", "thresholds.csv", "log_alpha.csv", "gates.csv", "numbers.csv", "trace.csv")
-LARGEST_MODEL = 1 << 20  # bytes of a compact model that is worth tracking
+LARGEST_MODEL = 1 << 22  # bytes of a compact model that is worth tracking
 
 
 def finished(profile, root=None):
@@ -127,6 +127,7 @@ def tracked(profile, name, results):
         record = json.loads((path.parent / "record.json").read_text())
         keys = {column: record[column] for column in ("task", "model", "method", "variant", "seed")}
         frames.append(records.read_table(path).assign(**keys))
+    frames = [frame for frame in frames if len(frame)]  # an empty one knows no types
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
