@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 from layers import CELLS, V, by_formula, inputs, pruned
-from oracles import Tagger, error, random_masks, randomise
+from oracles import Tagger, error, randn, random_masks, randomise
 
 from sparsernn import engines
 from sparsernn.compact import compact
@@ -49,6 +49,19 @@ def test_a_padded_step_keeps_the_state_and_returns_nothing(engine, name):
     layer, masked, kept = pruned(name)
     x, _, lengths, live = inputs(6, 5)
     assert error(find(engine)(layer)(x, live).double(), by_formula(masked, kept, x, lengths)) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("engine", "name"), [(e, n) for e in REFUSED for n in CELLS if not any(word in n for word in REFUSED[e])]
+)
+def test_torch_s_layers_look_many_words_up_instead_of_writing_them_out(engine, name):
+    layer, *_ = pruned(name)
+    words = 10 * layer.hidden * len(layer.cell.gates)
+    layer = layer.reading(randn(words, layer.inputs, seed=3))
+    run = find(engine)(layer)
+    run.module = None  # the product with every word written out
+    ids = torch.randint(words + 1, (5, 6), generator=torch.Generator().manual_seed(0))  # `words`: a removed one
+    assert error(run(ids).double(), oracle(layer, ids)) <= ROUGH.get(engine, 1e-6)
 
 
 def test_numba_takes_more_sequences_than_lanes():
