@@ -43,6 +43,22 @@ def test_perplexity_counts_downwards(tmp_path):
     assert verdicts(tmp_path, row("ptb-word", "sparse-vd-w", 130.0, 22.0))[0]["B4"] == "does not hold"
 
 
+@pytest.mark.parametrize(
+    ("theirs", "verdict"), [(192.5, "too early to say"), (110.0, "does not hold"), (None, "does not hold")]
+)
+def test_what_the_authors_had_not_reached_by_then_either_is_too_early_to_say(tmp_path, theirs, verdict):
+    lines = [
+        "task,method,epoch,test",
+        "ptb-word,dense,8,129.3",
+        f"ptb-word,sparse-vd-w,10,{theirs}",
+        "ptb-word,sparse-vd-w,150,109.2",
+    ]
+    (tmp_path / "published.csv").write_text("\n".join(lines if theirs else lines[:1]) + "\n")
+    rows = row("ptb-word", "dense", 125.0, 1.0, epochs=10), row("ptb-word", "sparse-vd-w", 194.0, 30.0, epochs=10)
+    found, here = verdicts(tmp_path, *rows)
+    assert found["B4"] == verdict and ("the authors' were at 129.3 and 192.5" in here["B4"]) == (theirs == 192.5)
+
+
 def test_the_longer_schedule_speaks_and_trials_do_not(tmp_path):
     rows = [row("imdb", "sparse-vd-w", 0.5, 10.0, "quick"), row("imdb", "sparse-vd-w", 0.84, 1200.0, "short"),
             row("imdb", "sparse-vd-w", None, 5000.0, "paper")]  # fmt: skip

@@ -13,7 +13,7 @@ from .config import PROFILES
 
 NEAREST = PROFILES[:0:-1]  # the schedule nearest to the paper's first; smoke says nothing
 THEIRS = ("imdb", "ag-news", "ptb-char", "ptb-word")  # the papers' own data; a verdict from other data says so
-HOLDS, PARTLY, FAILS, NOT_RUN = "holds", "holds in part", "does not hold", "not run"
+HOLDS, PARTLY, FAILS, EARLY, NOT_RUN = "holds", "holds in part", "does not hold", "too early to say", "not run"
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,13 @@ class Evidence:
         """A table a run left, for example numbers.csv; or None."""
         path = self.results / "runs" / records.run_key(row) / name
         return records.read_table(path) if path.exists() else None
+
+    def authors(self, task, method, epochs):
+        """The authors' own test figures of a method on a task up to an epoch; empty where they published none."""
+        path = self.results / "published.csv"
+        table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["task", "method", "epoch", "test"])
+        part = table[(table["task"] == task) & (table["method"] == method) & (table["epoch"] <= epochs)]
+        return part["test"].dropna()
 
 
 def gather(results):
@@ -90,7 +97,11 @@ def _beats_dense(task, method):
         dense, sparse = evidence.row(task, "dense"), evidence.row(task, method)
         if dense is None or sparse is None:
             return NOT_RUN, ""
-        return _grade(sparse["test"] <= dense["test"]), _lines([dense, sparse])
+        verdict, text = _grade(sparse["test"] <= dense["test"]), _lines([dense, sparse])
+        theirs = [evidence.authors(task, name, sparse["epochs"]) for name in ("dense", method)]
+        if verdict == FAILS and all(len(part) for part in theirs) and theirs[0].min() < theirs[1].min():
+            return EARLY, f"{text}; by then the authors' were at {theirs[0].min():.4g} and {theirs[1].min():.4g}"
+        return verdict, text
 
     return check
 
