@@ -235,6 +235,13 @@ def test_fronts_in_perplexity_prefer_less():
     assert sorted(line.get_xdata()) == [50, 100]
 
 
+def test_what_was_chosen_is_in_view_however_far_from_the_best():
+    far = path_rows().assign(valid=lambda t: t["valid"].where(t["method"] != "linear", 0.3))
+    low, high = plots.fronts(far).axes[0].get_ylim()
+    chosen = far.loc[far["chosen"].astype(bool), "valid"]
+    assert set(chosen) == {0.3, 0.84} and low < 0.3 and high > 0.84
+
+
 def test_beside_published_compares_the_last_epoch_both_have():
     curves = metric_rows(valid=0.81)
     drawn = words_of(plots.beside_published(curves, published_rows()))

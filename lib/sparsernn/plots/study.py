@@ -111,7 +111,8 @@ def front_finding(means, quality, words, better):
 @styled
 def fronts(points, published=None):
     """Validation quality against compression, all that was seen on the way: a dot an epoch, threshold or strength of L1,
-    a line a method's best, a ring the chosen one; dotted, the authors' own way where they published it.
+    a line a method's best, a ring the chosen one; dotted, the authors' own way where they published it. In view are the
+    chosen ones and what is within 15% of the best.
 
     points: task, method, variant, compression, valid, metric, chosen. published: rows of results/published.csv.
     """
@@ -143,7 +144,7 @@ def fronts(points, published=None):
             ax.annotate(f"authors, epoch {end['epoch']:.0f}", (end["compression"], end["valid"]), xytext=(4, -9),
                         textcoords="offset points", fontsize=7, color=colour)  # fmt: skip
     top = best_of(points["valid"], better)
-    near = points[sign * (points["valid"] - top) > -0.15 * abs(top)]["valid"]
+    near = points[(sign * (points["valid"] - top) > -0.15 * abs(top)) | points["chosen"].astype(bool)]["valid"]
     low, high = near.min(), near.max()
     pad = 0.08 * max(high - low, 1e-9)
     ax.set(xscale="log", ylim=(low - pad, high + pad), xlabel="compression: weights of the dense net ÷ weights kept")
