@@ -282,12 +282,13 @@ def test_a_page_of_words_has_them_all_and_turns_the_sign_to_the_second_class():
 def trace_rows():
     values = {("f", 3): (0.9, 0.9, 0.1), ("h", 3): (0.0, 0.2, 0.2)}
     rows = [(t, w, n, g, v[t]) for (g, n), v in values.items() for t, w in enumerate(("a", "good", "film"))]
-    return pd.DataFrame(rows, columns=["step", "word", "neuron", "gate", "value"])
+    return pd.DataFrame(rows, columns=["step", "word", "neuron", "gate", "value"]).assign(of=7)
 
 
 def test_a_trace_names_the_gate_that_moves_most():
     figure = plots.gate_trace(trace_rows())
     assert "Forget f of neuron 3 moves most" in words_of(figure).replace("forget f", "Forget f")
+    assert "(the 2 of 7 that move most)" in words_of(figure)
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["a", "good", "film"]
 
 

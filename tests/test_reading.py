@@ -105,6 +105,23 @@ def test_a_trace_shows_live_gates_under_their_names():
     assert trace.loc[trace["gate"] == "f", "value"].to_list() == pytest.approx(wanted)
 
 
+def test_a_trace_keeps_the_lines_that_move_most():
+    run = reader(randomise(LanguageModel(6, hidden=3), 1), {})
+    tokens = torch.tensor([3, 5, 4, 3])
+    whole, few = reading.gate_trace(run, tokens), reading.gate_trace(run, tokens, most=2)
+    moves = whole.groupby(["gate", "neuron"])["value"].std()
+    assert set(whole["of"]) == set(few["of"]) == {len(moves)} == {15}  # four gates and h of three neurons
+    assert set(zip(few["gate"], few["neuron"], strict=True)) == set(moves.nlargest(2).index) and len(few) == 2 * 4
+
+
+def test_a_trace_without_a_live_gate_is_empty():
+    model = randomise(LanguageModel(6, hidden=2), 1)
+    run = reader(model, {})
+    axes, none = run.method.masks().axes, {n: p != p for n, p in model.named_parameters() if p.dim() == 2}
+    run.method = SimpleNamespace(masks=lambda: Masks(axes, none, {}), means=dict)
+    assert reading.gate_trace(run, torch.tensor([3, 4])).empty
+
+
 def test_the_text_of_a_trace_is_the_first_document_or_window():
     task = two_classes()
     assert reading.first_text(task).tolist() == [3, 3, 5] and reading.first_text(task, 2).tolist() == [3, 3]

@@ -47,13 +47,13 @@ def document_log_odds(task):
 
 
 @torch.no_grad()
-def gate_trace(run, tokens):
-    """Live gates of the first layer while it reads `tokens` (int64 [T]): step, word, neuron, gate, value.
+def gate_trace(run, tokens, most=36):
+    """Live gates of the first layer while it reads `tokens` (int64 [T]): step, word, neuron, gate, value, of.
 
     By a loop over the masked network's steps; a gate that is not live is a constant and left out. `h` is the neuron's
-    output, as another gate.
+    output, as another gate. Of more than `most` lines, which `of` counts, those are kept that move most.
     """
-    columns = ["step", "word", "neuron", "gate", "value"]
+    columns = ["step", "word", "neuron", "gate", "value", "of"]
     layer, masks = getattr(run.model, "lstm", None), run.method.masks()
     if layer is None:
         return pd.DataFrame(columns=columns)
@@ -88,7 +88,10 @@ def gate_trace(run, tokens):
         rows += [(step, word, n, letters[g], by_block[block_of[g], n].item()) for g, n in live]
         shown = (state[0] * output)[0]
         rows += [(step, word, n, "h", shown[n].item()) for n in sorted({n for _, n in live})]
-    return pd.DataFrame(rows, columns=columns)
+    table = pd.DataFrame(rows, columns=columns[:-1])
+    moves = table.groupby(["gate", "neuron"])["value"].std().fillna(0)  # one step: nothing moves
+    kept = moves.nlargest(most).rename("moves").reset_index()[["gate", "neuron"]]
+    return table.merge(kept, on=["gate", "neuron"]).assign(of=len(moves))
 
 
 def first_text(task, steps=40):

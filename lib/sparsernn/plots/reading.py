@@ -60,18 +60,17 @@ def _main_dimension(table):
 
 
 @styled
-def gate_trace(table, most=36):
+def gate_trace(table):
     """Live gates over the words of a text, a line a gate: dark is shut or negative, bright is open or positive.
 
-    table: `reading.gate_trace`. More than `most` lines: those that move most.
+    table: `reading.gate_trace`.
     """
     if table.empty:
         figure, ax = subplots(5.2, 1.6)
         say(ax, "nothing moves here: no gate hears words or neurons" if "gate" in table else "no gates here")
         return figure
     wide = table.pivot(index=["gate", "neuron"], columns="step", values="value")
-    total = len(wide)
-    wide = wide.loc[wide.std(axis=1).nlargest(most).index]
+    total = table["of"].iloc[0]
     letters = [g for g in (*GATES, "h") if g in wide.index.get_level_values("gate")]
     order = sorted(wide.index, key=lambda key: (letters.index(key[0]), key[1]))
     wide = wide.loc[order]
