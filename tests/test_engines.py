@@ -64,6 +64,15 @@ def test_torch_s_layers_look_many_words_up_instead_of_writing_them_out(engine, n
     assert error(run(ids).double(), oracle(layer, ids)) <= ROUGH.get(engine, 1e-6)
 
 
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("engine", ["numba", "numba-csr"])
+def test_a_layer_that_keeps_every_gate(engine, name):
+    layer, masked, kept = pruned(name, live=1.0, keep=1.0)
+    assert bool(layer.where.all())
+    x, _, lengths, live = inputs(6, 5)
+    assert error(find(engine)(layer)(x, live).double(), by_formula(masked, kept, x, lengths)) <= 1e-6
+
+
 def test_numba_takes_more_sequences_than_lanes():
     layer, masked, kept = pruned("LSTM")
     x, *_ = inputs(2, 70)
@@ -86,7 +95,7 @@ def test_fused_layers_refuse_padding():
 
 
 @pytest.mark.parametrize("name", ["dense-fp32", "dense-bf16", "csr-torch", "csr-numba"])
-@pytest.mark.parametrize("wide", [1, 7])
+@pytest.mark.parametrize("wide", [1, 4, 7, 48, 70])
 def test_a_product_is_that_of_float64(name, wide):
     weight = torch.randn(20, 30, dtype=torch.float64) * (torch.rand(20, 30) < 0.3)
     x = torch.randn(30, wide)
@@ -133,6 +142,16 @@ def test_a_compact_model_says_the_same_by_any_engine(name, engine):
     assert error(fast(tokens)[0].double(), small(tokens)[0]) <= 1e-6
     assert error(fast(tokens, lengths)[0].double(), small(tokens, lengths)[0]) <= 1e-6
     assert next(iter(small.tensors().values())).dtype == torch.float64, "the model itself is untouched"
+
+
+@pytest.mark.parametrize("engine", engines.on("cpu"))
+@pytest.mark.parametrize("lines", [(1,), (3,), (5, 14), (2, 64)])
+def test_a_linear_layer_is_that_of_float64(engine, lines):
+    weight, bias = randn(130, 9, seed=1) * (randn(130, 9, seed=2) > 0.5), randn(130, seed=3)
+    y = randn(*lines, 9, seed=4)
+    got = find(engine).linear(weight, bias)(y.float())
+    assert got.dtype == torch.float32
+    assert error(got.double(), torch.nn.functional.linear(y, weight, bias)) <= ROUGH.get(engine, 1e-6)
 
 
 def test_a_model_without_layers_and_a_state_are_refused():

@@ -142,7 +142,7 @@ class Compact(nn.Module):
                 x, outputs = torch.cat(outputs, 2), []
         if embedded:
             x = x[-1]
-        return F.linear(x, self.tensor("head.weight"), self.tensor("head.bias")), finals
+        return self.answer(x), finals
 
     @property
     def cell(self):
@@ -158,6 +158,10 @@ class Compact(nn.Module):
     def run_layer(self, suffix, x, state, live):
         """→ y [T, B, Hk] and final states; `engines.Fast` runs it otherwise."""
         return run(self.cell, self.parts(suffix), x, state, live, reverse=suffix.endswith("_reverse"))
+
+    def answer(self, y):
+        """→ logits of what the last layer says, y [..., H]; `engines.Fast` computes it otherwise."""
+        return F.linear(y, self.tensor("head.weight"), self.tensor("head.bias"))
 
     def _bag(self, words):
         weight = self.tensor("head.weight")

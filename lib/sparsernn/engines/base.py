@@ -112,6 +112,15 @@ class Engine:
     def __call__(self, x, live=None):
         raise NotImplementedError
 
+    @classmethod
+    def linear(cls, weight, bias, device="cpu"):
+        """A linear layer outside the recurrence by this engine's kind of product → function of y [..., H] float32.
+
+        weight [V, H] and bias [V] on the CPU; the function returns [..., V] float32.
+        """
+        weight, bias = weight.to(device, cls.dtype), bias.to(device, cls.dtype)
+        return lambda y: F.linear(y.to(weight.dtype), weight, bias).float()
+
     def fp32(self, tensor):
         return tensor.to(self.device, torch.float32).contiguous()
 
@@ -141,14 +150,18 @@ class Tabled(Engine):
 
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)
-        self.weight_ih, self.bias = self.fp32(layer.weight_ih), self.fp32(layer.parts["bias"])
-        self.word_table = F.pad(self.weight_ih.T, (0, 0, 0, 1)) + self.bias
+        self.word_table = F.pad(self.fp32(layer.weight_ih.T), (0, 0, 0, 1)) + self.fp32(layer.parts["bias"])
+
+    @cached_property
+    def times_input(self):
+        """x [..., I] → W_ih x + b [..., R], by the engine's kind of product."""
+        return self.linear(self.layer.weight_ih, self.layer.parts["bias"], self.device)
 
     def table_and_rows(self, x, live):
         """→ table [N, R] float32, rows int32 [T, B]; a padded step has row −1."""
         if x.dtype == torch.int64:
             table, rows = self.word_table, x.int()
         else:
-            table = F.linear(x.flatten(0, 1), self.weight_ih, self.bias)
+            table = self.times_input(x.flatten(0, 1))
             rows = torch.arange(len(table), dtype=torch.int32, device=x.device).view(x.shape[:2])
         return table, (rows if live is None else rows.masked_fill(~live, -1)).contiguous()

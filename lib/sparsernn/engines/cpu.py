@@ -1,19 +1,26 @@
 """One core of a CPU (numba): the whole sequence in one call, with no step leaving it.
 
 `Rows` vectorises over the rows of live gates, four sequences at a time: for few neurons. `Lanes` takes up to 64
-side by side and only the weights that are not zero: for sparse ones.
+side by side and only the weights that are not zero, those of the head too: for sparse ones.
 """
 
 import numpy as np
 import torch
-from numba import njit
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.extending import intrinsic
 
 from .base import Tabled
 from .products import Product
 
-FAST = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "cache": True}
+FAST = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "cache": True}  # one file: a cached
+# function is not compiled again when one that it calls changes elsewhere
 KINDS = {"LSTM": 0, "GRU": 1, "RNN": 2}
-LANES = 64  # sequences side by side at most
+WIDTHS = (4, 8, 16, 32, 48, 64)  # sequences side by side
+LONGEST = 16  # floats of one vector; where registers are shorter, LLVM cuts it
+AHEAD = 2  # weights at a time, each with its own sums: a sum has to wait for the one before
+ROWS = 64  # of a sparse W at a time, where its product is laid out anew
 
 
 @njit(**FAST)
@@ -44,13 +51,14 @@ def advance(kind, hard, v, fixed_at, fixed, h, c):
     if kind == 0:
         squash(v[: 2 * n], hard)
         squash(v[3 * n :], hard)
-        for i in range(2 * n, 3 * n):
-            v[i] = tanh(v[i])
-        for k in range(len(fixed_at)):
-            v[fixed_at[k]] = fixed[k]
         i_, f, g, o = v[:n], v[n : 2 * n], v[2 * n : 3 * n], v[3 * n :]
         for i in range(n):
+            g[i] = tanh(g[i])
+        for k in range(len(fixed_at)):
+            v[fixed_at[k]] = fixed[k]
+        for i in range(n):  # in one loop there would be too many arrays for the compiler to tell apart
             c[i] = f[i] * c[i] + i_[i] * g[i]
+        for i in range(n):
             h[i] = o[i] * tanh(c[i])
     elif kind == 1:
         squash(v[: 2 * n], hard)
@@ -136,62 +144,203 @@ def by_rows(kind, hard, table, rows, weight, block, neuron, fixed_at, fixed, gro
                     out[j] = h[s, j]
 
 
+def _rows_times(lanes):
+    """y [M, lanes] += sparse W times x [K, lanes], as a function of arrays for nopython code."""
+    wide, parts = min(lanes, LONGEST), max(1, lanes // LONGEST)
+    vector, index = ir.VectorType(ir.FloatType(), wide), ir.IntType(64)
+
+    def generate(context, builder, signature, arguments):
+        arrays = [
+            context.make_array(kind)(context, builder, a) for kind, a in zip(signature.args, arguments, strict=True)
+        ]
+        pointers, columns, values, x, y = (array.data for array in arrays)
+        rows = builder.extract_value(arrays[4].shape, 0)
+        contract = ("contract",)
+
+        def at(array, place):
+            return builder.zext(builder.load(builder.gep(array, [place])), index)
+
+        def lines(array, place):
+            """Pointers to the vectors of one row of x or y."""
+            start = builder.mul(place, index(lanes))
+            return [
+                builder.bitcast(builder.gep(array, [builder.add(start, index(wide * part))]), vector.as_pointer())
+                for part in range(parts)
+            ]
+
+        sums = [[cgutils.alloca_once(builder, vector) for _ in range(parts)] for _ in range(AHEAD)]
+        with cgutils.for_range(builder, rows) as row:
+            begin, end = at(pointers, row.index), at(pointers, builder.add(row.index, index(1)))
+            out = lines(y, row.index)
+            for ahead, several in enumerate(sums):
+                for total, place in zip(several, out, strict=True):
+                    builder.store(builder.load(place, align=4) if ahead == 0 else vector(None), total)
+            with cgutils.for_range_slice(builder, begin, end, index(AHEAD), index) as (k, _):
+                for ahead, several in enumerate(sums):
+                    here = builder.add(k, index(ahead))
+                    value = builder.insert_element(
+                        ir.Constant(vector, ir.Undefined), builder.load(builder.gep(values, [here])), ir.IntType(32)(0)
+                    )
+                    value = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(ir.IntType(32), wide), None))
+                    for total, place in zip(several, lines(x, at(columns, here)), strict=True):
+                        product = builder.fmul(value, builder.load(place, align=4), flags=contract)
+                        builder.store(builder.fadd(builder.load(total), product, flags=contract), total)
+            for part, place in enumerate(out):
+                total = builder.load(sums[0][part])
+                for several in sums[1:]:
+                    total = builder.fadd(total, builder.load(several[part]))
+                builder.store(total, place, align=4)
+        return context.get_dummy_value()
+
+    @intrinsic
+    def rows_times(typing, pointers, columns, values, x, y):
+        return types.void(pointers, columns, values, x, y), generate
+
+    return rows_times
+
+
+@njit(**FAST)
+def width(count):
+    """Lanes to take for `count` columns: the fewest of `WIDTHS` that hold them, or as many as there are; 1 for 1."""
+    if count == 1:
+        return 1
+    for lanes in WIDTHS:
+        if lanes >= count:
+            return lanes
+    return WIDTHS[-1]
+
+
+_4, _8, _16, _32, _48, _64 = (_rows_times(lanes) for lanes in WIDTHS)
+
+
 @njit(**FAST)
 def sparse_times(pointers, columns, values, x, y):
-    """y [M, N] += sparse W (rows padded to a multiple of 4) times x [K, N]."""
-    if y.shape[1] == 1:
+    """y [M, N] += sparse W times x [K, N], N one of `WIDTHS` or 1; ValueError for another number.
+
+    pointers [M + 1], columns, values: rows of W, each padded to a multiple of `AHEAD`; all arrays contiguous.
+    """
+    lanes = y.shape[1]
+    if lanes == 64:
+        _64(pointers, columns, values, x, y)
+    elif lanes == 48:
+        _48(pointers, columns, values, x, y)
+    elif lanes == 32:
+        _32(pointers, columns, values, x, y)
+    elif lanes == 16:
+        _16(pointers, columns, values, x, y)
+    elif lanes == 8:
+        _8(pointers, columns, values, x, y)
+    elif lanes == 4:
+        _4(pointers, columns, values, x, y)
+    elif lanes == 1:
         vector, out = x.reshape(-1), y.reshape(-1)
         for r in range(len(out)):
             total = np.float32(0)
             for k in range(pointers[r], pointers[r + 1]):
                 total += values[k] * vector[columns[k]]
             out[r] += total
-        return
-    for r in range(len(y)):
-        for k in range(pointers[r], pointers[r + 1], np.uint32(4)):
-            v0, v1, v2, v3 = values[k], values[k + 1], values[k + 2], values[k + 3]
-            c0, c1, c2, c3 = columns[k], columns[k + 1], columns[k + 2], columns[k + 3]
-            for i in range(y.shape[1]):
-                y[r, i] = y[r, i] + v0 * x[c0, i] + v1 * x[c1, i] + v2 * x[c2, i] + v3 * x[c3, i]
+    else:
+        raise ValueError("the number of columns is none of WIDTHS")
+
+
+@njit(**FAST)
+def turn(x, y):
+    """y [N, M] = the first N columns of x [M, ·], eight rows of x a pass."""
+    whole = len(x) // 8 * 8
+    for r in range(0, whole, 8):
+        x0, x1, x2, x3, x4, x5, x6, x7 = x[r], x[r + 1], x[r + 2], x[r + 3], x[r + 4], x[r + 5], x[r + 6], x[r + 7]
+        for i in range(len(y)):
+            out = y[i, r : r + 8]
+            out[0], out[1], out[2], out[3] = x0[i], x1[i], x2[i], x3[i]
+            out[4], out[5], out[6], out[7] = x4[i], x5[i], x6[i], x7[i]
+    for r in range(whole, len(x)):
+        for i in range(len(y)):
+            y[i, r] = x[r, i]
+
+
+@njit(**FAST)
+def look_up(table, rows, a):
+    """a [R, ≥ N] = lines `rows` [N] of table [·, R] as columns (the first for one below 0), sixteen of its rows a pass."""
+    for first in range(0, len(a), 16):
+        last = min(first + 16, len(a))
+        for i in range(len(rows)):
+            line = table[max(rows[i], 0)]
+            for r in range(first, last):
+                a[r, i] = line[r]
 
 
 @njit(**FAST)
 def by_lanes(kind, hard, table, rows, pointers, columns, values, block, neuron, fixed_at, fixed, lanes, y):
     """All sequences from sparse rows; state [H, lanes]; `fixed_at` and `fixed` have an entry for each lane."""
     steps, batch, hidden = y.shape
-    a, v = np.zeros((len(block), lanes), np.float32), np.zeros((4 if kind < 2 else 1, hidden, lanes), np.float32)
+    v, whole = (
+        np.zeros((4 if kind < 2 else 1, hidden, lanes), np.float32),
+        len(block) == (4 if kind < 2 else 1) * hidden,
+    )
+    a = v.reshape(-1, lanes) if whole else np.zeros((len(block), lanes), np.float32)
     h, c = np.empty((hidden, lanes), np.float32), np.empty((hidden, lanes), np.float32)
     flat_v, flat_h, flat_c, old_h, old_c = v.reshape(-1), h.reshape(-1), c.reshape(-1), h.copy(), c.copy()
     for start in range(0, batch, lanes):
         h[:], c[:] = 0, 0
         count = min(lanes, batch - start)
         for t in range(steps):
-            padded = False
-            for i in range(count):
-                row = rows[t, start + i]
-                padded |= row < 0
-                line = table[max(row, 0)]
-                for r in range(len(block)):
-                    a[r, i] = line[r]
+            here = rows[t, start : start + count]
+            padded = here.min() < 0
+            look_up(table, here, a)
             sparse_times(pointers, columns, values, h, a)
-            for r in range(len(block)):
-                for i in range(lanes):
-                    v[block[r], neuron[r], i] = a[r, i]
+            if not whole:
+                for r in range(len(block)):
+                    for i in range(lanes):
+                        v[block[r], neuron[r], i] = a[r, i]
             if padded:
                 old_h[:], old_c[:] = h, c
             advance(kind, hard, flat_v, fixed_at, fixed, flat_h, flat_c)
-            for i in range(count):
-                if rows[t, start + i] < 0:
-                    h[:, i], c[:, i] = old_h[:, i], old_c[:, i]
-                    y[t, start + i] = 0
-                else:
-                    out = y[t, start + i]
-                    for j in range(hidden):
-                        out[j] = h[j, i]
+            turn(h, y[t, start : start + count])
+            if padded:
+                for i in range(count):
+                    if here[i] < 0:
+                        h[:, i], c[:, i] = old_h[:, i], old_c[:, i]
+                        y[t, start + i] = 0
 
 
-def padded_rows(weight, multiple=4):
-    """CSR of weight [R, K] with every row's length a multiple of 4 (zeros at column 0): pointers, columns, values."""
+@njit(**FAST)
+def sparse_linear(pointers, columns, values, bias, x, y):
+    """y [N, M] = x [N, K] Wᵀ + bias, W sparse: some rows of W for `lanes` lines of x at a time, both near the core."""
+    (count, size), total, lanes = x.shape, len(bias), width(len(x))
+    side, part = np.zeros((size, lanes), np.float32), np.empty((ROWS, lanes), np.float32)
+    for start in range(0, count, lanes):
+        here = min(lanes, count - start)
+        for i in range(here):
+            for k in range(size):
+                side[k, i] = x[start + i, k]
+        for first in range(0, total, ROWS):
+            some = part[: min(ROWS, total - first)]
+            for r in range(len(some)):
+                some[r] = bias[first + r]
+            sparse_times(pointers[first : first + len(some) + 1], columns, values, side, some)
+            turn(some, y[start : start + here, first : first + len(some)])
+
+
+@njit(**FAST)
+def in_panels(pointers, columns, values, x, y):
+    """y [M, N] += sparse W times x [K, N]."""
+    total, lanes = x.shape[1], width(x.shape[1])
+    if lanes == total:
+        sparse_times(pointers, columns, values, x, y)
+        return
+    side, part = np.zeros((len(x), lanes), np.float32), np.empty((ROWS, lanes), np.float32)
+    for start in range(0, total, lanes):
+        here = min(lanes, total - start)
+        side[:, :here] = x[:, start : start + here]
+        for first in range(0, len(y), ROWS):
+            some, out = part[: min(ROWS, len(y) - first)], y[first : first + ROWS, start : start + here]
+            some[:] = 0
+            sparse_times(pointers[first : first + len(some) + 1], columns, values, side, some)
+            out += some[:, :here]
+
+
+def padded_rows(weight, multiple=AHEAD):
+    """CSR of weight [R, K], every row padded to a multiple (zeros at column 0): pointers, columns, values."""
     weight = weight.float().numpy()
     counts = (weight != 0).sum(1)
     pointers = np.concatenate([[0], np.cumsum(-(-counts // multiple) * multiple)])
@@ -209,7 +358,7 @@ class Whole(Tabled):
 
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)
-        self.head = KINDS[layer.kind], layer.cell.activation in ("hard", "relu")
+        self.cell = KINDS[layer.kind], layer.cell.activation in ("hard", "relu")
         self.where = tuple(index.astype(np.uint32) for index in layer.where.numpy().nonzero())  # block, neuron of a row
 
     def constants(self, copies, block, neuron, copy):
@@ -244,7 +393,7 @@ class Rows(Whole):
         batch, start = rows.shape[1], 0
         while start < batch:
             group = 4 if start + 4 <= batch else 1
-            by_rows(*self.head, table, rows, self.weight, *self.where, *self.fixed[group], group, start, y)
+            by_rows(*self.cell, table, rows, self.weight, *self.where, *self.fixed[group], group, start, y)
             start += group
 
 
@@ -255,14 +404,26 @@ class Lanes(Whole):
         super().__init__(layer, device)
         self.csr = padded_rows(layer.weight_hh)
 
+    @classmethod
+    def linear(cls, weight, bias, device="cpu"):
+        csr, bias = padded_rows(weight), bias.float().numpy()
+
+        def logits_of(y):
+            flat = y.reshape(-1, y.shape[-1])
+            logits = torch.empty(len(flat), len(bias))
+            sparse_linear(*csr, bias, flat.numpy(), logits.numpy())
+            return logits.unflatten(0, y.shape[:-1])
+
+        return logits_of
+
     def run(self, table, rows, y):
-        lanes = min(LANES, rows.shape[1])
+        lanes = width(rows.shape[1])
         fixed = self.constants(lanes, self.layer.hidden * lanes, lanes, 1)
-        by_lanes(*self.head, table, rows, *self.csr, *self.where, *fixed, lanes, y)
+        by_lanes(*self.cell, table, rows, *self.csr, *self.where, *fixed, lanes, y)
 
 
 class CsrNumba(Product):
-    """The sparse product of `Lanes` on its own."""
+    """The sparse product of `Lanes` on its own; a width it is not made for goes in panels."""
 
     devices = ("cpu",)
 
@@ -271,5 +432,5 @@ class CsrNumba(Product):
 
     def __call__(self, x):
         y = torch.zeros(len(self.weight[0]) - 1, x.shape[1])
-        sparse_times(*self.weight, x.contiguous().numpy(), y.numpy())
+        in_panels(*self.weight, x.contiguous().numpy(), y.numpy())
         return y

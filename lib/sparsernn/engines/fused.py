@@ -73,6 +73,16 @@ class Fused(Engine):
             module.flatten_parameters()
         return module
 
+    @classmethod
+    def linear(cls, weight, bias, device="cpu"):
+        product = super().linear(weight, bias, device)
+
+        def rounded(y):
+            with tf32(cls.tf32):
+                return product(y)
+
+        return rounded
+
     @torch.no_grad()
     def __call__(self, x, live=None):
         if live is not None and not bool(live.all()):
@@ -111,9 +121,19 @@ class FusedInt8(Fused):
         super().__init__(layer, device)
 
     def ready(self, module):
-        with warnings.catch_warnings():  # it announces that it will move to another package
-            warnings.simplefilter("ignore")
-            return torch.ao.quantization.quantize_dynamic(nn.Sequential(super().ready(module)), {type(module)})[0]
+        return _quantised(super().ready(module))
+
+    @classmethod
+    def linear(cls, weight, bias, device="cpu"):
+        linear = nn.Linear(*weight.T.shape).requires_grad_(False)
+        linear.weight.copy_(weight), linear.bias.copy_(bias)
+        return _quantised(linear)
+
+
+def _quantised(module):
+    with warnings.catch_warnings():  # it announces that it will move to another package
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(module), {type(module)})[0]
 
 
 class Loop(Engine):

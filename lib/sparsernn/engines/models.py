@@ -1,4 +1,4 @@
-"""A whole compact model with its layers run by an engine."""
+"""A whole compact model run by an engine."""
 
 from ..compact import Compact
 from . import find
@@ -12,7 +12,7 @@ def layers_of(model):
 
 
 class Fast(Compact):
-    """`model` on `device`, its layers run by `engine`; called like it, with a state of zeros, in float32.
+    """`model` on `device`, its layers and its head run by `engine`; called like it, with a state of zeros, in float32.
 
     Where the engine reads ids, the embedding is multiplied into the first layers' weights once, here.
     Raises ValueError for an unknown engine, `Unsupported` for a layer it does not run or a state to go on from.
@@ -30,10 +30,14 @@ class Fast(Compact):
             }
             layers |= first
         self.engines = {suffix: kind(layer, device) for suffix, layer in layers.items()}
+        self.head = kind.linear(self.tensor("head.weight").cpu(), self.tensor("head.bias").cpu(), device)
         self.float().to(device)
 
     def embed(self, words):
         return words if self.folded else super().embed(words)
+
+    def answer(self, y):
+        return self.head(y)
 
     def run_layer(self, suffix, x, state, live):
         if state is not None:

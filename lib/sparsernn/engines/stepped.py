@@ -8,7 +8,7 @@ from .products import Csr
 
 
 class Stepped(Tabled):
-    """`product(W_hh)` is called once a step; gates and states are ATen operations, as in `small.run`."""
+    """`product(W_hh)` is called once a step, and once for the head; the rest are ATen operations, as in `small.run`."""
 
     product: type
 
@@ -19,6 +19,11 @@ class Stepped(Tabled):
         fixed = layer.fixed.flatten()
         self.fixed_at = (~fixed.isnan()).nonzero().flatten().to(device)
         self.fixed = self.fp32(fixed[~fixed.isnan()])
+
+    @classmethod
+    def linear(cls, weight, bias, device="cpu"):
+        times, bias = cls.product(weight, device), bias.to(device, torch.float32)
+        return lambda y: (times(y.flatten(0, -2).T.contiguous()).T + bias).unflatten(0, y.shape[:-1])
 
     @torch.no_grad()
     def __call__(self, x, live=None):
