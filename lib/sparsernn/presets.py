@@ -130,6 +130,7 @@ SHORT_IMDB = replace(
 )  # fmt: skip
 # The authors' own plan, as far as it goes: their curve (results/published.csv) stands beside it epoch by epoch.
 SHORT_PTB_WORD = replace(PAPER_PTB_WORD, epochs=10, kl_every=4, products="bfloat16")
+SHORT_PTB_CHAR = replace(PAPER_PTB_CHAR, epochs=5, kl_every=4, products="bfloat16-state")
 ONCE = Plan(epochs=1, batch_size=256)  # for what is fitted, not trained
 
 
@@ -167,7 +168,7 @@ PRESETS = {
     },
     "imdb": _classifier("bayes-128", 128, {"paper": PAPER_IMDB, "short": SHORT_IMDB}),
     "ag-news": _classifier("bayes-512", 512, {"paper": PAPER_AG_NEWS}),
-    "ptb-char": {"bayes-1000": _language_model(1000, {"paper": PAPER_PTB_CHAR})},
+    "ptb-char": {"bayes-1000": _language_model(1000, {"paper": PAPER_PTB_CHAR, "short": SHORT_PTB_CHAR})},
     "ptb-word": {
         "bayes-256": _language_model(
             256, {"paper": PAPER_PTB_WORD, "short": SHORT_PTB_WORD}, forget_bias=1.0, word_noise=True

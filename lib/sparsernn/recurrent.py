@@ -242,7 +242,7 @@ class _Recurrence(torch.autograd.Function):
             a = value_rows[t % rows]
             product = a if gates is None else product_rows[t % rows]
             if rounded:
-                torch.add(x, h.bfloat16() @ transposed, out=product)
+                torch.add(x, (h.bfloat16() @ transposed).to(x.dtype), out=product)  # added as it is: five times as long
             else:
                 torch.addmm(x, h, transposed, out=product)
             if gates is not None:
@@ -270,7 +270,9 @@ class _Recurrence(torch.autograd.Function):
         d_gates = None if gates is None else torch.zeros_like(values[0])
         d_h, d_rest = torch.zeros_like(history[0][0]), [d.clone() for d in d_last]
         slices, d_slices, states = ctx.cell.slices(values), ctx.cell.slices(d_a), [kept.unbind() for kept in history]
-        d_inputs_rows, d_hidden = d_inputs.unbind(), d_hidden.unbind()
+        rounded = weight.dtype != d_h.dtype
+        d_factor = torch.empty_like(d_inputs, dtype=weight.dtype) if rounded else d_inputs  # as the products take it
+        d_inputs_rows, d_factor_rows, d_hidden = d_inputs.unbind(), d_factor.unbind(), d_hidden.unbind()
         dead = None if live is None else ~live
         for t in reversed(range(steps)):
             old, new = [kept[t] for kept in states], [kept[t + 1] for kept in states]
@@ -285,10 +287,10 @@ class _Recurrence(torch.autograd.Function):
                 d_sum.add_(d_a[0])
                 d_gates.addcmul_(d_a[0], products[t])
                 torch.mul(d_a[0], gates, out=d_inputs_rows[t])
-            if weight.dtype == d_h.dtype:
-                torch.mm(d_inputs_rows[t], weight, out=d_h)
+            if rounded:
+                d_h.copy_(d_factor_rows[t].copy_(d_inputs_rows[t]) @ weight)
             else:
-                d_h.copy_(d_inputs_rows[t].to(weight.dtype) @ weight)
+                torch.mm(d_inputs_rows[t], weight, out=d_h)
             if recurrent is not None:
                 d_recurrent.addcmul_(d_h, old[0])
                 d_h.mul_(recurrent)
@@ -298,12 +300,16 @@ class _Recurrence(torch.autograd.Function):
                 for d, kept in zip((d_h, *d_rest), stays, strict=True):
                     d.add_(kept)
         read = history[0][:-1] if recurrent is None else history[0][:-1] * recurrent
-        d_weight = d_inputs.flatten(0, 1).to(weight.dtype).t() @ read.flatten(0, 1).to(weight.dtype)
+        read, d_factor = read.flatten(0, 1), d_factor.flatten(0, 1)
+        if rounded:  # the smaller factor is laid out anew, half the time of the larger
+            d_weight = (read.to(weight.dtype).t().contiguous() @ d_factor).to(d_inputs.dtype).t().contiguous()
+        else:
+            d_weight = d_factor.t() @ read
         return (
             None,
             d_inputs,
             None if gates is None else d_sum.sum(0),
-            d_weight.to(d_inputs.dtype),
+            d_weight,
             None if recurrent is None else _sum_to(d_recurrent, recurrent),
             None if gates is None else _sum_to(d_gates, gates),
             None,
