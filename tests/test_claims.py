@@ -117,3 +117,12 @@ def test_noise_is_judged_at_the_end(tmp_path):
     pd.DataFrame(rows, columns=["noise", "step", "valid"]).to_csv(tmp_path / "noise.csv", index=False)
     verdict, here = verdicts(tmp_path, row("imdb", "linear", 0.8, 10.0))
     assert verdict["A3"] == "holds, on other data" and "fresh: 2.300 bits" in here["A3"]
+
+
+@pytest.mark.parametrize(("theirs", "verdict"), [(1.625, "too early to say"), (1.43, "holds in part")])
+def test_a_quality_that_the_authors_had_not_reached_by_then_either_is_too_early_to_say(tmp_path, theirs, verdict):
+    lines = ["task,method,epoch,test", f"ptb-char,sparse-vd-w,5,{theirs}", "ptb-char,sparse-vd-w,250,1.429"]
+    (tmp_path / "published.csv").write_text("\n".join(lines) + "\n")
+    found, here = verdicts(tmp_path, row("ptb-char", "sparse-vd-w", 1.6, 7.5, epochs=5))
+    assert found["A2"] == verdict and ("the authors' was at 1.625" in here["A2"]) == (theirs == 1.625)
+    assert verdicts(tmp_path, row("ptb-char", "sparse-vd-w", 1.44, 7.5, epochs=5))[0]["A2"] == "holds"

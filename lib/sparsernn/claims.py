@@ -82,12 +82,18 @@ def _sentiment_zeros(evidence):
 def _quality(task, method, quality, compression, better="higher", slack=0.0):
     """A claim of a quality at a compression, each reached within `slack` of the quality and a tenth of the compression."""
 
+    def good(test):
+        return test >= quality - slack if better == "higher" else test <= quality + slack
+
     def check(evidence):
         row = evidence.row(task, method)
         if row is None:
             return NOT_RUN, ""
-        good = row["test"] >= quality - slack if better == "higher" else row["test"] <= quality + slack
-        return _grade(good, row["compression"] >= 0.9 * compression), _lines([row])
+        verdict, text = _grade(good(row["test"]), row["compression"] >= 0.9 * compression), _lines([row])
+        theirs = evidence.authors(task, method, row["epochs"])
+        if verdict != HOLDS and len(theirs) and not good(theirs).any():
+            return EARLY, f"{text}; by then the authors' was at {theirs.iloc[-1]:.4g}"
+        return verdict, text
 
     return check
 
