@@ -148,6 +148,7 @@ def _rows_times(lanes):
     """y [M, lanes] += sparse W times x [K, lanes], as a function of arrays for nopython code."""
     wide, parts = min(lanes, LONGEST), max(1, lanes // LONGEST)
     vector, index = ir.VectorType(ir.FloatType(), wide), ir.IntType(64)
+    nothing, first = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(ir.IntType(32), wide), None)
 
     def generate(context, builder, signature, arguments):
         arrays = [
@@ -178,10 +179,8 @@ def _rows_times(lanes):
             with cgutils.for_range_slice(builder, begin, end, index(AHEAD), index) as (k, _):
                 for ahead, several in enumerate(sums):
                     here = builder.add(k, index(ahead))
-                    value = builder.insert_element(
-                        ir.Constant(vector, ir.Undefined), builder.load(builder.gep(values, [here])), ir.IntType(32)(0)
-                    )
-                    value = builder.shuffle_vector(value, value, ir.Constant(ir.VectorType(ir.IntType(32), wide), None))
+                    value = builder.insert_element(nothing, builder.load(builder.gep(values, [here])), index(0))
+                    value = builder.shuffle_vector(value, value, first)  # to all lanes
                     for total, place in zip(several, lines(x, at(columns, here)), strict=True):
                         product = builder.fmul(value, builder.load(place, align=4), flags=contract)
                         builder.store(builder.fadd(builder.load(total), product, flags=contract), total)
@@ -272,11 +271,8 @@ def look_up(table, rows, a):
 @njit(**FAST)
 def by_lanes(kind, hard, table, rows, pointers, columns, values, block, neuron, fixed_at, fixed, lanes, y):
     """All sequences from sparse rows; state [H, lanes]; `fixed_at` and `fixed` have an entry for each lane."""
-    steps, batch, hidden = y.shape
-    v, whole = (
-        np.zeros((4 if kind < 2 else 1, hidden, lanes), np.float32),
-        len(block) == (4 if kind < 2 else 1) * hidden,
-    )
+    (steps, batch, hidden), blocks = y.shape, 4 if kind < 2 else 1
+    v, whole = np.zeros((blocks, hidden, lanes), np.float32), len(block) == blocks * hidden
     a = v.reshape(-1, lanes) if whole else np.zeros((len(block), lanes), np.float32)
     h, c = np.empty((hidden, lanes), np.float32), np.empty((hidden, lanes), np.float32)
     flat_v, flat_h, flat_c, old_h, old_c = v.reshape(-1), h.reshape(-1), c.reshape(-1), h.copy(), c.copy()
@@ -408,13 +404,13 @@ class Lanes(Whole):
     def linear(cls, weight, bias, device="cpu"):
         csr, bias = padded_rows(weight), bias.float().numpy()
 
-        def logits_of(y):
+        def times(y):
             flat = y.reshape(-1, y.shape[-1])
-            logits = torch.empty(len(flat), len(bias))
-            sparse_linear(*csr, bias, flat.numpy(), logits.numpy())
-            return logits.unflatten(0, y.shape[:-1])
+            result = torch.empty(len(flat), len(bias))
+            sparse_linear(*csr, bias, flat.numpy(), result.numpy())
+            return result.unflatten(0, y.shape[:-1])
 
-        return logits_of
+        return times
 
     def run(self, table, rows, y):
         lanes = width(rows.shape[1])
