@@ -287,7 +287,7 @@ class Trained(Cell):
         recurrent = sum(int((layer.weight_hh != 0).sum()) for layer in layers_of(model).values())
         head = int((model.tensor("head.weight") != 0).sum())
         answers = self.batch * (1 if model.meta["model"] == "Classifier" else self.steps)
-        moved = WEIGHT_BYTES.get(name, 4) * recurrent + 4 * (head + 2 * self.batch * self.steps)
+        moved = WEIGHT_BYTES.get(name, 4) * (recurrent + head) + 8 * self.batch * self.steps
         flops = 2 * (recurrent * self.batch * self.steps + head * answers)
         return moved + 4 * answers * len(model.tensor("head.bias")), flops
 
