@@ -152,3 +152,9 @@ def test_a_misspelt_override_in_the_study_is_refused(published):
     study = {"profile": "quick", "seeds": [0], "tasks": {"tiny-topic": [{"dense": {"epoch": 2}}]}}
     with pytest.raises(ValueError, match="'epoch'; did you mean 'epochs'"):
         report.missing(study, [])
+
+
+def test_a_task_of_which_only_counts_are_finished_has_a_front_and_no_curves(published, tmp_path):
+    rows = records.read(published[0] / "results" / "quick.csv")
+    rows[rows["method"] == "back-off"].to_csv(tmp_path / "quick.csv", index=False)
+    assert [path.name for path in report.draw("quick", tmp_path, tmp_path)] == ["tiny-char-front.png"]

@@ -17,7 +17,7 @@ from .files import project_root, replacing
 from .training import schedule
 
 TABLES = ("metrics.csv", "thresholds.csv", "log_alpha.csv", "gates.csv", "numbers.csv", "trace.csv")
-LARGEST_MODEL = 1 << 22  # bytes of a compact model that is worth tracking
+LARGEST_MODEL = 1 << 23  # bytes of a compact model that is worth tracking
 
 
 def finished(profile, root=None):
@@ -152,7 +152,10 @@ def draw(profile, results, figures, study=None):
         if len(finished) < len(tried):
             keep(plots.front(tried, quality="valid", variants=False), f"{task}-tried")
         shown = _of_the_study(finished, study)
-        keep(plots.training_curves(_curves(profile, task, shown, results)), f"{task}-training")
+        curves = _curves(profile, task, shown, results)
+        if curves.empty:  # what is finished was counted, not trained
+            continue
+        keep(plots.training_curves(curves), f"{task}-training")
         for method, thresholds in _per_method(profile, shown, "thresholds.csv", results):
             keep(plots.threshold_curve(thresholds), f"{task}-{method}-thresholds")
         for method, counts in _per_method(profile, shown, "log_alpha.csv", results):
@@ -167,7 +170,7 @@ def draw(profile, results, figures, study=None):
         paths, theirs = _paths(profile, task, shown, results), published(task, results)
         keep(plots.fronts(paths, theirs), f"{task}-fronts")
         if len(theirs) and not shown["method"].isin(plots.OPPONENTS).all():
-            keep(plots.beside_published(_curves(profile, task, shown, results), theirs), f"{task}-beside-authors")
+            keep(plots.beside_published(curves, theirs), f"{task}-beside-authors")
     return written
 
 
@@ -204,7 +207,7 @@ def _curves(profile, task, rows, results):
         path = Path(results) / "runs" / records.run_key(record) / "metrics.csv"
         if path.exists():
             frames.append(tidy.tidy_metrics(pd.read_csv(path, dtype={"gates_live": str}), record))
-    return pd.concat(frames, ignore_index=True)
+    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def _per_method(profile, shown, name, results):
