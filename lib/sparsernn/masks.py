@@ -1,4 +1,4 @@
-"""What is kept: masks (True = kept), the authors' way of counting them, and their closure.
+"""What is kept: masks (True = kept, always on the CPU), the authors' way of counting them, and their closure.
 
 Two functions, two names. `paper_count` is the single pass the authors publish their compression with; `close` is the
 fixed point that a really smaller model can use. They differ, and both are reported.
@@ -19,7 +19,7 @@ class Masks:
 
     @classmethod
     def all_kept(cls, model):
-        weights = {name: torch.ones_like(w, dtype=torch.bool) for name, w in weight_matrices(model).items()}
+        weights = {name: torch.ones(w.shape, dtype=torch.bool) for name, w in weight_matrices(model).items()}
         return cls(tuple(model.axes()), weights, {})
 
     def group(self, axis):
@@ -41,11 +41,11 @@ def effective(model, masks, means=None):
     Gradients pass. means: axis name → mean of its group variable (1 where absent). → ({weight name: tensor}, {scale: [1, size]}).
     """
     means = means or {}
-    weights = {name: w * masks.weights[name] for name, w in weight_matrices(model).items()}
-    dtype, scales = next(iter(weights.values())).dtype, {}
+    weights = {name: w * masks.weights[name].to(w.device) for name, w in weight_matrices(model).items()}
+    like, scales = next(iter(weights.values())), {}
     for axis in masks.axes:
         if axis.name in masks.groups or axis.name in means:
-            value = means.get(axis.name, torch.ones(axis.size)).to(dtype) * masks.group(axis)
+            value = means.get(axis.name, torch.ones(axis.size)).to(like) * masks.group(axis).to(like.device)
             scales |= {member.tensor: value[None] for member in axis.having("scale")}
     return weights, scales
 

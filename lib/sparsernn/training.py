@@ -1,6 +1,7 @@
 """Train a run to its end, whatever interrupts it, and turn it into a compact model and a record.
 
-`ensure(config)` is the one entry: it finds a finished run, resumes a killed one, or trains anew.
+`ensure(config)` is the one entry: it finds a finished run, resumes a killed one, or trains anew. It trains on the GPU
+where there is one (CUDA_VISIBLE_DEVICES hides it); a finished run lives on the CPU.
 """
 
 import atexit
@@ -68,7 +69,8 @@ class Run:
 
 
 def masked_predictor(model, masks, means):
-    """(tokens, lengths, state) → logits, state of `model` with pruned weights and scales at zero, the others at their mean."""
+    """(tokens, lengths, state) → logits, state of `model` with pruned weights and scales at zero, the others at their mean.
+    It runs where the model is."""
     with torch.no_grad():
         weights, scales = effective(model, masks, means)
 
@@ -80,19 +82,20 @@ def masked_predictor(model, masks, means):
     return predict
 
 
-def evaluate(predict, task, split, plan):
+def evaluate(predict, task, split, plan, device="cpu"):
     """The task's metric of a predictor `(tokens, lengths, state) → logits, state` over a split."""
     total = count = 0
-    for batch, logits in predictions(predict, task, split, plan):
+    for batch, logits in predictions(predict, task, split, plan, device):
         part, number = task.score(logits, batch)
         total, count = total + part, count + number
     return task.metric_of(total, count)
 
 
-def predictions(predict, task, split, plan):
-    """(batch, logits) over a split in evaluation order, the state carried where the task carries it."""
+def predictions(predict, task, split, plan, device="cpu"):
+    """(batch, logits) over a split in evaluation order, the state carried where the task carries it; on a device."""
     state, batch_size = None, plan.batch_size if plan.steps else max(plan.batch_size, EVALUATION_BATCH)
     for batch in task.batches(split, batch_size, plan.steps or None):
+        batch = batch.to(device)
         logits, state = predict(batch.tokens, batch.lengths, state if batch.carry else None)
         yield batch, logits
 
@@ -103,18 +106,19 @@ def relative_error(value, reference):
 
 
 class Session:
-    """Model, method, optimiser and counters of one training, and their one-file checkpoint."""
+    """Model, method, optimiser and counters of one training on a device, and their one-file checkpoint."""
 
-    def __init__(self, config, task):
-        self.config, self.plan, self.task = config, config.plan, task
+    def __init__(self, config, task, device="cpu"):
+        self.config, self.plan, self.task, self.device = config, config.plan, task, device
         torch.manual_seed(config.seed)
-        self.model = preset(config.task, config.model).build(self.task)
+        self.model = preset(config.task, config.model).build(self.task).to(device)
         for layer in self.model.modules():
             if isinstance(layer, Recurrent):
                 layer.rounds_state = self.plan.products == "bfloat16-state"
         self.method = sparsify.make(config.method)
         self.steps_per_epoch = task.steps_per_epoch(self.plan.batch_size, self.plan.steps)
         self.method.prepare(self.model, self.plan, self.task.n_examples, self.steps_per_epoch)
+        self.method.to(device)
         groups = [{"params": list(self.model.parameters()), "lr": self.plan.lr, "decays": True}]
         groups += self.method.parameter_groups(self.plan)
         self.optimizer = torch.optim.Adam(groups, fused=True)
@@ -146,6 +150,7 @@ class Session:
         batches = self.task.batches("train", self.plan.batch_size, self.plan.steps or None, order)
         for step, batch in enumerate(batches, self.epoch * self.steps_per_epoch):
             self.set_rates(step)
+            batch = batch.to(self.device)
             draw = self.method.sample(self.hide_words(batch))
             with torch.autocast(batch.tokens.device.type, torch.bfloat16, self.plan.products != "float32"):
                 logits, state = draw.run(self.model, batch.lengths, state if batch.carry else None)
@@ -172,13 +177,14 @@ class Session:
         """Some words replaced by the out-of-vocabulary id, anew for every batch (small corpora are learnt by heart)."""
         if not self.plan.word_dropout:
             return batch
-        hidden = (torch.rand(batch.tokens.shape) < self.plan.word_dropout) & (batch.tokens > OOV)
+        hidden = (torch.rand(batch.tokens.shape, device=self.device) < self.plan.word_dropout) & (batch.tokens > OOV)
         return replace(batch, tokens=batch.tokens.masked_fill(hidden, OOV))
 
     def read_off(self):
         """Validation metric and counts as the model stands."""
         masks = self.method.masks()
-        valid = evaluate(masked_predictor(self.model, masks, self.method.means()), self.task, "valid", self.plan)
+        predict = masked_predictor(self.model, masks, self.method.means())
+        valid = evaluate(predict, self.task, "valid", self.plan, self.device)
         count = paper_count(masks)
         return {
             "valid": valid,
@@ -259,14 +265,20 @@ def ensure(config: RunConfig, report=None) -> Run:
 def _ensure(config, directory, report):
     directory.mkdir(parents=True, exist_ok=True)
     with _only_writer(directory):
-        session = Session(config, tasks.load(config.task, config.profile))
+        session = Session(config, tasks.load(config.task, config.profile), training_device(config))
         _check_config(config, session.task, directory)
         checkpoint = directory / "checkpoint.safetensors"
         _train(session, directory, checkpoint, report)
         session.set(session.best)
+        session.model.cpu(), session.method.cpu()
         if not (directory / "record.json").exists():
             _finish(session, directory, report)
     return Run(config, directory, session)
+
+
+def training_device(config):
+    """A GPU, where there is one; the profile `smoke` says the same everywhere, and stays on the CPU."""
+    return "cuda" if torch.cuda.is_available() and config.profile != "smoke" else "cpu"
 
 
 @contextmanager
@@ -358,14 +370,12 @@ def _write(rows, path):
 
 def _forecast(session, trial=4):
     """What is ahead, from a few steps of a twin that is thrown away."""
-    before = torch.get_rng_state()
-    twin = Session(session.config, session.task)
-    steps = twin.steps()
-    next(steps)  # warms up
-    start = time.perf_counter()
-    trial = sum(1 for _ in itertools.islice(steps, trial))
-    seconds = (time.perf_counter() - start) / max(trial, 1) * session.steps_per_epoch
-    torch.set_rng_state(before)
+    with torch.random.fork_rng():
+        steps = Session(session.config, session.task, session.device).steps()
+        next(steps)  # warms up
+        start = time.perf_counter()
+        trial = sum(1 for _ in itertools.islice(steps, trial))
+        seconds = (time.perf_counter() - start) / max(trial, 1) * session.steps_per_epoch
     left = session.plan.epochs - session.epoch
     return f"{left} epochs × {seconds:.0f} s (training alone) = {left * seconds / 60:.1f} min"
 
@@ -398,7 +408,7 @@ def _finish(session, directory, report):
         "steps": session.epoch * session.steps_per_epoch,
         "train_seconds": session.seconds,
     }
-    record |= {"data_sha256": task.data_sha256, "data_note": task.data_note} | where_and_with()
+    record |= {"data_sha256": task.data_sha256, "data_note": task.data_note} | where_and_with(session.device)
     with replacing(directory / "record.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     report(f"test {task.metric} {record['test']:.4f}  {record['compression']:.1f}x  compact error {error:.1e}")

@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_map
 
 from ..axes import Member
 from ..masks import Masks, close
+from ..timing import wait
 from .attaching import STUDIES, OwnModel, matrix_and_bias_names
 from .readers import Reading, answer, find, like
 
@@ -68,7 +69,7 @@ def compact(model, example, consumers=None):
             raise ValueError("the model returns no tensor for the example, so nothing could be compared")
         parameters = {name: _read(model, name) for name in own.parameters}
         if study:
-            masks, means = study.method.masks(), study.method.means()
+            masks, means = study.method.masks(), {name: mean.cpu() for name, mean in study.method.means().items()}
         else:
             masks, means = Masks(tuple(own.axes()), {n: p != 0 for n, p in parameters.items() if p.dim() == 2}, {}), {}
         producers = [name for name, module in own.modules.items() if not isinstance(module, nn.Linear)]
@@ -106,9 +107,9 @@ def _error(small, example, before):
 
 
 def _read(model, name):
-    """A parameter as the module uses it: with torch's pruning it is a plain tensor in the parameter's place."""
+    """A parameter as the module uses it, on the CPU: with torch's pruning it is a plain tensor in the parameter's place."""
     module, _, own = name.rpartition(".")
-    return getattr(model.get_submodule(module), own).detach()
+    return getattr(model.get_submodule(module), own).detach().cpu()
 
 
 def _reading(model, own, name, example, given):
@@ -379,7 +380,7 @@ def _rebuilt(small, own, closed, tensors, readings, scales, narrow):
             for own_name, value in full.items():
                 getattr(new, own_name).data = (value[:, incoming[name]] if value.dim() == 2 else value).clone()
         parent, _, leaf = name.rpartition(".")
-        setattr(small.get_submodule(parent), leaf, new.eval())
+        setattr(small.get_submodule(parent), leaf, new.eval().to(next(module.parameters()).device))
         layers[name] = new.extra_repr()
         if name in readings and name not in narrowed:
             why = "its final state is read" if readings[name].state else "its readers are not all known"
@@ -460,10 +461,12 @@ def _bytes(model):
 
 
 def _milliseconds(model, small, example, rounds=9):
-    times = {model: [], small: []}
+    times, device = {model: [], small: []}, answer(model, example)[0].device
     for _ in range(rounds):
         for each_model, taken in times.items():
+            wait(device)
             start = time.perf_counter()
             answer(each_model, example)
+            wait(device)
             taken.append(1e3 * (time.perf_counter() - start))
     return tuple(statistics.median(taken) for taken in times.values())

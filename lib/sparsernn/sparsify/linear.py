@@ -31,5 +31,5 @@ class L1Logistic(Method):
         ]
 
     def masks(self, threshold=None):
-        weights = {name: weight != 0 for name, weight in weight_matrices(self.model).items()}
+        weights = {name: (weight != 0).cpu() for name, weight in weight_matrices(self.model).items()}
         return Masks(tuple(self.model.axes()), weights, {})

@@ -211,7 +211,8 @@ class SparseVD(Method):
             return {}
         if self.words.name in self.lines:
             ((_, left),) = self.lines[self.words.name]
-            number = torch.full((self.words.size,), -1).index_put_((left,), torch.arange(len(left)))
+            number = torch.full((self.words.size,), -1, device=left.device)
+            number[left] = torch.arange(len(left), device=left.device)
             touched = number[touched]
         return {member.tensor: [(member.dim, touched)] for member in self.words.having("in", "scale")}
 
@@ -300,14 +301,16 @@ class SparseVD(Method):
         if not self.plan.sleep_above:
             return {}
         shapes = {name: p.shape for name, p in self.model.named_parameters()}
-        return lines_left(self.axes, awake(self._masks(found, self.plan.sleep_above)), shapes)
+        lines = lines_left(self.axes, awake(self._masks(found, self.plan.sleep_above)), shapes)
+        device = next(iter(found.values())).device
+        return {name: [(dim, at.to(device)) for dim, at in left] for name, left in lines.items()}
 
     def masks(self, threshold=None):
         return self._masks(self.log_alpha(), self.plan.threshold if threshold is None else threshold)
 
     def _masks(self, found, threshold):
         """3: dropout rate 0.953, θ²/σ² < 0.05."""
-        keep = {name: a < threshold for name, a in found.items()}
+        keep = {name: (a < threshold).cpu() for name, a in found.items()}
         groups = {axis.name: keep.pop(axis.name) for axis in self.group_axes}
         return Masks(self.axes, keep, groups)
 

@@ -34,6 +34,11 @@ class Batch:
     lengths: torch.Tensor | None
     carry: bool = False
 
+    def to(self, device) -> Batch:
+        """The same batch on a device."""
+        lengths = None if self.lengths is None else self.lengths.to(device)
+        return Batch(self.tokens.to(device), self.targets.to(device), lengths, self.carry)
+
 
 class Task:
     """Base of `ClassificationTask` and `LanguageTask`.
