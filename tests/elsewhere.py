@@ -32,6 +32,12 @@ class Elsewhere(torch.Tensor):
     def tolist(self):
         return self.inner.tolist()
 
+    def __getitem__(self, key):  # a list becomes an index where we see it
+        return super().__getitem__(_lists_as_tensors(key))
+
+    def __setitem__(self, key, value):
+        super().__setitem__(_lists_as_tensors(key), value)
+
     @property
     def data(self):
         return self.detach()
@@ -51,8 +57,16 @@ class _Mode(TorchDispatchMode):
         return _run(function, args, kwargs or {})
 
 
+def _lists_as_tensors(key):
+    if isinstance(key, tuple):
+        return tuple(map(_lists_as_tensors, key))
+    return torch.tensor(key) if isinstance(key, list) else key
+
+
 def _run(function, args, kwargs):
     tensors = [value for value in tree_leaves((args, kwargs)) if isinstance(value, torch.Tensor)]
+    if any(tensor.is_meta and not isinstance(tensor, Elsewhere) for tensor in tensors):
+        raise RuntimeError(f"{function}: an operand was made where `elsewhere` did not see it")
     there = any(isinstance(tensor, Elsewhere) for tensor in tensors)
     if there and function not in BOTH_WAYS:
         watched = [args[0]] if function in INDEXED else tensors

@@ -8,10 +8,15 @@ import pytest
 import tiny
 import torch
 from elsewhere import elsewhere
+from layers import inputs, pruned
 from torch import nn
 
 from sparsernn import training
+from sparsernn.compact import load
 from sparsernn.config import RunConfig
+from sparsernn.engines import find
+from sparsernn.engines.base import Unsupported
+from sparsernn.engines.models import Fast
 from sparsernn.own import attach, compact
 from sparsernn.training import ensure
 
@@ -110,3 +115,34 @@ def test_a_model_of_ones_own_elsewhere():
         assert all(p.device.type == device for p in small_there.parameters())
         assert torch.allclose(answer_there.detach().cpu(), answer.detach(), atol=1e-6)
     assert proof_there.weights_after == proof.weights_after < proof.weights_before
+
+
+@pytest.mark.parametrize(
+    "engine", ["dense-fp32", "dense-bf16", "compact-torch", "compact-loop"]
+)  # a wrapper has no CSR
+@pytest.mark.parametrize("cell", ["LSTM", "LSTM, hard", "GRU", "RNN"])
+def test_engines_of_torch_run_elsewhere(engine, cell):
+    layer, *_ = pruned(cell)
+    x, ids, _, live = inputs(6, 4)
+    try:
+        expected = find(engine)(layer)(x, live), find(engine)(layer)(ids)
+    except Unsupported:
+        return
+    with elsewhere() as device:
+        there = find(engine)(layer, device)
+        got = there(x.to(device), live.to(device)), there(ids.to(device))
+        assert all(y.device.type == device for y in got)
+        for ours, theirs in zip(expected, got, strict=True):
+            assert torch.allclose(theirs.cpu(), ours, atol=2e-2 if "bf16" in engine else 1e-5)
+
+
+@pytest.mark.parametrize("task", ["tiny-topic", "tiny-char"])
+def test_a_compact_model_runs_elsewhere(task):
+    run = ensure(RunConfig(task=task, method="sparse-vd-wgn", profile="quick", epochs=1))
+    batch = next(run.task.batches("valid", 8, 20))
+    expected = run.compact(batch.tokens, batch.lengths)[0]
+    with elsewhere() as device:
+        there = batch.to(device)
+        for small in (load(run.directory / "model.safetensors").to(device), Fast(run.compact, "compact-loop", device)):
+            got = small(there.tokens, there.lengths)[0]
+            assert got.device.type == device and torch.allclose(got.cpu(), expected, atol=1e-5)
