@@ -130,6 +130,14 @@ def test_a_profile_takes_a_notebooks_lists():
         bench.profile_of("cpu", ["1760"])
 
 
+def test_the_full_sweep_of_a_gpu_goes_on_from_the_short_one():
+    whole, short = (
+        {str(cell.fields) for sweep in bench.SWEEPS.values() for cell in sweep(bench.PROFILES[name])}
+        for name in ("gpu", "gpu-short")
+    )
+    assert short < whole and len(short) < 100
+
+
 def test_the_sweeps_need_no_notebook_and_no_figures():
     code = "import sys, sparsernn.bench; print([m for m in ('matplotlib', 'IPython', 'papermill', 'scipy') if m in sys.modules])"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

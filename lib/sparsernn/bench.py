@@ -1,4 +1,4 @@
-"""Sparse kernels against dense ones, swept and timed: python -m sparsernn.bench --profile smoke|cpu|gpu
+"""Sparse kernels against dense ones, swept and timed: python -m sparsernn.bench --profile smoke|cpu|gpu-short|gpu
 
 Three sweeps: products (the shapes behind the 2× to 7× of 1704.05119), layers (hidden × density × batch × pattern), and
 models (the study's own trained compact ones, results/runs/). Every engine is compared with float64 before it is timed;
@@ -71,6 +71,9 @@ PROFILES = {
                    PATTERNS, (1, 128), 50, 0.5),
     "gpu": Profile(PAPER_SHAPES, (0.1, 0.05), WIDE, (256, 512, 1024, 1760, 2304), (0.3, 0.1, 0.05, 0.01),
                    (1, 4, 32, 128), PATTERNS, (1, 32, 128), 200, 1.0),
+    # some of its cells, in half an hour: persistent layers, the trained nets, and where sparse products win and lose
+    "gpu-short": Profile(((1760, 1760), (7680, 2560)), (0.1, 0.05), (1, 4, 64, 1500), (1024, 1760, 2304),
+                         (0.3, 0.1, 0.05), (1, 4), PATTERNS[:1], (1, 128), 200, 0.3),
 }  # fmt: skip
 
 
