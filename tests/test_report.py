@@ -10,6 +10,7 @@ import torch
 from sparsernn import records, report, tasks
 from sparsernn.config import RunConfig
 from sparsernn.opponents import count_back_off
+from sparsernn.presets import PRESETS
 from sparsernn.tables import gate_table, log_alpha_table, save, threshold_table
 from sparsernn.tasks.base import WordTask
 from sparsernn.training import ensure
@@ -158,3 +159,11 @@ def test_a_task_of_which_only_counts_are_finished_has_a_front_and_no_curves(publ
     rows = records.read(published[0] / "results" / "quick.csv")
     rows[rows["method"] == "back-off"].to_csv(tmp_path / "quick.csv", index=False)
     assert [path.name for path in report.draw("quick", tmp_path, tmp_path)] == ["tiny-char-front.png"]
+
+
+def test_figures_of_another_network_than_a_tasks_default_do_not_replace_its_own(published, tmp_path, monkeypatch):
+    monkeypatch.setitem(PRESETS, "tiny-char", PRESETS["tiny-char"] | {"lstm-9": PRESETS["tiny-char"]["lstm-8"]})
+    rows = records.read(published[0] / "results" / "quick.csv")
+    rows = rows[rows["task"] == "tiny-char"]
+    rows.assign(model=rows["model"].replace("lstm-8", "lstm-9")).to_csv(tmp_path / "quick.csv", index=False)
+    assert [path.name for path in report.draw("quick", tmp_path, tmp_path)] == ["tiny-char-lstm-9-front.png"]

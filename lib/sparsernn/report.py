@@ -14,6 +14,7 @@ from . import plots, records
 from . import tables as tidy
 from .config import RunConfig, begun, runs_root, study_configs
 from .files import project_root, replacing
+from .presets import PRESETS
 from .training import schedule
 
 TABLES = ("metrics.csv", "thresholds.csv", "log_alpha.csv", "gates.csv", "numbers.csv", "trace.csv")
@@ -132,7 +133,8 @@ def tracked(profile, name, results):
 
 
 def draw(profile, results, figures, study=None):
-    """Every figure of the study, from tracked tables alone → the files written, `<task>-<figure>.png`.
+    """Every figure of the study, from tracked tables alone → the files written, `<task>-<figure>.png`, or where all
+    networks are other ones than the task's default `<task>-<model>-<figure>.png`.
 
     study: study.yaml as read; where it asks for runs of a task, curves, histograms and maps are theirs alone.
     """
@@ -146,32 +148,38 @@ def draw(profile, results, figures, study=None):
         written.append(Path(figures) / f"{name}.png")
 
     for task, part in rows.groupby("task"):
-        finished = part[part["test"].notna()]  # trials stop at validation
-        keep(plots.front(finished), f"{task}-front")
+        finished, stem = part[part["test"].notna()], _stem(task, part)  # trials stop at validation
+        keep(plots.front(finished), f"{stem}-front")
         tried = part[part["data_sha256"].isin(finished["data_sha256"])]
         if len(finished) < len(tried):
-            keep(plots.front(tried, quality="valid", variants=False), f"{task}-tried")
+            keep(plots.front(tried, quality="valid", variants=False), f"{stem}-tried")
         shown = _of_the_study(finished, study)
         curves = _curves(profile, task, shown, results)
         if curves.empty:  # what is finished was counted, not trained
             continue
-        keep(plots.training_curves(curves), f"{task}-training")
+        keep(plots.training_curves(curves), f"{stem}-training")
         for method, thresholds in _per_method(profile, shown, "thresholds.csv", results):
-            keep(plots.threshold_curve(thresholds), f"{task}-{method}-thresholds")
+            keep(plots.threshold_curve(thresholds), f"{stem}-{method}-thresholds")
         for method, counts in _per_method(profile, shown, "log_alpha.csv", results):
-            keep(plots.log_alpha_histograms(counts), f"{task}-{method}-log-alpha")
+            keep(plots.log_alpha_histograms(counts), f"{stem}-{method}-log-alpha")
         for method, gates in _per_method(profile, shown, "gates.csv", results):
-            keep(plots.gate_map(gates), f"{task}-{method}-gates")
-            keep(plots.gate_counts(gates), f"{task}-{method}-gate-counts")
+            keep(plots.gate_map(gates), f"{stem}-{method}-gates")
+            keep(plots.gate_counts(gates), f"{stem}-{method}-gate-counts")
         for method, numbers in _per_method(profile, shown, "numbers.csv", results):
-            keep(plots.word_page(numbers), f"{task}-{method}-words")
+            keep(plots.word_page(numbers), f"{stem}-{method}-words")
         for method, trace in _per_method(profile, shown, "trace.csv", results):
-            keep(plots.gate_trace(trace), f"{task}-{method}-trace")
+            keep(plots.gate_trace(trace), f"{stem}-{method}-trace")
         paths, theirs = _paths(profile, task, shown, results), published(task, results)
-        keep(plots.fronts(paths, theirs), f"{task}-fronts")
+        keep(plots.fronts(paths, theirs), f"{stem}-fronts")
         if len(theirs) and not shown["method"].isin(plots.OPPONENTS).all():
-            keep(plots.beside_published(curves, theirs), f"{task}-beside-authors")
+            keep(plots.beside_published(curves, theirs), f"{stem}-beside-authors")
     return written
+
+
+def _stem(task, rows):
+    default, *others = [name for name, one in PRESETS[task].items() if one.equivalent is None]
+    there = set(rows["model"])
+    return next((f"{task}-{name}" for name in others if name in there and default not in there), task)
 
 
 def published(task, results):
