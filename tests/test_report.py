@@ -161,6 +161,13 @@ def test_a_task_of_which_only_counts_are_finished_has_a_front_and_no_curves(publ
     assert [path.name for path in report.draw("quick", tmp_path, tmp_path)] == ["tiny-char-front.png"]
 
 
+def test_a_task_of_which_nothing_is_finished_has_no_figure_yet(published, tmp_path):
+    rows = records.read(published[0] / "results" / "quick.csv")
+    rows = rows[rows["method"] == "back-off"]
+    pd.concat([rows, rows.assign(task="tiny-topic", test=None)]).to_csv(tmp_path / "quick.csv", index=False)
+    assert [path.name for path in report.draw("quick", tmp_path, tmp_path)] == ["tiny-char-front.png"]
+
+
 def test_figures_of_another_network_than_a_tasks_default_do_not_replace_its_own(published, tmp_path, monkeypatch):
     monkeypatch.setitem(PRESETS, "tiny-char", PRESETS["tiny-char"] | {"lstm-9": PRESETS["tiny-char"]["lstm-8"]})
     rows = records.read(published[0] / "results" / "quick.csv")

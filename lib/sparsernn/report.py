@@ -149,6 +149,8 @@ def draw(profile, results, figures, study=None):
 
     for task, part in rows.groupby("task"):
         finished, stem = part[part["test"].notna()], _stem(task, part)  # trials stop at validation
+        if finished.empty:
+            continue
         keep(plots.front(finished), f"{stem}-front")
         tried = part[part["data_sha256"].isin(finished["data_sha256"])]
         if len(finished) < len(tried):
