@@ -37,6 +37,11 @@ def test_a_quality_at_a_compression_needs_both(tmp_path, test, compression, verd
     assert found["B1"] == verdict and f"{test:.4g} at {compression:,.4g}× after 60 epochs" in here["B1"]
 
 
+def test_a_figure_from_part_of_a_corpus_says_so(tmp_path):
+    part = row("ag-news", "sparse-vd-w", 0.89, 400.0, metric="accuracy", data_note="38k subset")
+    assert verdicts(tmp_path, part)[1]["B2"] == "sparse-vd-w: 0.89 at 400× after 60 epochs (38k subset)"
+
+
 def test_perplexity_counts_downwards(tmp_path):
     rows = row("ptb-word", "dense", 129.0, 1.0), row("ptb-word", "sparse-vd-w", 109.0, 22.0)
     assert verdicts(tmp_path, *rows)[0]["B4"] == "holds"
