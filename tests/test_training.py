@@ -1,5 +1,6 @@
 """A run survives whatever interrupts it, and is the same run afterwards."""
 
+import itertools
 import json
 import os
 import random
@@ -121,7 +122,8 @@ def test_a_fine_tuned_run_stopped_in_either_phase_goes_on_to_the_same_end(tmp_pa
 
 
 @pytest.mark.parametrize("task", ["tiny-topic", "tiny-char"])
-def test_rounded_products_change_training_a_little_and_evaluation_not_at_all(task):
+def test_rounded_products_change_training_a_little_and_evaluation_not_at_all(task, monkeypatch):
+    monkeypatch.setattr(training, "multiplies_bfloat16", lambda device: True)
     kinds = "float32", "bfloat16", "bfloat16-state"
     sessions = [training.Session(config(task, products=kind), tasks.load(task, "quick")) for kind in kinds]
     assert sessions[0].read_off() == sessions[1].read_off() == sessions[2].read_off()
@@ -129,6 +131,15 @@ def test_rounded_products_change_training_a_little_and_evaluation_not_at_all(tas
     assert max(abs(exact - loss) for loss in rounded) < 0.02 * exact
     assert exact not in rounded and rounded[0] != rounded[1]
     assert {p.dtype for session in sessions for p in session.parameters} == {torch.float32}
+
+
+@pytest.mark.parametrize("task", ["tiny-topic", "tiny-char"])
+def test_nothing_is_rounded_on_a_processor_without_units_for_it(task, monkeypatch):
+    monkeypatch.setattr(training, "multiplies_bfloat16", lambda device: False)
+    kinds = "float32", "bfloat16", "bfloat16-state"
+    sessions = [training.Session(config(task, products=kind), tasks.load(task, "quick")) for kind in kinds]
+    losses = [[loss for loss, _ in itertools.islice(session.steps(), 3)] for session in sessions]
+    assert losses[0] == losses[1] == losses[2]
 
 
 @pytest.mark.parametrize(("hold", "rest"), [(0.0, 1.0), (0.25, 1.0), (0.5, 0.75), (0.0, 0.5)])

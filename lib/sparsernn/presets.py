@@ -41,7 +41,8 @@ class Plan:
     kl_every               steps for which the KL's gradient is held (papers: 1)
     sleep_above            log α from which a word or neuron is left out of the training for good (papers, and 0: never)
     products               "float32"; "bfloat16": products with the input and in the head are rounded while training;
-                           "bfloat16-state": those with the state too. The optimiser and every evaluation are not
+                           "bfloat16-state": those with the state too. The optimiser and every evaluation are not. On a
+                           processor without units for bfloat16 nothing is rounded
     """
 
     epochs: int
