@@ -193,6 +193,24 @@ def test_front_shows_seeds_behind_their_mean():
     assert [0.75] in lines and [0.8, 0.7] in lines
 
 
+def test_front_keeps_other_plans_pale_out_of_the_finding_and_the_worst_out_of_view():
+    rows = pd.DataFrame([record("dense", 0.8, 1), record("sparse-vd-w", 0.79, 50), record("sparse-vd-w", 0.795, 500)])
+    ax = plots.front(rows.assign(asked=[True, True, False]))
+    assert "sparse-vd-w: 50×" in words_of(ax) and "another plan" in words_of(ax)
+    rows = pd.concat([rows, pd.DataFrame([record("sparse-vd-w", 0.3, 900)])]).assign(asked=[True, True, False, False])
+    ax = plots.front(rows)
+    assert ax.get_ylim()[0] > 0.75 and "1 more out of view" in words_of(ax)
+    rows = rows.assign(asked=[True, True, False, True])
+    ax = plots.front(rows)
+    assert ax.get_ylim()[0] < 0.3 and "out of view" not in words_of(ax)
+
+
+def test_front_writes_the_plans_of_a_method_that_is_asked_for_under_several():
+    rows = pd.DataFrame([record("dense", 0.8, 1, variant="lr=1"), record("dense", 0.79, 1, variant="lr=2")])
+    assert "lr=1" in words_of(plots.front(rows)) and "lr=2" in words_of(plots.front(rows))
+    assert "lr=1" not in words_of(plots.front(rows[:1]))
+
+
 def test_sizes_say_how_much_smaller():
     table = pd.DataFrame({"file": ["dense", "compact", "floor"], "bytes": [100_000, 1_000, 800]})
     assert "100× smaller than dense, 1.25 × its floor" in words_of(plots.sizes(table))

@@ -151,11 +151,14 @@ def draw(profile, results, figures, study=None):
         finished, stem = part[part["test"].notna()], _stem(task, part)  # trials stop at validation
         if finished.empty:
             continue
-        keep(plots.front(finished), f"{stem}-front")
-        tried = part[part["data_sha256"].isin(finished["data_sha256"])]
-        if len(finished) < len(tried):
-            keep(plots.front(tried, quality="valid", variants=False), f"{stem}-tried")
         shown = _of_the_study(finished, study)
+        part = part[part["data_sha256"].isin(finished["data_sha256"])]
+        part = part.assign(asked=part.index.isin(shown.index))
+        keep(plots.front(part[part["test"].notna()]), f"{stem}-front")
+        if len(finished) < len(part):
+            keep(plots.front(part, quality="valid"), f"{stem}-tried")
+        else:  # of trials that have become runs
+            (Path(figures) / f"{stem}-tried.png").unlink(missing_ok=True)
         curves = _curves(profile, task, shown, results)
         if curves.empty:  # what is finished was counted, not trained
             continue

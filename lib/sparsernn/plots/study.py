@@ -33,11 +33,13 @@ def _short(variant):
 
 
 @styled
-def front(table, ax=None, quality="test", variants=True):
+def front(table, ax=None, quality="test"):
     """Quality against compression, a small point a run, a large one the mean of a method's seeds; one task.
 
-    table: rows of results/<profile>.csv. variants: write them beside their points. Opponents that are no network are
-    hollow; one without a compression is a line.
+    table: rows of results/<profile>.csv. Where it has a column `asked`, rows with False (plans that a study tried and does
+    not ask for) are pale, and no part of the finding. A method asked for under several plans has them beside its points.
+    Opponents that are no network are hollow; one without a compression is a line. In view are the rows asked for and what
+    is within 15% of the best.
     """
     ax = ax or subplots(6.4, 4.2)[1]
     if table.empty:
@@ -46,49 +48,60 @@ def front(table, ax=None, quality="test", variants=True):
         raise ValueError(f"one front shows one task; the table has {', '.join(table['task'].unique())}")
     words, better = metric_of(table)
     rows = table.assign(compression=pd.to_numeric(table["compression"]).where(lambda c: np.isfinite(c)))
-    runs = rows.groupby(["method", "model", "variant"], as_index=False, sort=False, dropna=False)
+    rows = rows.assign(variant=rows["variant"].fillna(""), asked=rows.get("asked", True))
+    for row in rows[~rows["asked"]].itertuples():
+        colour, marker, _ = look(row.method)
+        ax.plot(row.compression, getattr(row, quality), marker, color=colour, ms=4, alpha=0.45, mew=0, zorder=2)
+    if not rows["asked"].all():
+        ax.plot([], [], "o", color=GREY, ms=4, alpha=0.45, mew=0, label="another plan")
+    asked = rows[rows["asked"]]
+    runs = asked.groupby(["method", "model", "variant"], as_index=False, sort=False, dropna=False)
     means = runs[["compression", quality]].mean()
     for row in means.itertuples():
         colour, marker, dash = look(row.method)
-        value, variant = getattr(row, quality), row.variant if isinstance(row.variant, str) else ""
+        value = getattr(row, quality)
         if math.isnan(row.compression):  # no network and no weights to count: a level to be under or over
             ax.axhline(value, color=colour, ls=dash, lw=1.6, zorder=1, label=row.method)
             ax.annotate(row.model, (0.01, value), xycoords=("axes fraction", "data"), xytext=(0, 2),
                         textcoords="offset points", color=colour, fontsize=8)  # fmt: skip
             continue
         fill = {"mfc": "white", "mew": 1.6} if row.method in OPPONENTS else {"mec": "white"}
-        ax.plot(
-            row.compression,
-            value,
-            marker,
-            color=colour,
-            ms=11 if marker == "*" else 9,
-            label=row.method,
-            zorder=3,
-            **fill,
-        )
-        right = row.compression**2 > means["compression"].max()  # in the right half of the axis words run to the left
-        ax.annotate(
-            _short(variant) if variants else "",
-            (row.compression, value),
-            xytext=(-8 if right else 7, 3),
-            textcoords="offset points",
-            fontsize=7,
-            ha="right" if right else "left",
-        )
-    for method, part in rows[rows["compression"].notna()].groupby("method"):
+        big = 11 if marker == "*" else 9
+        ax.plot(row.compression, value, marker, color=colour, ms=big, label=row.method, zorder=3, **fill)
+        if (means["method"] == row.method).sum() > 1:
+            right = row.compression**2 > means["compression"].max()  # in the right half words run to the left
+            ax.annotate(_short(row.variant), (row.compression, value), xytext=(-8 if right else 7, 3),
+                        textcoords="offset points", fontsize=7, ha="right" if right else "left")  # fmt: skip
+    for method, part in asked[asked["compression"].notna()].groupby("method"):
         if part.duplicated(["model", "variant"]).any():
             colour, marker, _ = look(method)
             ax.plot(part["compression"], part[quality], marker, color=colour, ms=4, alpha=0.45, zorder=2)
     ax.set(xscale="log", xlabel="compression: weights of the dense net ÷ weights kept")
     ax.set_ylabel(f"{quality} {words} ({better} is better)")
     ax.margins(0.1, 0.12)
+    out = ~_in_view(rows[quality], rows["asked"], better)
+    if out.any():
+        low, high = _limits(rows[~out][quality])
+        ax.set_ylim(low, high)
+        ax.annotate(f"{out.sum()} more out of view", (0.01, 0.02), xycoords="axes fraction", fontsize=7, color="0.4")
     log_counts(ax.xaxis)
     ax.grid(color="0.92", lw=0.6)
     ax.set_axisbelow(True)
     unique_legend(ax, loc="upper left", bbox_to_anchor=(1.01, 1))
     title(ax, front_finding(means, quality, words, better))
     return ax
+
+
+def _in_view(values, wanted, better):
+    """bool: what is wanted, or within 15% of the best."""
+    sign, best = (1 if better == "higher" else -1), best_of(values, better)
+    return (sign * (values - best) > -0.15 * abs(best)) | wanted
+
+
+def _limits(values):
+    """Least and most, with a rim."""
+    rim = 0.08 * max(values.max() - values.min(), 1e-9)
+    return values.min() - rim, values.max() + rim
 
 
 def front_finding(means, quality, words, better):
@@ -143,11 +156,8 @@ def fronts(points, published=None):
             end = part.iloc[-1]
             ax.annotate(f"authors, epoch {end['epoch']:.0f}", (end["compression"], end["valid"]), xytext=(4, -9),
                         textcoords="offset points", fontsize=7, color=colour)  # fmt: skip
-    top = best_of(points["valid"], better)
-    near = points[(sign * (points["valid"] - top) > -0.15 * abs(top)) | points["chosen"].astype(bool)]["valid"]
-    low, high = near.min(), near.max()
-    pad = 0.08 * max(high - low, 1e-9)
-    ax.set(xscale="log", ylim=(low - pad, high + pad), xlabel="compression: weights of the dense net ÷ weights kept")
+    limits = _limits(points[_in_view(points["valid"], points["chosen"].astype(bool), better)]["valid"])
+    ax.set(xscale="log", ylim=limits, xlabel="compression: weights of the dense net ÷ weights kept")
     ax.set_ylabel(f"validation {words} ({better} is better)")
     log_counts(ax.xaxis)
     ax.grid(color="0.92", lw=0.6)
