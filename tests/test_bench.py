@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -45,6 +46,25 @@ def test_every_engine_of_a_layer_cell_is_timed_with_its_error(pattern):
         assert row["error"] <= (1e-5 if row["dtype"] == "float32" else 0.1)
         assert row["best_ms"] <= row["median_ms"] and row["floor_ms"] > 0
         assert row["speedup"] == pytest.approx(row["opponent_ms"] / row["median_ms"])
+
+
+@pytest.mark.parametrize("kind", ["gru", "rnn"])
+def test_other_layers_are_timed_too(kind):
+    cell, said = bench.LayerCell(32, 0.2, 2, "unstructured", 4, kind), []
+    rows = bench.measure(cell, "cpu", ROOF, 0.01, said.append)
+    assert {"dense-fp32", "dense-bf16", "compact-torch", "numba", "numba-csr", "choose"} <= {r["engine"] for r in rows}
+    assert all(row["model"] == kind and row["error"] <= (1e-5 if row["dtype"] == "float32" else 0.1) for row in rows)
+    assert not said or kind == "rnn" and "int8" in said[0]
+
+
+@pytest.mark.parametrize("name", bench.PROFILES)
+def test_a_sweep_of_layers_covers_every_place_once(name):
+    cells = bench.layers(profile := bench.PROFILES[name])
+    fields = [str(cell.fields) for cell in cells]
+    assert len(set(fields)) == len(fields)
+    of_lstm = len(profile.hidden) * len(profile.densities) * len(profile.batches) * len(profile.patterns)
+    others = len(profile.others) * len(profile.product_densities) * len(profile.batches)
+    assert len(fields) == of_lstm + others and others
 
 
 @pytest.mark.parametrize("pattern", bench.PATTERNS)
@@ -149,6 +169,12 @@ def test_interleaved_calls_take_turns():
     samples = timing.interleaved({n: lambda n=n: order.append(n) for n in "ab"}, seconds=0, rounds=(3, 3))
     first = [name for i, name in enumerate(order) if i == 0 or order[i - 1] != name]
     assert first == ["a", "b"] * 4 and all(len(values) == 3 for values in samples.values())
+
+
+def test_what_is_very_slow_is_sampled_twice_and_holds_nobody_up():
+    calls = {"fast": lambda: None, "slow": lambda: time.sleep(0.02)}
+    samples = timing.interleaved(calls, seconds=1e-3, rounds=(5, 50))
+    assert len(samples["slow"]) == 2 and len(samples["fast"]) >= 5
 
 
 def test_a_floor_is_the_larger_of_bytes_and_flops():

@@ -126,7 +126,15 @@ def build_persistent(capability, plan, shape):
 @both_generations
 @pytest.mark.parametrize(
     "changes",
-    [{"BATCH": 2}, {"PACKED": True}, {"DENSE": True}, {"HELD": False}, {"KIND": 1, "MULTIPLIES": 11}, {"EMPTY": True}],
+    [
+        {"BATCH": 2},
+        {"PACKED": True},
+        {"DENSE": True},
+        {"HELD": False},
+        {"KIND": 1, "MULTIPLIES": 11},
+        {"EMPTY": True},
+        {"KIND": 2, "BLOCKS": 1, "READS": 1, "MULTIPLIES": 1},
+    ],
     ids=str,
 )
 def test_every_variant_of_the_persistent_kernel_compiles(capability, changes):
@@ -144,7 +152,7 @@ def test_1760_neurons_at_a_tenth_stay_on_the_chip_of_an_h200():
     assert spilled == 0 and 4 * plan.neurons * 224 * 2 / (32 * plan.warps) < registers <= 255
 
 
-@pytest.mark.parametrize("hidden", [256, 1024, 1760, 2304])
+@pytest.mark.parametrize("hidden", [256, 1024, 1760, 2304, 2560])
 @pytest.mark.parametrize("width", [32, 256, 768])
 @pytest.mark.parametrize("words", [1, 2])
 def test_a_plan_fits_all_its_programs_at_once(hidden, width, words):

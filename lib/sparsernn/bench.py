@@ -27,11 +27,13 @@ from .files import project_root
 from .masks import Masks
 from .models import Classifier, LanguageModel
 from .names import nearest
-from .recurrent import LSTM
+from .recurrent import GRU, LSTM, RNN
 from .small import shrink
 from .timing import Roof, interleaved, spread
 
 PATTERNS = ("unstructured", "block", "removed neurons", "removed gates")
+KINDS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+PAPER_LAYERS = (("rnn", 1760), ("gru", 2560))  # the recurrent layers that 1704.05119 prunes
 PAPER_SHAPES = ((1760, 1760), (2560, 2560), (3072, 3072), (7680, 2560), (10752, 3584))  # 1704.05119; DeepBench's layers
 ALLOWED = {torch.float32: 1e-4, torch.int8: 0.3}  # error an engine may have and still be timed, by its dtype
 ALLOWED_ELSE = 0.1
@@ -50,7 +52,12 @@ BLOCK = 32  # side of the blocks of pattern "block"
 
 @dataclass(frozen=True)
 class Profile:
-    """What a sweep covers; `seconds` is the time spent timing a cell, `steps` the length of its sequences."""
+    """What a sweep covers; `seconds` is the time spent timing a cell, `steps` the length of its sequences.
+
+    shapes, product_*            products: [rows, columns], densities, columns of x
+    hidden, densities, batches   LSTM layers, under every one of `patterns`
+    others                       (kind, hidden) of other layers, scattered weights at `product_densities`
+    """
 
     shapes: tuple
     product_densities: tuple
@@ -60,20 +67,21 @@ class Profile:
     batches: tuple
     patterns: tuple
     model_batches: tuple
+    others: tuple
     steps: int
     seconds: float
 
 
 WIDE = (1, 2, 4, 8, 16, 32, 64, 1500)
 PROFILES = {
-    "smoke": Profile(((256, 256),), (0.05,), (1, 8), (64,), (0.1,), (1, 4), PATTERNS, (1,), 10, 0.02),
+    "smoke": Profile(((256, 256),), (0.05,), (1, 8), (64,), (0.1,), (1, 4), PATTERNS, (1,), (("gru", 48),), 10, 0.02),
     "cpu": Profile(((1760, 1760), (7680, 2560)), (0.1, 0.05), WIDE, (256, 1024), (0.3, 0.1, 0.05, 0.01), (1, 32),
-                   PATTERNS, (1, 128), 50, 0.5),
+                   PATTERNS, (1, 128), PAPER_LAYERS, 50, 0.5),
     "gpu": Profile(PAPER_SHAPES, (0.1, 0.05), WIDE, (256, 512, 1024, 1760, 2304), (0.3, 0.1, 0.05, 0.01),
-                   (1, 4, 32, 128), PATTERNS, (1, 32, 128), 200, 1.0),
+                   (1, 4, 32, 128), PATTERNS, (1, 32, 128), PAPER_LAYERS, 200, 1.0),
     # some of its cells, in half an hour: persistent layers, the trained nets, and where sparse products win and lose
     "gpu-short": Profile(((1760, 1760), (7680, 2560)), (0.1, 0.05), (1, 4, 64, 1500), (1024, 1760, 2304),
-                         (0.3, 0.1, 0.05), (1, 4), PATTERNS[:1], (1, 128), 200, 0.3),
+                         (0.3, 0.1, 0.05), (1, 4), PATTERNS[:1], (1, 128), PAPER_LAYERS, 200, 0.3),
 }  # fmt: skip
 
 
@@ -157,7 +165,7 @@ class Product(Cell):
 
 @dataclass
 class LayerCell(Cell):
-    """An LSTM layer, input as wide as it is high, over `steps` steps: the masked one in full, and what is left of it.
+    """A layer of a kind of KINDS, input as wide as it is high, over `steps` steps: the masked one in full, and what is left.
 
     removed neurons  the share √density of neurons and inputs is left, so that the share `density` of weights is
     removed gates    the share `density` of gates has weights, the others are constants
@@ -168,33 +176,38 @@ class LayerCell(Cell):
     batch: int
     pattern: str
     steps: int
+    kind: str = "lstm"
+
+    @property
+    def gates(self):
+        return len(KINDS[self.kind].cell_type.gates)
 
     @property
     def fields(self):
         shape = {"input": self.hidden, "hidden": self.hidden, "density": self.density, "pattern": self.pattern}
-        return {"model": "lstm", "method": "shape-only", "batch": self.batch, "steps": self.steps} | shape
+        return {"model": self.kind, "method": "shape-only", "batch": self.batch, "steps": self.steps} | shape
 
     @cached_property
     def data(self):
         """The dense layer, the small one, x for each, kept neurons."""
-        generator, size = torch.Generator().manual_seed(0), self.hidden
-        layer = LSTM(size, size).requires_grad_(False)
+        generator, size, rows = torch.Generator().manual_seed(0), self.hidden, self.gates * self.hidden
+        layer = KINDS[self.kind](size, size).requires_grad_(False)
         keep, inputs = torch.ones(size, dtype=torch.bool), torch.ones(size, dtype=torch.bool)
-        masks = [torch.ones(4 * size, size, dtype=torch.bool) for _ in range(2)]
+        masks = [torch.ones(rows, size, dtype=torch.bool) for _ in range(2)]
         if self.pattern == "removed neurons":
             for kept in (keep, inputs):
                 kept[torch.randperm(size, generator=generator)[max(1, round(self.density**0.5 * size)) :]] = False
-            masks[0] &= inputs & keep.repeat(4)[:, None]
-            masks[1] &= keep & keep.repeat(4)[:, None]
+            masks[0] &= inputs & keep.repeat(self.gates)[:, None]
+            masks[1] &= keep & keep.repeat(self.gates)[:, None]
         elif self.pattern == "removed gates":
-            masks = [(torch.rand(4 * size, 1, generator=generator) < self.density).expand(-1, size)] * 2
+            masks = [(torch.rand(rows, 1, generator=generator) < self.density).expand(-1, size)] * 2
         else:
-            masks = [cut((4 * size, size), self.density, self.pattern, generator) for _ in range(2)]
+            masks = [cut((rows, size), self.density, self.pattern, generator) for _ in range(2)]
         for name, mask in zip(("weight_ih_l0", "weight_hh_l0"), masks, strict=True):
             parameter = getattr(layer, name)
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * mask / (self.density * size) ** 0.5)
         given = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0
-        everything = torch.ones(4 * size, dtype=torch.bool)
+        everything = torch.ones(rows, dtype=torch.bool)
         dense = Layer(layer.cell, shrink(layer.cell, *given, everything[:size], everything))
         live = (given[0] != 0).any(1) | (given[1] != 0).any(1)
         small = Layer(layer.cell, shrink(layer.cell, given[0][:, inputs], given[1][:, keep], *given[2:], keep, live))
@@ -220,7 +233,7 @@ class LayerCell(Cell):
 
     def work(self, name):
         if whole(name):
-            weights, width = 8 * self.hidden**2, 2 * self.hidden
+            weights, width = 2 * self.gates * self.hidden**2, 2 * self.hidden
         else:
             small = self.data[1]
             weights, width = small.nonzeros, small.inputs + small.hidden
@@ -228,7 +241,7 @@ class LayerCell(Cell):
         return moved, 2 * weights * self.steps * self.batch
 
     def heavy(self):
-        return 16 * self.hidden**2 * self.steps * self.batch
+        return 4 * self.gates * self.hidden**2 * self.steps * self.batch
 
     def chosen(self, device):
         return choose.choose(self.data[1], self.batch, device, self.steps).engine
@@ -308,7 +321,10 @@ def products(profile):
 
 def layers(profile):
     combined = itertools.product(profile.hidden, profile.densities, profile.batches, profile.patterns)
-    return [LayerCell(*place, profile.steps) for place in combined]
+    others = itertools.product(profile.others, profile.product_densities, profile.batches)
+    return [LayerCell(*place, profile.steps) for place in combined] + [
+        LayerCell(hidden, density, batch, PATTERNS[0], profile.steps, kind) for (kind, hidden), density, batch in others
+    ]
 
 
 def models(profile, root=None):

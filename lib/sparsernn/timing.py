@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 MEGABYTE = 1 << 20
+SLOW = 100
 
 
 @contextmanager
@@ -31,7 +32,8 @@ def interleaved(calls, device="cpu", seconds=0.5, rounds=(5, 50)):
 
     calls    name → function without arguments, called once before to be compiled and warm
     seconds  about how long all of it takes, within `rounds` (least, most)
-    A sample is several calls where one is shorter than half a millisecond; the device is waited for at both ends.
+    A sample is several calls where one is shorter than half a millisecond; the device is waited for at both ends. What
+    takes longer than SLOW times the fastest has two samples: enough to lose by.
     """
     once, repeats = {}, {}
     for name, call in calls.items():
@@ -40,10 +42,13 @@ def interleaved(calls, device="cpu", seconds=0.5, rounds=(5, 50)):
         wait(device)
         once[name] = time.perf_counter() - begin
         repeats[name] = min(50, max(1, int(5e-4 / max(once[name], 1e-9))))
-    cost = sum(once[name] * repeats[name] for name in calls)
+    slow = {name for name in calls if once[name] > SLOW * min(once.values())}
+    cost = sum(once[name] * repeats[name] for name in calls if name not in slow)
     samples = {name: [] for name in calls}
-    for _ in range(int(np.clip(seconds / max(cost, 1e-9), *rounds))):
+    for number in range(int(np.clip(seconds / max(cost, 1e-9), *rounds))):
         for name, call in calls.items():
+            if name in slow and number >= 2:
+                continue
             begin = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
