@@ -65,8 +65,8 @@ def spread(samples):
 
 @dataclass(frozen=True)
 class Roof:
-    """What a device does at best, measured: bytes/s of copies by size in bytes; flop/s of square products by rate, "fp32",
-    "bf16" and on a GPU "tf32", "fp16"."""
+    """What a device does at best, measured: bytes/s of copies by size in bytes; flop/s of square products, the best of some
+    sizes, by rate: "fp32", "bf16" and on a GPU "tf32", "fp16"."""
 
     copies: dict
     flops: dict
@@ -82,12 +82,15 @@ class Roof:
             copies[size] = 2 * size / (1e-3 * float(best))
         rates = {"fp32": torch.float32, "bf16": torch.bfloat16}
         rates |= {"tf32": torch.float32, "fp16": torch.float16} if on_gpu else {}
-        side = 8192 if on_gpu else 1024
         for rate, dtype in rates.items():
-            a = torch.ones(side, side, device=device, dtype=dtype)
-            with tf32(rate == "tf32"):
-                best = interleaved({"product": lambda a=a: a @ a}, device, 0.1)["product"].min()
-            flops[rate] = 2 * side**3 / (1e-3 * float(best))
+            flops[rate] = 0.0
+            for side in (8192,) if on_gpu else (64, 256, 1024):
+                a = torch.ones(side, side, device=device, dtype=dtype)
+                with tf32(rate == "tf32"):
+                    ms = float(interleaved({"product": lambda a=a: a @ a}, device, 0.05)["product"].min())
+                flops[rate] = max(flops[rate], found := 2 * side**3 / (1e-3 * ms))
+                if found < flops[rate] / 2:  # no units for this rate: larger products only take longer
+                    break
         return cls(copies, flops)
 
     def floor(self, size, flops, rate="fp32"):
