@@ -141,7 +141,8 @@ def begun(path):
 
 
 def study_configs(study):
-    """The runs a study (study.yaml as read) asks for: `method` or `{method: {parameter: value}}` per task and seed."""
+    """The runs a study (study.yaml as read) asks for: `method` or `{method: {parameter: value}}` per task, for each of its
+    seeds, or for the one that the parameters name."""
     configs = []
     for task, methods in study["tasks"].items():
         for entry in methods:
@@ -150,7 +151,7 @@ def study_configs(study):
             if unknown := given.keys() - {field.name for field in fields(RunConfig)}:
                 known = sorted(field.name for field in fields(RunConfig))
                 raise ValueError(nearest(f"parameter of {task}, {method}", min(unknown), known))
-            configs += [RunConfig(**given, seed=seed) for seed in study["seeds"]]
+            configs += [RunConfig(**({"seed": seed} | given)) for seed in study["seeds"]]
     return configs
 
 
