@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -171,10 +170,12 @@ def test_interleaved_calls_take_turns():
     assert first == ["a", "b"] * 4 and all(len(values) == 3 for values in samples.values())
 
 
-def test_what_is_very_slow_is_sampled_twice_and_holds_nobody_up():
-    calls = {"fast": lambda: None, "slow": lambda: time.sleep(0.02)}
-    samples = timing.interleaved(calls, seconds=1e-3, rounds=(5, 50))
-    assert len(samples["slow"]) == 2 and len(samples["fast"]) >= 5
+def test_what_a_processor_has_no_units_for_is_not_timed():
+    roof, said = timing.Roof({1 << 20: 1e10}, {"fp32": 1e10, "bf16": 0.9e9}), []
+    rows = bench.measure(layer_cell(), "cpu", roof, 0.01, said.append)
+    assert "dense-bf16" not in {row["engine"] for row in rows} and len(said) == 1
+    assert "dense-bf16: n/a, 0.9 GFLOP/s in bf16" in said[0]
+    assert not timing.Roof({}, {"fp32": 1e10, "bf16": 1e9}).lacks("bf16") and not roof.lacks("int8")
 
 
 def test_a_floor_is_the_larger_of_bytes_and_flops():

@@ -392,6 +392,11 @@ def measure(cell, device, roof, seconds, report=lambda line: None):
     where = records.where_and_with(device) | {"threads": torch.get_num_threads()} | cell.fields
     calls, known = {}, {}
     for name in on(torch.device(device).type, cell.table):
+        if roof.lacks(rate := RATES.get(name, "fp32")):  # it cannot win, and would hold up the others for minutes
+            report(
+                f"    {name}: n/a, {roof.flops[rate] / 1e9:.2g} GFLOP/s in {rate}: this processor has no units for it"
+            )
+            continue
         try:
             call, dtype, empty = cell.make(name, device)
             wrong = cell.error(name, call())

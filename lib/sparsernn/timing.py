@@ -8,7 +8,6 @@ import numpy as np
 import torch
 
 MEGABYTE = 1 << 20
-SLOW = 100
 
 
 @contextmanager
@@ -32,8 +31,7 @@ def interleaved(calls, device="cpu", seconds=0.5, rounds=(5, 50)):
 
     calls    name → function without arguments, called once before to be compiled and warm
     seconds  about how long all of it takes, within `rounds` (least, most)
-    A sample is several calls where one is shorter than half a millisecond; the device is waited for at both ends. What
-    takes longer than SLOW times the fastest has two samples: enough to lose by.
+    A sample is several calls where one is shorter than half a millisecond; the device is waited for at both ends.
     """
     once, repeats = {}, {}
     for name, call in calls.items():
@@ -42,13 +40,10 @@ def interleaved(calls, device="cpu", seconds=0.5, rounds=(5, 50)):
         wait(device)
         once[name] = time.perf_counter() - begin
         repeats[name] = min(50, max(1, int(5e-4 / max(once[name], 1e-9))))
-    slow = {name for name in calls if once[name] > SLOW * min(once.values())}
-    cost = sum(once[name] * repeats[name] for name in calls if name not in slow)
+    cost = sum(once[name] * repeats[name] for name in calls)
     samples = {name: [] for name in calls}
-    for number in range(int(np.clip(seconds / max(cost, 1e-9), *rounds))):
+    for _ in range(int(np.clip(seconds / max(cost, 1e-9), *rounds))):
         for name, call in calls.items():
-            if name in slow and number >= 2:
-                continue
             begin = time.perf_counter()
             for _ in range(repeats[name]):
                 call()
@@ -92,6 +87,10 @@ class Roof:
                 if found < flops[rate] / 2:  # no units for this rate: larger products only take longer
                     break
         return cls(copies, flops)
+
+    def lacks(self, rate):
+        """Whether there are no units for a rate: it was measured at under a tenth of fp32's."""
+        return rate in self.flops and self.flops[rate] < self.flops["fp32"] / 10
 
     def floor(self, size, flops, rate="fp32"):
         """Milliseconds below which nothing moves `size` bytes and does `flops` at that rate, and how it was reckoned.
