@@ -162,9 +162,11 @@ def fronts(points, published=None):
     log_counts(ax.xaxis)
     ax.grid(color="0.92", lw=0.6)
     unique_legend(ax, loc="upper left", bbox_to_anchor=(1.01, 1))
-    chosen = points[points["chosen"].astype(bool)]
-    title(figure, "Chosen on validation – " + "; ".join(
-        f"{r.method}: {r.valid:.3g} at {times(r.compression)}" for r in chosen.itertuples()))  # fmt: skip
+    found = []
+    for method, part in points[points["chosen"].astype(bool)].groupby("method", sort=False):
+        more = f" ({len(part)} runs)" if len(part) > 1 else ""
+        found.append(f"{method}: {part['valid'].mean():.3g} at {times(part['compression'].mean())}{more}")
+    title(figure, "Chosen on validation – " + "; ".join(found))
     return figure
 
 
