@@ -38,6 +38,14 @@ def test_a_quality_at_a_compression_needs_both(tmp_path, test, compression, verd
     assert found["B1"] == verdict and f"{test:.4g} at {compression:,.4g}× after 60 epochs" in here["B1"]
 
 
+def test_zeros_on_sentiment_may_come_with_binary_dropout(tmp_path):
+    rows = [row("imdb", "dense", 0.84, 1.0), row("imdb", "sparse-vd-w", 0.80, 400.0)]
+    assert verdicts(tmp_path, *rows)[0]["A1"] == "holds in part"
+    found, here = verdicts(tmp_path, row("imdb", "sparse-vd-w-binary", 0.838, 300.0))
+    assert found["A1"] == "holds" and "sparse-vd-w-binary: 0.838 with 99.67% zeros" in here["A1"]
+    assert verdicts(tmp_path, row("imdb", "binary-dropout", 0.86, 1.0))[0]["A1"] == "holds in part"
+
+
 def test_a_figure_from_part_of_a_corpus_says_so(tmp_path):
     part = row("ag-news", "sparse-vd-w", 0.89, 400.0, metric="accuracy", data_note="38k subset")
     assert verdicts(tmp_path, part)[1]["B2"] == "sparse-vd-w: 0.89 at 400× after 60 epochs (38k subset)"
