@@ -124,8 +124,8 @@ def front_finding(means, quality, words, better):
 @styled
 def fronts(points, published=None):
     """Validation quality against compression, all that was seen on the way: a dot an epoch, threshold or strength of L1,
-    a line a method's best, a ring the chosen one; dotted, the authors' own way where they published it. In view are the
-    chosen ones and what is within 15% of the best.
+    a line a method's best, a ring the chosen one; dotted to an open mark, the authors' own way where they published it.
+    In view are the chosen ones and what is within 15% of the best.
 
     points: task, method, variant, compression, valid, metric, chosen. published: rows of results/published.csv.
     """
@@ -153,9 +153,9 @@ def fronts(points, published=None):
             ax.plot(
                 part["compression"], part["valid"], color=colour, ls=(0, (1, 2)), lw=1.2, label="the authors', by epoch"
             )
-            end = part.iloc[-1]
-            ax.annotate(f"authors, epoch {end['epoch']:.0f}", (end["compression"], end["valid"]), xytext=(4, -9),
-                        textcoords="offset points", fontsize=7, color=colour)  # fmt: skip
+            ax.plot(
+                *part.iloc[-1][["compression", "valid"]], look(method)[1], color=colour, mfc="white", ms=6
+            )  # their end
     limits = _limits(points[_in_view(points["valid"], points["chosen"].astype(bool), better)]["valid"])
     ax.set(xscale="log", ylim=limits, xlabel="compression: weights of the dense net ÷ weights kept")
     ax.set_ylabel(f"validation {words} ({better} is better)")
