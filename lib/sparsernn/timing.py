@@ -58,6 +58,14 @@ def spread(samples):
     return {"median_ms": float(middle), "iqr_ms": float(high - low), "best_ms": float(samples.min())}
 
 
+def on_chip_ms(device, steps, size, gathers):
+    """What the products of a layer whose weights stay on a GPU cost at the least: a step's `size` bytes of weights at 128 B a
+    clock and its gathers of h at 32 a clock, spread over all multiprocessors. What a kernel fills up does not count."""
+    chip = torch.cuda.get_device_properties(device)
+    clocks = (size / 128 + gathers / 32) / chip.multi_processor_count
+    return steps * clocks / getattr(chip, "clock_rate", 1.98e6)  # kHz
+
+
 @dataclass(frozen=True)
 class Roof:
     """What a device does at best, measured: bytes/s of copies by size in bytes; flop/s of square products, the best of some

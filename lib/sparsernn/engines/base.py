@@ -13,6 +13,8 @@ from torch.nn import functional as F
 from ..recurrent import Cell
 from ..small import by_block, run
 
+KINDS = {"LSTM": 0, "GRU": 1, "RNN": 2}  # what kernels call a cell
+
 
 class Unsupported(ValueError):
     """This engine does not run this layer, batch or device; says why."""

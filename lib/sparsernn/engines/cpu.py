@@ -11,12 +11,11 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from .base import Tabled
+from .base import KINDS, Tabled
 from .products import Product
 
 FAST = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "cache": True}  # one file: a cached
 # function is not compiled again when one that it calls changes elsewhere
-KINDS = {"LSTM": 0, "GRU": 1, "RNN": 2}
 WIDTHS = (4, 8, 16, 32, 48, 64)  # sequences side by side
 LONGEST = 16  # floats of one vector; where registers are shorter, LLVM cuts it
 AHEAD = 2  # weights at a time, each with its own sums: a sum has to wait for the one before

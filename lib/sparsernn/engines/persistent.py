@@ -15,8 +15,9 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
-from .base import Tabled, Unsupported
-from .triton_cells import KINDS, advance
+from ..timing import on_chip_ms
+from .base import KINDS, Tabled, Unsupported
+from .triton_cells import advance
 
 REGISTERS = 1 << 16  # of a multiprocessor, sm_80 and sm_90
 WORKING = 100  # registers a thread needs besides the weights it holds: with fewer the compiled kernels spill
@@ -186,7 +187,8 @@ class Persistent(Tabled):
         rows[layer.where] = layer.weight_hh.float()
         counts = (rows != 0).sum(2)
         chunks = max(1, ceil((hidden if self.dense else int(counts.max())) / self.chunk))
-        self.plan = plan(hidden, blocks, chunks * self.chunk, 1 if self.packed or self.dense else 2, processors)
+        self.words_each = 1 if self.packed or self.dense else 2
+        self.plan = plan(hidden, blocks, chunks * self.chunk, self.words_each, processors)
         if self.dense and not self.plan.held:
             raise Unsupported(
                 f"the dense weights of {hidden} neurons do not fit the registers of {processors} processors"
@@ -202,7 +204,6 @@ class Persistent(Tabled):
         self.shape |= {"READS": int(bits[reads].sum()), "MULTIPLIES": int(bits[multiplies].sum())}
         self.shape |= {"HS": self.plan.neurons, "CHUNK": self.chunk, "CHUNKS": chunks, "HELD": self.plan.held}
         self.shape |= {"PACKED": self.packed, "DENSE": self.dense}
-        self.chip_bytes = 4 * self.words.numel()  # read each step
 
     def lay_out(self, rows, counts, chunks):
         """[blocks, H, H] → int32 words, [program, block, chunk, HS, CHUNK] and column and value last where they are two."""
@@ -244,12 +245,8 @@ class Persistent(Tabled):
         return y.contiguous() if live is None else y.masked_fill(~live.unsqueeze(2), 0)
 
     def on_chip_ms(self, x):
-        """What the loop's products cost at the least, over all steps: words from registers at 128 B a clock, gathers of h
-        at 32 a clock, both for every processor at once."""
-        chip = torch.cuda.get_device_properties(self.device)
-        clock = 1e3 * getattr(chip, "clock_rate", 1.98e6) * min(chip.multi_processor_count, self.plan.programs)
-        gathers = self.words.numel() * x.shape[1] / (1 if self.packed or self.dense else 2)
-        return 1e3 * x.shape[0] * (self.chip_bytes / (128 * clock) + gathers / (32 * clock))
+        weights = self.layer.weight_hh.numel() if self.dense else int((self.layer.weight_hh != 0).sum())
+        return on_chip_ms(self.device, x.shape[0], 4 * self.words_each * weights, weights * x.shape[1])
 
 
 class PersistentFP16(Persistent):

@@ -1,13 +1,11 @@
 """One step of an LSTM, GRU or RNN on what Triton holds of it; shared by the kernels that run whole sequences.
 
-KIND  0 LSTM, 1 GRU, 2 RNN        HARD  gates squashed as clip(0.2x + 0.5, 0, 1); of an RNN: relu instead of tanh
+KIND  of `base.KINDS`        HARD  gates squashed as clip(0.2x + 0.5, 0, 1); of an RNN: relu instead of tanh
 p0 … p3  preactivations of the blocks (i f g o; r z n_x n_h; h)        f0 … f3  constants, NaN where a gate is live
 """
 
 import triton
 import triton.language as tl
-
-KINDS = {"LSTM": 0, "GRU": 1, "RNN": 2}
 
 
 @triton.jit
