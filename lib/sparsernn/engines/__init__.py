@@ -26,6 +26,7 @@ LAYERS = {
     "persistent": ("persistent", "Persistent"),
     "persistent-fp16": ("persistent", "PersistentFP16"),
     "persistent-dense": ("persistent", "PersistentDense"),
+    "persistent-cuda": ("persistent_cuda", "PersistentCuda"),
 }
 PRODUCTS = {
     "dense-fp32": ("products", "Dense"),
@@ -39,6 +40,7 @@ PRODUCTS = {
     "block-16": ("triton_products", "Block16"),
     "block-32": ("triton_products", "Block32"),
 }
+PACKAGES = {"cuda": "cuda-bindings nvidia-cuda-nvrtc"}  # module → what brings it, where its name does not say
 OPPONENTS = ("dense-fp32", "dense-tf32", "dense-bf16", "dense-int8", "compact-torch")  # a timing row for each
 
 
@@ -55,7 +57,8 @@ def find(name, table=LAYERS):
     try:
         return getattr(import_module("." + module, __name__), kind)
     except ModuleNotFoundError as problem:
-        raise ImportError(f"engine {name!r} needs {problem.name}: pip install {problem.name}") from problem
+        missing = problem.name.split(".")[0]
+        raise ImportError(f"engine {name!r} needs {missing}: pip install {PACKAGES.get(missing, missing)}") from problem
 
 
 def on(device, table=LAYERS):

@@ -37,6 +37,7 @@ ENGINE_STYLE = {
     "numba-csr": (ORANGE, "P", "-."),
     "persistent": (RED, "D", "-"),
     "persistent-fp16": (RED, "d", "--"),
+    "persistent-cuda": (RED, "X", "-."),
     "block-16": (GREEN, "s", "--"),
     "block-32": (GREEN, "p", "-"),
     "two-to-four": (PINK, "h", "-"),

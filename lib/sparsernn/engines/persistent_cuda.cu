@@ -1,0 +1,195 @@
+// A recurrent layer over a whole sequence in one launch, its sparse weights on chip: the kernel of persistent_cuda.py.
+//
+// A block owns NEURONS neurons and all their gates. Each of its THREADS is PARTS lanes that hold a share of the weights each
+// (dealing.py): the first HELD of a thread's slots in registers, the others in shared memory. A step: h of all neurons is copied into shared memory,
+// gathered from there, multiplied and summed; the gates advance; the new h goes out.
+//
+// No barrier spans the blocks. A step's h lies where nothing but EMPTY lay before, so a reader waits for the numbers
+// themselves: an h that is not EMPTY is there. Of no two memory operations does the order matter, and none is fenced.
+//
+// Constants, given to the compiler: THREADS, NEURONS of a block; BATCH (1, 2, 4); WORDS (neurons in all times BATCH); PARTS
+// (of a thread: its lanes); SLOTS (of a lane) and HELD, both even; KIND (0 LSTM, 1 GRU, 2 RNN); HARD (gates clip(0.2 x +
+// 0.5, 0, 1); of an RNN: relu); PRODUCTS (0: the loop, the exchange and the gates alone, to measure what no kernel of this
+// kind goes below).
+
+#define EMPTY 0xffffffffu  // a NaN that arithmetic does not make
+
+#ifndef EMULATED  // tests/emulated.cpp has its own of what follows, and runs the rest on a CPU
+#define SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+// h is shared between blocks while they run: relaxed at the scope of the GPU, so served by L2, each number whole.
+__device__ __forceinline__ uint4 arriving(const unsigned* from) {
+    uint4 v;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w) : "l"(from) : "memory");
+    return v;
+}
+
+__device__ __forceinline__ void publish(unsigned* to, unsigned value) {
+    asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" :: "l"(to), "r"(value) : "memory");
+}
+#endif
+
+constexpr int ROWS = NEURONS * 4;                                  // a gate of a neuron, also where a cell has fewer
+constexpr int UNITS = (ROWS * BATCH + THREADS - 1) / THREADS;      // gates a thread advances
+constexpr int LANES = PARTS * THREADS;
+constexpr int ALL = PARTS * SLOTS;                                 // a thread's slots
+constexpr int PIECES = (WORDS + 3) / 4;                            // h in pieces of four numbers
+constexpr int AT_ONCE = 5;                                         // that a thread waits for, or all if fewer
+constexpr int COPIES = (PIECES + THREADS - 1) / THREADS < AT_ONCE ? (PIECES + THREADS - 1) / THREADS : AT_ONCE;
+
+__device__ __forceinline__ float squash(float a) {
+    return HARD ? fminf(fmaxf(0.2f * a + 0.5f, 0.0f), 1.0f) : 1.0f / (1.0f + expf(-a));
+}
+
+__device__ __forceinline__ float tanh_of(float a) { return 2.0f / (1.0f + expf(-2.0f * a)) - 1.0f; }
+
+__device__ __forceinline__ bool missing(uint4 v, int piece) {  // the last piece may have numbers that nobody writes
+    return v.x == EMPTY || (4 * piece + 1 < WORDS && v.y == EMPTY) || (4 * piece + 2 < WORDS && v.z == EMPTY)
+        || (4 * piece + 3 < WORDS && v.w == EMPTY);
+}
+
+__device__ __forceinline__ void multiply(float (&total)[BATCH], float value, const unsigned char* h, unsigned at) {
+    if (BATCH == 1) {
+        total[0] += value * *(const float*)(h + at);
+    } else if (BATCH == 2) {
+        const float2 found = *(const float2*)(h + at);
+        total[0] += value * found.x;
+        total[BATCH - 1] += value * found.y;
+    } else {
+        const float4 found = *(const float4*)(h + at);
+        total[0] += value * found.x;
+        total[BATCH > 1 ? 1 : 0] += value * found.y;
+        total[BATCH > 2 ? 2 : 0] += value * found.z;
+        total[BATCH - 1] += value * found.w;
+    }
+}
+
+// table [N, width]: what the input adds, and the bias; rows [steps, BATCH]: the row of it, -1 where a step is padding;
+// values [block, SLOTS, LANES]; offsets [block, SLOTS / 2, LANES]: of h in shared memory, in bytes, two of 16 bits; spans
+// [block, ROWS]: first lane of a row, and 16 bits higher one past its last; places, fixed [4, neurons]: column of table (-1: none), and
+// the constant that a gate is (NaN: it is live); exchange [steps + 1, stride]: h [neuron, BATCH] after each step, EMPTY at
+// first.
+extern "C" __global__ void __launch_bounds__(THREADS, 1)
+whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, const float* __restrict__ values,
+               const unsigned* __restrict__ offsets, const int* __restrict__ spans, const int* __restrict__ places,
+               const float* __restrict__ fixed, unsigned* exchange, int steps, int width, int stride) {
+    SHARED(memory);
+    unsigned char* h_all = memory;                                   // [PIECES] of four
+    float* sums = (float*)(memory + 16 * PIECES);                    // [BATCH, LANES]
+    float* more_values = sums + BATCH * LANES + threadIdx.x;         // [ALL - HELD, THREADS]
+    unsigned* more_offsets = (unsigned*)(more_values + (ALL - HELD) * THREADS);
+
+    const int thread = threadIdx.x, neurons = gridDim.x * NEURONS;
+    values += (size_t)blockIdx.x * SLOTS * LANES + thread;
+    offsets += (size_t)blockIdx.x * (SLOTS / 2) * LANES + thread;
+    float value[HELD];
+    unsigned offset[HELD / 2];
+    if (PRODUCTS) {
+#pragma unroll
+        for (int s = 0; s < HELD; s++) value[s] = values[s % SLOTS * LANES + s / SLOTS * THREADS];
+#pragma unroll
+        for (int s = 0; s < HELD / 2; s++) offset[s] = offsets[s % (SLOTS / 2) * LANES + s / (SLOTS / 2) * THREADS];
+#pragma unroll 4
+        for (int s = HELD; s < ALL; s++)
+            more_values[(s - HELD) * THREADS] = values[s % SLOTS * LANES + s / SLOTS * THREADS];
+#pragma unroll 4
+        for (int s = HELD / 2; s < ALL / 2; s++)
+            more_offsets[(s - HELD / 2) * THREADS] = offsets[s % (SLOTS / 2) * LANES + s / (SLOTS / 2) * THREADS];
+    }
+
+    // A unit is one gate of one neuron and sequence; the four of a neuron are neighbours, and each knows h and c.
+    const int gate = thread & 3;
+    int span[UNITS], place[UNITS], row[UNITS], following[UNITS];
+    float constant[UNITS], added[UNITS], h[UNITS], c[UNITS];
+#pragma unroll
+    for (int u = 0; u < UNITS; u++) {
+        const int unit = u * THREADS + thread, b = (unit >> 2) % BATCH, neuron = (unit >> 2) / BATCH;
+        const bool exists = unit < ROWS * BATCH;
+        const int line = gate * neurons + blockIdx.x * NEURONS + neuron;
+        span[u] = exists ? spans[blockIdx.x * ROWS + 4 * neuron + gate] : 0;
+        place[u] = exists ? places[line] : -1, constant[u] = exists ? fixed[line] : 0.0f;
+        row[u] = rows[b], following[u] = rows[(steps > 1 ? BATCH : 0) + b];
+        added[u] = place[u] >= 0 && row[u] >= 0 ? table[(size_t)row[u] * width + place[u]] : 0.0f;
+        h[u] = c[u] = 0.0f;
+    }
+
+    for (int t = 0; t < steps; t++) {
+        if (t > 0) {
+            const unsigned* before = exchange + (size_t)t * stride;
+            for (int first = thread; first < PIECES; first += COPIES * THREADS) {
+                uint4 got[COPIES];
+                bool waiting;
+                unsigned tries = 0;
+                do {
+                    if (++tries == 1u << 24) __trap();  // after many seconds: an error is better than a machine that hangs
+                    waiting = false;
+#pragma unroll
+                    for (int k = 0; k < COPIES; k++)
+                        if (first + k * THREADS < PIECES) got[k] = arriving(before + 4 * (first + k * THREADS));
+#pragma unroll
+                    for (int k = 0; k < COPIES; k++)
+                        if (first + k * THREADS < PIECES) waiting |= missing(got[k], first + k * THREADS);
+                } while (waiting);
+#pragma unroll
+                for (int k = 0; k < COPIES; k++)
+                    if (first + k * THREADS < PIECES) ((uint4*)h_all)[first + k * THREADS] = got[k];
+            }
+            __syncthreads();
+            if (PRODUCTS) {
+                float total[PARTS][BATCH] = {};
+#pragma unroll
+                for (int s = 0; s < HELD / 2; s++) {
+                    multiply(total[s / (SLOTS / 2)], value[2 * s], h_all, offset[s] & 0xffffu);
+                    multiply(total[s / (SLOTS / 2)], value[2 * s + 1], h_all, offset[s] >> 16);
+                }
+#pragma unroll
+                for (int part = 0; part < PARTS; part++) {
+#pragma unroll 4
+                    for (int s = part * SLOTS < HELD ? HELD / 2 : part * SLOTS / 2; s < (part + 1) * SLOTS / 2; s++) {
+                        const unsigned two = more_offsets[(s - HELD / 2) * THREADS];
+                        multiply(total[part], more_values[(2 * s - HELD) * THREADS], h_all, two & 0xffffu);
+                        multiply(total[part], more_values[(2 * s + 1 - HELD) * THREADS], h_all, two >> 16);
+                    }
+#pragma unroll
+                    for (int b = 0; b < BATCH; b++) sums[b * LANES + part * THREADS + thread] = total[part][b];
+                }
+            }
+            __syncthreads();
+        }
+#pragma unroll
+        for (int u = 0; u < UNITS; u++) {
+            const int unit = u * THREADS + thread, b = (unit >> 2) % BATCH, neuron = (unit >> 2) / BATCH;
+            float a = added[u];
+            if (PRODUCTS && t > 0)
+                for (int lane = span[u] & 0xffff; lane < span[u] >> 16; lane++) a += sums[b * LANES + lane];
+            // what the next step adds is fetched now, and the row of the one after it
+            const int ahead = following[u], now = row[u];
+            added[u] = place[u] >= 0 && ahead >= 0 ? table[(size_t)ahead * width + place[u]] : 0.0f;
+            row[u] = ahead, following[u] = rows[(t + 2 < steps ? t + 2 : steps - 1) * BATCH + b];
+
+            const bool candidate = KIND == 0 ? gate == 2 : KIND == 1 ? gate >= 2 : true;
+            float g = candidate ? (KIND == 0 ? tanh_of(a) : a) : squash(a);
+            if (KIND == 2) g = HARD ? fmaxf(a, 0.0f) : tanh_of(a);
+            if (!(KIND == 1 && candidate) && constant[u] == constant[u]) g = constant[u];
+            const float g0 = __shfl_sync(0xffffffffu, g, 0, 4), g1 = __shfl_sync(0xffffffffu, g, 1, 4);
+            const float g2 = __shfl_sync(0xffffffffu, g, 2, 4), g3 = __shfl_sync(0xffffffffu, g, 3, 4);
+            float new_h, new_c = c[u];
+            if (KIND == 0) {
+                new_c = g1 * c[u] + g0 * g2;
+                new_h = g3 * tanh_of(new_c);
+            } else if (KIND == 1) {
+                const float held = __shfl_sync(0xffffffffu, constant[u], 2, 4);
+                const float n = held == held ? held : tanh_of(g2 + g0 * g3);
+                new_h = n + g1 * (h[u] - n);
+            } else {
+                new_h = g0;
+            }
+            if (now >= 0) h[u] = new_h, c[u] = new_c;
+            const unsigned bits = __float_as_uint(h[u]);
+            if (gate == 0 && unit < ROWS * BATCH)
+                publish(exchange + (size_t)(t + 1) * stride + ((size_t)blockIdx.x * NEURONS + neuron) * BATCH + b,
+                        bits == EMPTY ? 0x7fffffffu : bits);
+        }
+    }
+}

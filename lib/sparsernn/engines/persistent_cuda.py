@@ -1,0 +1,145 @@
+"""The persistent layer once more, in CUDA, for what Triton cannot say: h in shared memory, and no barrier.
+
+Sparse W_hh stays on chip for all time steps (the idea of 1804.10223): 6 B a weight, fp32 with a column of 16 bits, in
+registers and what does not fit them in shared memory. Each step's h is gathered from shared memory, in an order that
+avoids conflicts of its banks (`dealing.py`); blocks wait for each other's numbers, not at a barrier
+(`persistent_cuda.cu`). It runs on a GPU alone; tests run the same source on a CPU, thread by thread.
+"""
+
+from dataclasses import dataclass
+from math import ceil
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from ..timing import on_chip_ms
+from .base import KINDS, Tabled, Unsupported
+from .cuda_source import Kernel
+from .dealing import deal
+
+SOURCE = Path(__file__).with_name("persistent_cuda.cu")
+BATCHES = (1, 2, 4)  # more sequences leave too little room on chip
+SPAN = 1 << 16  # bytes of h that an offset of 16 bits reaches
+AT_ONCE = 5  # pieces of h, of four registers, that a thread copies at once
+
+
+@dataclass(frozen=True)
+class Chip:
+    """What a layout has to know of a GPU: multiprocessors, and bytes of shared memory a block may have."""
+
+    processors: int
+    shared: int
+
+    @classmethod
+    def of(cls, device):
+        found = torch.cuda.get_device_properties(device)
+        return cls(found.multi_processor_count, found.shared_memory_per_block_optin)
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Of a block, one a multiprocessor: its threads, lanes a thread is, registers a thread may have, and how many of them it
+    needs besides the weights it holds and the h it copies (with fewer the compiled kernel spills)."""
+
+    threads: int
+    parts: int
+    registers: int
+    working: int
+
+    def held(self, slots, words):
+        """How many of a thread's slots stay in registers: an even number, a register and a half each."""
+        copied = 4 * min(AT_ONCE, ceil(words / (4 * self.threads)))
+        return min(self.parts * slots, (self.registers - self.working - copied) // 3 * 2)
+
+
+SHAPES = (Shape(512, 1, 128, 64), Shape(256, 4, 255, 96))  # the first that holds all weights in registers, or the last
+
+
+@dataclass(frozen=True)
+class Laid:
+    """A layer's weights laid out for a number of sequences: the kernel's constants, its launch, its tensors."""
+
+    constants: dict
+    blocks: int
+    threads: int
+    shared: int
+    tensors: tuple
+
+
+def lay_out(layer, batch, chip, shapes=SHAPES):
+    """→ `Laid`, on the CPU. Raises Unsupported if the weights do not fit the chip."""
+    number, hidden = layer.where.shape
+    per_block = max(ceil(hidden / chip.processors), min(4, hidden))
+    blocks = ceil(hidden / per_block)
+    neurons = blocks * per_block
+    words, more = neurons * batch, neurons - hidden
+    if 4 * words > SPAN:
+        raise Unsupported(f"{batch} sequences of {hidden} neurons; offsets into their h are 16 bits")
+    rows = torch.zeros(4, neurons, hidden)
+    rows[:number, :hidden][layer.where] = layer.weight_hh.float()
+    rows = rows.transpose(0, 1).reshape(-1, hidden).numpy()  # a neuron's gates side by side
+    for shape in shapes:
+        try:
+            dealt = deal(rows, blocks, shape.threads * shape.parts, batch)
+        except ValueError as problem:
+            raise Unsupported(f"{hidden} neurons on {blocks} multiprocessors: {problem}") from problem
+        slots = dealt.values.shape[1]
+        held = shape.held(slots, words)
+        left = shape.parts * slots - held
+        if not left:
+            break
+    shared = 16 * ceil(words / 4) + shape.threads * (4 * shape.parts * batch + 6 * left)
+    if shared > chip.shared:
+        raise Unsupported(f"{np.count_nonzero(rows)} weights do not fit {chip.processors} multiprocessors")
+    at = 4 * batch * dealt.columns
+    offsets = (at[:, ::2] | at[:, 1::2] << 16).astype(np.int32)
+    spans = dealt.lanes[..., 0] | dealt.lanes[..., 1] << 16
+    places = F.pad(layer.row_of, (0, more, 0, 4 - number), value=-1)
+    fixed = F.pad(layer.fixed, (0, more, 0, 4 - number), value=torch.nan).float()
+    constants = {"THREADS": shape.threads, "PARTS": shape.parts, "SLOTS": slots, "HELD": held}
+    constants |= {"NEURONS": per_block, "BATCH": batch, "WORDS": words}
+    constants |= {"KIND": KINDS[layer.kind], "HARD": int(layer.cell.activation in ("hard", "relu"))}
+    tensors = *map(torch.from_numpy, (dealt.values, offsets, spans)), places.contiguous(), fixed.contiguous()
+    return Laid(constants, blocks, shape.threads, shared, tensors)
+
+
+class PersistentCuda(Tabled):
+    """Sparse W_hh, fp32."""
+
+    devices = ("cuda",)
+
+    def __init__(self, layer, device="cuda"):
+        super().__init__(layer, device)
+        self.laid, self.kernels = {}, {}
+
+    def chip(self):
+        return Chip.of(self.device)
+
+    def kernel(self, **constants):
+        return Kernel(SOURCE, "whole_sequence", self.device, **constants)
+
+    @torch.no_grad()
+    def __call__(self, x, live=None, empty=False):
+        table, rows = self.table_and_rows(x, live)
+        steps, batch = rows.shape
+        if batch not in BATCHES:
+            raise Unsupported(f"{batch} sequences at once; this kernel runs {', '.join(map(str, BATCHES))}")
+        if batch not in self.laid:
+            laid = lay_out(self.layer, batch, self.chip())
+            self.laid[batch] = laid, [tensor.to(self.device) for tensor in laid.tensors]
+        laid, tensors = self.laid[batch]
+        if (batch, empty) not in self.kernels:
+            self.kernels[batch, empty] = self.kernel(**laid.constants, PRODUCTS=int(not empty))
+        stride = 32 * ceil(laid.constants["WORDS"] / 32)
+        exchange = torch.full((steps + 1, stride), -1, dtype=torch.int32, device=self.device)  # EMPTY
+        sizes = steps, table.shape[1], stride
+        self.kernels[batch, empty](laid.blocks, laid.threads, laid.shared, table, rows, *tensors, exchange, *sizes)
+        h = exchange.view(torch.float32)[1:, : self.layer.hidden * batch]
+        y = h.view(steps, -1, batch).transpose(1, 2)
+        return y.contiguous() if live is None else y.masked_fill(~live.unsqueeze(2), 0)
+
+    def on_chip_ms(self, x):
+        weights = int((self.layer.weight_hh != 0).sum())
+        return on_chip_ms(self.device, x.shape[0], 6 * weights, weights * x.shape[1])

@@ -1,0 +1,242 @@
+"""The CUDA kernel without a GPU: its source run on the CPU thread by thread, against the formulas, and compiled for sm_80
+and sm_90 into registers that suffice; its weights dealt out without loss and without conflict."""
+
+import ctypes
+import shutil
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from layers import CELLS, by_formula, inputs, pruned
+from oracles import error
+from test_kernels import usage
+
+pytest.importorskip("cuda.bindings", reason="cuda-bindings is on Linux alone")
+
+from sparsernn.bench import LayerCell  # noqa: E402
+from sparsernn.engines import cuda_source, find, persistent_cuda  # noqa: E402
+from sparsernn.engines.base import Unsupported  # noqa: E402
+from sparsernn.engines.dealing import deal, turns  # noqa: E402
+from sparsernn.engines.persistent_cuda import Chip, Shape  # noqa: E402
+
+EMULATOR = Path(__file__).with_name("emulated.cpp")
+FLOAT32 = 1e-6
+H200 = Chip(132, 227 << 10)
+SMALL = (Shape(64, 1, 32, 8), Shape(32, 4, 32, 9))  # as on a GPU, but for few neurons: blocks of few threads
+
+# ---- right
+
+
+class Emulated:
+    """The kernel of a source, compiled for the CPU: called as `cuda_source.Kernel` is. Raises RuntimeError if it hangs."""
+
+    def __init__(self, source, folder, constants, seed=1):
+        library = folder / f"{abs(hash((source.read_text(), *constants.items())))}.so"
+        if not library.exists():
+            macros = [f"-D{name}={value}" for name, value in constants.items()]
+            command = ["g++", "-O1", "-w", "-shared", "-fPIC", f'-DSOURCE="{source}"', *macros, EMULATOR, "-o", library]
+            subprocess.run(command, check=True)
+        self.library, self.seed = ctypes.CDLL(str(library)), seed
+
+    def __call__(self, blocks, threads, shared, *arguments):
+        numbers = [ctypes.c_int(a) if isinstance(a, int) else a for a in arguments]
+        places = [a.data_ptr() if isinstance(a, torch.Tensor) else ctypes.addressof(a) for a in numbers]
+        given = (ctypes.c_void_p * len(places))(*places)
+        if self.library.run(blocks, threads, shared, given, self.seed, ctypes.c_long(3000)):
+            raise RuntimeError("its threads wait for ever")
+
+
+@pytest.fixture
+def emulated(tmp_path_factory, monkeypatch):
+    """(layer, processors, shapes, source) → the engine, on the CPU."""
+    if not shutil.which("g++"):
+        pytest.skip("needs a C++ compiler")
+    folder = tmp_path_factory.getbasetemp() / "emulated"
+    folder.mkdir(exist_ok=True)
+
+    def engine(layer, processors=3, shapes=SMALL, source=persistent_cuda.SOURCE, seed=1):
+        kind = find("persistent-cuda")
+        monkeypatch.setattr(kind, "chip", lambda self: Chip(processors, 1 << 16))
+        monkeypatch.setattr(kind, "kernel", lambda self, **constants: Emulated(source, folder, constants, seed))
+        monkeypatch.setattr(persistent_cuda.lay_out, "__defaults__", (shapes,))
+        return kind(layer, "cpu")
+
+    return engine
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_the_source_computes_the_formulas(name, batch, emulated):
+    layer, masked, kept = pruned(name)
+    x, ids, lengths, live = inputs(4, batch)
+    run = emulated(layer)
+    assert error(run(x).double(), by_formula(masked, kept, x)) <= FLOAT32
+    assert error(run(ids, live).double(), by_formula(masked, kept, ids, lengths)) <= FLOAT32
+
+
+@pytest.mark.parametrize("batch", [1, 2, 4])
+def test_weights_beyond_the_registers_are_in_shared_memory(batch, emulated):
+    layer, masked, kept = pruned("LSTM", hidden=50, density=1.0, keep=0.9)
+    x, *_ = inputs(3, batch)
+    run = emulated(layer, processors=7)
+    assert error(run(x).double(), by_formula(masked, kept, x)) <= FLOAT32
+    constants = run.laid[batch][0].constants
+    assert constants["HELD"] < constants["PARTS"] * constants["SLOTS"] and constants["PARTS"] == 4
+
+
+def test_h_in_more_pieces_than_a_thread_copies_at_once(emulated):
+    layer, masked, kept = pruned("RNN", hidden=200, density=0.02, keep=1.0, live=1.0)
+    x, *_ = inputs(2, 4)
+    run = emulated(layer, processors=8, shapes=(Shape(32, 1, 64, 8),))
+    assert error(run(x).double(), by_formula(masked, kept, x)) <= FLOAT32
+
+
+@pytest.mark.parametrize("steps", [1, 2, 9])
+def test_any_number_of_steps(steps, emulated):
+    layer, masked, kept = pruned("GRU")
+    x, *_ = inputs(steps, 1)
+    assert error(emulated(layer)(x).double(), by_formula(masked, kept, x)) <= FLOAT32
+
+
+def test_a_layer_whose_every_gate_is_constant(emulated):
+    layer, masked, kept = pruned("LSTM", live=0.0)
+    x, *_ = inputs(3, 1)
+    assert error(emulated(layer)(x).double(), by_formula(masked, kept, x)) <= FLOAT32
+
+
+def test_the_empty_loop_has_no_products(emulated):
+    layer, masked, kept = pruned("LSTM")
+    x, *_ = inputs(4, 2)
+    without = masked.double()
+    without.weight_hh_l0.zero_()
+    assert error(emulated(layer)(x, empty=True).double(), by_formula(without, kept, x)) <= FLOAT32
+
+
+def nth_removed(text, what, n):
+    parts = text.split(what)
+    return what.join(parts[: n + 1]) + what.join(["", *parts[n + 1 :]])[len(what) :]
+
+
+@pytest.mark.parametrize("barrier", [0, 1])
+def test_without_one_of_its_barriers_the_emulation_finds_it_wrong(barrier, emulated, tmp_path):
+    """So the emulation would find a missing one."""
+    text = persistent_cuda.SOURCE.read_text()
+    assert text.count("__syncthreads();") == 2
+    broken = tmp_path / "broken.cu"
+    broken.write_text(nth_removed(text, "__syncthreads();", barrier))
+    layer, masked, kept = pruned("LSTM")
+    x, *_ = inputs(6, 1)
+    errors = [
+        error(emulated(layer, source=broken, seed=seed)(x).double(), by_formula(masked, kept, x))
+        for seed in range(1, 9)
+    ]
+    assert max(errors) > 1e-3 or any(e != e for e in errors)
+
+
+def test_what_is_not_published_is_waited_for(emulated, tmp_path):
+    text = persistent_cuda.SOURCE.read_text()
+    broken = tmp_path / "broken.cu"
+    broken.write_text(text.replace("if (gate == 0 && unit", "if (gate == 0 && blockIdx.x != 1 && unit"))
+    with pytest.raises(RuntimeError, match="for ever"):
+        emulated(pruned("LSTM", hidden=12, keep=1.0)[0], source=broken)(inputs(3, 1)[0])
+
+
+def test_what_it_does_not_run_is_said(emulated):
+    layer = pruned("LSTM")[0]
+    with pytest.raises(Unsupported, match="3 sequences at once; this kernel runs 1, 2, 4"):
+        emulated(layer)(inputs(2, 3)[0])
+    with pytest.raises(Unsupported, match="weights do not fit 2 multiprocessors"):
+        persistent_cuda.lay_out(pruned("LSTM", hidden=64, density=1.0)[0], 1, Chip(2, 1 << 12), SMALL)
+    with pytest.raises(Unsupported, match="rows for 64 lanes"):
+        persistent_cuda.lay_out(pruned("LSTM", hidden=99, live=1.0)[0], 1, Chip(2, 1 << 16), SMALL[:1])
+
+
+# ---- dealt
+
+
+@pytest.mark.parametrize(("width", "lanes"), [(1, 64), (2, 128), (4, 256)])
+def test_every_weight_is_dealt_once(width, lanes):
+    generator = np.random.default_rng(0)
+    weight = (generator.random((60, 200)) < 0.1) * generator.standard_normal((60, 200)).astype(np.float32)
+    weight[7] = 0
+    dealt = deal(weight, 4, lanes, width)
+    again = np.zeros_like(weight)
+    for row, (begin, end) in enumerate(dealt.lanes.reshape(-1, 2)):
+        of_row = (row // 15, slice(None), slice(begin, end))
+        np.add.at(again[row], dealt.columns[of_row].ravel(), dealt.values[of_row].ravel())
+    assert np.array_equal(again, weight)
+    assert np.count_nonzero(dealt.values) == np.count_nonzero(weight)
+    assert dealt.columns.min() >= 0 and dealt.columns.max() < 200
+
+
+@pytest.mark.parametrize(("width", "most"), [(1, 0.5), (2, 0.5), (4, 0.65)])
+def test_what_is_gathered_at_once_lies_in_different_banks(width, most):
+    """Against the same shares in any order: of 32 lanes three or four meet in some bank, of 8 two."""
+    generator = np.random.default_rng(0)
+    weight = (generator.random((64, 1024)) < 0.3).astype(np.float32)
+    dealt = deal(weight, 2, 512, width)
+    shuffled = generator.permuted(dealt.columns, axis=1)
+    assert 1 <= turns(dealt.columns, width) <= most * turns(shuffled, width)
+
+
+def test_more_rows_than_lanes_are_refused():
+    with pytest.raises(ValueError, match="40 rows for 32 lanes"):
+        deal(np.ones((80, 8), np.float32), 2, 32)
+
+
+# ---- compiled
+
+
+def built(laid, architecture, products=1):
+    code = cuda_source.compile_source(persistent_cuda.SOURCE, architecture, **laid.constants, PRODUCTS=products)
+    triton = pytest.importorskip("triton", reason="its tools read machine code")
+    return usage(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump", code)
+
+
+@pytest.mark.parametrize("architecture", ["sm_80", "sm_90"])
+@pytest.mark.parametrize("name", CELLS)
+def test_it_compiles_without_spilling(architecture, name):
+    for batch in persistent_cuda.BATCHES:
+        laid = persistent_cuda.lay_out(pruned(name, hidden=64)[0], batch, H200)
+        for products in (0, 1):
+            assert built(laid, architecture, products)[1] == 0
+
+
+@pytest.mark.parametrize(("hidden", "density"), [(1024, 0.3), (1760, 0.3), (2304, 0.05), (2304, 0.3)])
+def test_large_layers_stay_on_the_chip_of_an_h200(hidden, density):
+    """Every weight in registers or shared memory; what spills, if anything, is a few of the numbers around them."""
+    layer = LayerCell(hidden, density, 1, "unstructured", 1).data[1]
+    for batch in (1, 4):
+        laid = persistent_cuda.lay_out(layer, batch, H200)
+        registers, spilled = built(laid, "sm_90")
+        assert laid.blocks <= 132 and registers * laid.threads <= 1 << 16 and laid.shared <= H200.shared
+        assert registers > 1.5 * laid.constants["HELD"] and spilled <= (0 if batch == 1 else 24)
+
+
+def test_what_the_compiler_says_is_handed_on(tmp_path):
+    source = tmp_path / "wrong.cu"
+    source.write_text("nonsense;")
+    with pytest.raises(RuntimeError, match=r"(?s)wrong.cu for sm_90: .*nonsense.*[^\0]$"):
+        cuda_source.compile_source(source, "sm_90")
+
+
+# ---- launched
+
+
+def test_a_launch_hands_over_pointers_and_ints(monkeypatch):
+    calls = []
+    monkeypatch.setattr(cuda_source.driver, "cuFuncSetAttribute", lambda *a: calls.append(a) or (0,))
+    monkeypatch.setattr(cuda_source.driver, "cuLaunchCooperativeKernel", lambda *a: calls.append(a) or (0,))
+    monkeypatch.setattr(torch.cuda, "device", lambda device: __import__("contextlib").nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: type("Stream", (), {"cuda_stream": 7}))
+    kernel = object.__new__(cuda_source.Kernel)
+    kernel.device, kernel.function, kernel.most = torch.device("cuda"), "function", 0
+    tensor = torch.zeros(2)
+    kernel(5, 64, 1000, tensor, 3)
+    kernel(5, 64, 900, tensor, 3)
+    raised, launched, again = calls
+    assert raised[0] == "function" and raised[2] == 1000
+    assert launched[:8] == ("function", 5, 1, 1, 64, 1, 1, 1000) and int(launched[8]) == 7 and again[7] == 900
+    assert launched[9] == ((tensor.data_ptr(), 3), (ctypes.c_void_p, ctypes.c_int))
