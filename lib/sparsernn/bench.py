@@ -351,7 +351,7 @@ def tracked(kind):
     return table[ours & table["device"].str.startswith(kind)].reset_index(drop=True)
 
 
-SWEEPS = {"products": products, "layers": layers, "models": models}
+SWEEPS = {"layers": layers, "models": models, "products": products}  # in this order: what is new first
 
 
 def profile_of(name, shapes=None, densities=None, batches=None):
@@ -418,7 +418,7 @@ def measure(cell, device, roof, seconds, report=lambda line: None):
             loop = float(samples.pop(name + ", empty").min())
             known[name] |= {
                 "floor_ms": loop + on_chip,
-                "floor_note": f"measured: empty loop with the barrier {loop:.3g} ms",
+                "floor_note": f"measured: empty loop with its waits {loop:.3g} ms",
             }
             known[name]["floor_note"] += f", on chip {on_chip:.3g} ms reckoned"
     if cell.chooses and (chosen := cell.chosen(device)) in known:
