@@ -268,6 +268,14 @@ def test_beside_published_compares_the_last_epoch_both_have():
     assert "sparse-vd-wgn, epoch 3: 0.81 here, 0.83 there" in words_of(plots.beside_published(later, published_rows()))
 
 
+def test_beside_published_draws_a_line_a_seed_and_tells_their_mean():
+    curves = pd.concat([metric_rows(valid=0.81), metric_rows(valid=0.85).assign(seed=1)])
+    figure = plots.beside_published(curves, published_rows())
+    assert "sparse-vd-wgn, epoch 3: 0.83 here, 0.83 there" in words_of(figure)
+    lines = [line for line in figure.axes[0].lines if line.get_label() == "sparse-vd-wgn, here"]
+    assert len(lines) == 2 and all((np.diff(line.get_xdata()) > 0).all() for line in lines)
+
+
 def test_a_long_variant_is_told_by_its_first_field():
     assert plots.study._short("kl_weight=2") == "kl_weight=2"
     assert plots.study._short("clip=0,epochs=60,kl_full=16,kl_peak=0,kl_settle=45") == "clip=0 and 4 more"

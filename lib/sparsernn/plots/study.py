@@ -172,7 +172,8 @@ def fronts(points, published=None):
 
 @styled
 def beside_published(curves, published):
-    """Validation quality and compression by epoch, ours (full) beside the authors' (dotted, open markers), a colour a method.
+    """Validation quality and compression by epoch, ours (full, a line a seed) beside the authors' (dotted, open markers), a
+    colour a method.
 
     curves: `tables.tidy_metrics` of several runs of a task; published: rows of results/published.csv of that task.
     """
@@ -184,8 +185,11 @@ def beside_published(curves, published):
             if method in OPPONENTS:
                 continue
             colour, marker, _ = look(method)
-            part = part[(part["compression"] != 1) | (column == "valid")]  # before anything is removed
-            ax.plot(part["epoch"], part[column], color=colour, marker=marker, ms=3.5, lw=1.3, label=f"{method}, here")
+            for _, run in part.groupby("seed"):
+                run = run[(run["compression"] != 1) | (column == "valid")]  # before anything is removed
+                every = None if len(run) <= 25 else 0.08  # of the figure's size
+                ax.plot(run["epoch"], run[column], color=colour, marker=marker, markevery=every, ms=3.5, lw=1.3,
+                        label=f"{method}, here")  # fmt: skip
             theirs = published[(published["method"] == method)]
             ax.plot(theirs["epoch"], theirs[column], color=colour, marker=marker, mfc="white", ms=4.5, ls=":",
                     label=f"{method}, authors")  # fmt: skip
@@ -196,7 +200,8 @@ def beside_published(curves, published):
             log_counts(ax.yaxis)
     unique_legend(axes[1], loc="upper left", bbox_to_anchor=(1.01, 1))
     found = []
-    both = curves.merge(published, on=["method", "epoch"], suffixes=("", "_authors")).dropna(subset=["valid_authors"])
+    ours = curves.groupby(["method", "epoch"], as_index=False, sort=False)["valid"].mean()
+    both = ours.merge(published, on=["method", "epoch"], suffixes=("", "_authors")).dropna(subset=["valid_authors"])
     for method, part in both.groupby("method", sort=False):
         row = part.loc[part["epoch"].idxmax()]
         found.append(f"{method}, epoch {row.epoch:.0f}: {row.valid:.3g} here, {row.valid_authors:.3g} there")
