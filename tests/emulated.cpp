@@ -87,6 +87,8 @@ static uint4 arriving(const unsigned* from) {
     return v;
 }
 
+static void keep_packed(unsigned&) {}
+
 static void publish(unsigned* to, unsigned value) {
     *to = value;
     give_way();

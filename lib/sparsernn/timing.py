@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 MEGABYTE = 1 << 20
+SECOND = 2e9  # of a GPU, in its clocks, or a little more
 
 
 @contextmanager
@@ -31,25 +32,45 @@ def interleaved(calls, device="cpu", seconds=0.5, rounds=(5, 50)):
 
     calls    name → function without arguments, called once before to be compiled and warm
     seconds  about how long all of it takes, within `rounds` (least, most)
-    A sample is several calls where one is shorter than half a millisecond; the device is waited for at both ends.
+    A sample is several calls where one is shorter than half a millisecond. On a GPU it is what passes between two events on
+    its stream while the host has run ahead, over 5 milliseconds or more: what the device takes, not what launches cost,
+    unless there are more of them than its queue holds (a step loop's thousand).
     """
+    least = 5e-3 if torch.device(device).type == "cuda" else 5e-4
     once, repeats = {}, {}
     for name, call in calls.items():
         begin = time.perf_counter()
         call()
         wait(device)
         once[name] = time.perf_counter() - begin
-        repeats[name] = min(50, max(1, int(5e-4 / max(once[name], 1e-9))))
+        repeats[name] = min(50, max(1, int(least / max(once[name], 1e-9))))
     cost = sum(once[name] * repeats[name] for name in calls)
     samples = {name: [] for name in calls}
     for _ in range(int(np.clip(seconds / max(cost, 1e-9), *rounds))):
         for name, call in calls.items():
-            begin = time.perf_counter()
-            for _ in range(repeats[name]):
-                call()
-            wait(device)
-            samples[name].append(1e3 * (time.perf_counter() - begin) / repeats[name])
+            sample = on_gpu if torch.device(device).type == "cuda" else on_cpu
+            samples[name].append(sample(call, repeats[name], once[name]) / repeats[name])
     return {name: np.array(values) for name, values in samples.items()}
+
+
+def on_cpu(call, repeats, once):
+    """Milliseconds of `repeats` calls."""
+    begin = time.perf_counter()
+    for _ in range(repeats):
+        call()
+    return 1e3 * (time.perf_counter() - begin)
+
+
+def on_gpu(call, repeats, once):
+    """The same between two events; the device sleeps first, so that the host, at `once` seconds a call, is ahead of it."""
+    begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+    torch.cuda._sleep(int(SECOND * min(0.1, 1.5 * once * repeats)))
+    begin.record()
+    for _ in range(repeats):
+        call()
+    end.record()
+    end.synchronize()
+    return begin.elapsed_time(end)
 
 
 def spread(samples):
@@ -58,12 +79,20 @@ def spread(samples):
     return {"median_ms": float(middle), "iqr_ms": float(high - low), "best_ms": float(samples.min())}
 
 
-def on_chip_ms(device, steps, size, gathers):
-    """What the products of a layer whose weights stay on a GPU cost at the least: a step's `size` bytes of weights at 128 B a
-    clock and its gathers of h at 32 a clock, spread over all multiprocessors. What a kernel fills up does not count."""
+def on_chip_ms(device, steps, products, gathers, size=0):
+    """What the products of a layer whose weights stay on a GPU cost at the least, spread over all multiprocessors: `products`
+    a step at 128 a clock, of h `gathers` at 32, and `size` bytes of weights that are in no register at 128 B. What a
+    kernel fills up does not count."""
     chip = torch.cuda.get_device_properties(device)
-    clocks = (size / 128 + gathers / 32) / chip.multi_processor_count
+    clocks = max(products / 128, gathers / 32 + size / 128) / chip.multi_processor_count
     return steps * clocks / getattr(chip, "clock_rate", 1.98e6)  # kHz
+
+
+def _best(call, device):
+    """Seconds of the fastest of some calls, after one to warm up."""
+    call()
+    wait(device)
+    return 1e-3 * float(interleaved({"": call}, device, 0.05)[""].min())
 
 
 @dataclass(frozen=True)
@@ -81,8 +110,7 @@ class Roof:
         for size in (1 * MEGABYTE, 8 * MEGABYTE, 64 * MEGABYTE) + (512 * MEGABYTE,) * on_gpu:
             source = torch.ones(size // 4, device=device)
             target = torch.empty_like(source)
-            best = interleaved({"copy": lambda s=source, t=target: t.copy_(s)}, device, 0.05)["copy"].min()
-            copies[size] = 2 * size / (1e-3 * float(best))
+            copies[size] = 2 * size / _best(lambda s=source, t=target: t.copy_(s), device)
         rates = {"fp32": torch.float32, "bf16": torch.bfloat16}
         rates |= {"tf32": torch.float32, "fp16": torch.float16} if on_gpu else {}
         for rate, dtype in rates.items():
@@ -90,8 +118,8 @@ class Roof:
             for side in (8192,) if on_gpu else (64, 256, 1024):
                 a = torch.ones(side, side, device=device, dtype=dtype)
                 with tf32(rate == "tf32"):
-                    ms = float(interleaved({"product": lambda a=a: a @ a}, device, 0.05)["product"].min())
-                flops[rate] = max(flops[rate], found := 2 * side**3 / (1e-3 * ms))
+                    seconds = _best(lambda a=a: a @ a, device)
+                flops[rate] = max(flops[rate], found := 2 * side**3 / seconds)
                 if found < flops[rate] / 2:  # no units for this rate: larger products only take longer
                     break
         return cls(copies, flops)
@@ -105,8 +133,9 @@ class Roof:
 
         An unmeasured rate (int8) leaves the bytes alone.
         """
-        fitting = [bytes_ for bytes_ in self.copies if bytes_ <= size] or [min(self.copies)]
-        speed, done, note = self.copies[max(fitting)], 0.0, ""
+        fitting = max((bytes_ for bytes_ in self.copies if bytes_ <= size), default=min(self.copies))
+        speed = max(speed for bytes_, speed in self.copies.items() if bytes_ >= fitting)  # a GPU hardly starts on less
+        done, note = 0.0, ""
         moved = 1e3 * size / speed
         if rate in self.flops:
             done = 1e3 * flops / self.flops[rate]

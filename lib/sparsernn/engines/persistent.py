@@ -245,8 +245,10 @@ class Persistent(Tabled):
         return y.contiguous() if live is None else y.masked_fill(~live.unsqueeze(2), 0)
 
     def on_chip_ms(self, x):
-        weights = self.layer.weight_hh.numel() if self.dense else int((self.layer.weight_hh != 0).sum())
-        return on_chip_ms(self.device, x.shape[0], 4 * self.words_each * weights, weights * x.shape[1])
+        weights = self.layer.weight_hh
+        products = x.shape[1] * (weights.numel() if self.dense else int((weights != 0).sum()))
+        size = 0 if self.plan.held else 4 * self.words_each * int((weights != 0).sum())
+        return on_chip_ms(self.device, x.shape[0], products, 0 if self.dense else products, size)
 
 
 class PersistentFP16(Persistent):

@@ -8,7 +8,7 @@
 // themselves: an h that is not EMPTY is there. Of no two memory operations does the order matter, and none is fenced.
 //
 // Constants, given to the compiler: THREADS, NEURONS of a block; BATCH (1, 2, 4); WORDS (neurons in all times BATCH); PARTS
-// (of a thread: its lanes); SLOTS (of a lane) and HELD, both even; KIND (0 LSTM, 1 GRU, 2 RNN); HARD (gates clip(0.2 x +
+// (of a thread: its lanes); SLOTS (of a lane) and HELD, both even; MOST (lanes of a row); KIND (0 LSTM, 1 GRU, 2 RNN); HARD (gates clip(0.2 x +
 // 0.5, 0, 1); of an RNN: relu); PRODUCTS (0: the loop, the exchange and the gates alone, to measure what no kernel of this
 // kind goes below).
 
@@ -28,6 +28,9 @@ __device__ __forceinline__ uint4 arriving(const unsigned* from) {
 __device__ __forceinline__ void publish(unsigned* to, unsigned value) {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" :: "l"(to), "r"(value) : "memory");
 }
+
+// Two offsets stay in one register: the compiler would take them apart before the loop, into two.
+__device__ __forceinline__ void keep_packed(unsigned& two) { asm volatile("" : "+r"(two)); }
 #endif
 
 constexpr int ROWS = NEURONS * 4;                                  // a gate of a neuron, also where a cell has fewer
@@ -115,10 +118,21 @@ whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, co
     }
 
     for (int t = 0; t < steps; t++) {
+        // What the next step adds, and the row of the one after it, are asked for now and used when this step is over.
+        float coming[UNITS];
+        int later[UNITS];
+#pragma unroll
+        for (int u = 0; u < UNITS; u++) {
+            const int b = ((u * THREADS + thread) >> 2) % BATCH;
+            coming[u] = place[u] >= 0 && following[u] >= 0 ? table[(size_t)following[u] * width + place[u]] : 0.0f;
+            later[u] = rows[(t + 2 < steps ? t + 2 : steps - 1) * BATCH + b];
+        }
         if (t > 0) {
             const unsigned* before = exchange + (size_t)t * stride;
             for (int first = thread; first < PIECES; first += COPIES * THREADS) {
                 uint4 got[COPIES];
+#pragma unroll
+                for (int k = 0; k < COPIES; k++) got[k] = uint4{EMPTY, EMPTY, EMPTY, EMPTY};
                 bool waiting;
                 unsigned tries = 0;
                 do {
@@ -126,7 +140,8 @@ whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, co
                     waiting = false;
 #pragma unroll
                     for (int k = 0; k < COPIES; k++)
-                        if (first + k * THREADS < PIECES) got[k] = arriving(before + 4 * (first + k * THREADS));
+                        if (first + k * THREADS < PIECES && missing(got[k], first + k * THREADS))
+                            got[k] = arriving(before + 4 * (first + k * THREADS));
 #pragma unroll
                     for (int k = 0; k < COPIES; k++)
                         if (first + k * THREADS < PIECES) waiting |= missing(got[k], first + k * THREADS);
@@ -140,6 +155,7 @@ whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, co
                 float total[PARTS][BATCH] = {};
 #pragma unroll
                 for (int s = 0; s < HELD / 2; s++) {
+                    if (PARTS > 1) keep_packed(offset[s]);  // where registers are short
                     multiply(total[s / (SLOTS / 2)], value[2 * s], h_all, offset[s] & 0xffffu);
                     multiply(total[s / (SLOTS / 2)], value[2 * s + 1], h_all, offset[s] >> 16);
                 }
@@ -161,12 +177,15 @@ whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, co
         for (int u = 0; u < UNITS; u++) {
             const int unit = u * THREADS + thread, b = (unit >> 2) % BATCH, neuron = (unit >> 2) / BATCH;
             float a = added[u];
-            if (PRODUCTS && t > 0)
-                for (int lane = span[u] & 0xffff; lane < span[u] >> 16; lane++) a += sums[b * LANES + lane];
-            // what the next step adds is fetched now, and the row of the one after it
-            const int ahead = following[u], now = row[u];
-            added[u] = place[u] >= 0 && ahead >= 0 ? table[(size_t)ahead * width + place[u]] : 0.0f;
-            row[u] = ahead, following[u] = rows[(t + 2 < steps ? t + 2 : steps - 1) * BATCH + b];
+            if (PRODUCTS && t > 0) {
+                const int first = span[u] & 0xffff, count = (span[u] >> 16) - first;
+                float part[2] = {};
+#pragma unroll
+                for (int k = 0; k < MOST; k++) part[k & 1] += k < count ? sums[b * LANES + first + k] : 0.0f;
+                a += part[0] + part[1];
+            }
+            const int now = row[u];
+            added[u] = coming[u], row[u] = following[u], following[u] = later[u];
 
             const bool candidate = KIND == 0 ? gate == 2 : KIND == 1 ? gate >= 2 : true;
             float g = candidate ? (KIND == 0 ? tanh_of(a) : a) : squash(a);

@@ -6,7 +6,7 @@ avoids conflicts of its banks (`dealing.py`); blocks wait for each other's numbe
 (`persistent_cuda.cu`). It runs on a GPU alone; tests run the same source on a CPU, thread by thread.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import ceil
 from pathlib import Path
 
@@ -54,18 +54,23 @@ class Shape:
         return min(self.parts * slots, (self.registers - self.working - copied) // 3 * 2)
 
 
-SHAPES = (Shape(512, 1, 128, 64), Shape(256, 4, 255, 96))  # the first that holds all weights in registers, or the last
+SHAPES = (Shape(512, 1, 128, 64), Shape(256, 4, 255, 60))  # of those that fit, the one with the fewest gathers
 
 
 @dataclass(frozen=True)
 class Laid:
-    """A layer's weights laid out for a number of sequences: the kernel's constants, its launch, its tensors."""
+    """A layer's weights laid out for a number of sequences: the kernel's constants, its launch, its tensors; `left` slots of
+    a thread are in shared memory."""
 
     constants: dict
     blocks: int
     threads: int
     shared: int
+    left: int
     tensors: tuple
+
+    def to(self, device):
+        return replace(self, tensors=tuple(tensor.to(device) for tensor in self.tensors))
 
 
 def lay_out(layer, batch, chip, shapes=SHAPES):
@@ -80,29 +85,33 @@ def lay_out(layer, batch, chip, shapes=SHAPES):
     rows = torch.zeros(4, neurons, hidden)
     rows[:number, :hidden][layer.where] = layer.weight_hh.float()
     rows = rows.transpose(0, 1).reshape(-1, hidden).numpy()  # a neuron's gates side by side
+    plans, why = [], ""
     for shape in shapes:
         try:
             dealt = deal(rows, blocks, shape.threads * shape.parts, batch)
         except ValueError as problem:
-            raise Unsupported(f"{hidden} neurons on {blocks} multiprocessors: {problem}") from problem
+            why = f"{hidden} neurons on {blocks} multiprocessors: {problem}"
+            continue
         slots = dealt.values.shape[1]
         held = shape.held(slots, words)
         left = shape.parts * slots - held
-        if not left:
-            break
-    shared = 16 * ceil(words / 4) + shape.threads * (4 * shape.parts * batch + 6 * left)
-    if shared > chip.shared:
-        raise Unsupported(f"{np.count_nonzero(rows)} weights do not fit {chip.processors} multiprocessors")
+        shared = 16 * ceil(words / 4) + shape.threads * (4 * shape.parts * batch + 6 * left)
+        if shared <= chip.shared:
+            reads = shape.threads * (shape.parts * slots + 1.5 * left)  # of shared memory: gathers, and weights
+            plans.append((reads, shape, dealt, held, left, shared))
+    if not plans:
+        raise Unsupported(why or f"{np.count_nonzero(rows)} weights do not fit {chip.processors} multiprocessors")
+    _, shape, dealt, held, left, shared = min(plans, key=lambda plan: plan[0])
     at = 4 * batch * dealt.columns
     offsets = (at[:, ::2] | at[:, 1::2] << 16).astype(np.int32)
     spans = dealt.lanes[..., 0] | dealt.lanes[..., 1] << 16
     places = F.pad(layer.row_of, (0, more, 0, 4 - number), value=-1)
     fixed = F.pad(layer.fixed, (0, more, 0, 4 - number), value=torch.nan).float()
-    constants = {"THREADS": shape.threads, "PARTS": shape.parts, "SLOTS": slots, "HELD": held}
-    constants |= {"NEURONS": per_block, "BATCH": batch, "WORDS": words}
+    constants = {"THREADS": shape.threads, "PARTS": shape.parts, "SLOTS": dealt.values.shape[1], "HELD": held}
+    constants |= {"NEURONS": per_block, "BATCH": batch, "WORDS": words, "MOST": int(np.diff(dealt.lanes).max())}
     constants |= {"KIND": KINDS[layer.kind], "HARD": int(layer.cell.activation in ("hard", "relu"))}
     tensors = *map(torch.from_numpy, (dealt.values, offsets, spans)), places.contiguous(), fixed.contiguous()
-    return Laid(constants, blocks, shape.threads, shared, tensors)
+    return Laid(constants, blocks, shape.threads, shared, left, tensors)
 
 
 class PersistentCuda(Tabled):
@@ -120,26 +129,28 @@ class PersistentCuda(Tabled):
     def kernel(self, **constants):
         return Kernel(SOURCE, "whole_sequence", self.device, **constants)
 
+    def laid_for(self, batch):
+        if batch not in BATCHES:
+            raise Unsupported(f"{batch} sequences at once; this kernel runs {', '.join(map(str, BATCHES))}")
+        if batch not in self.laid:
+            self.laid[batch] = lay_out(self.layer, batch, self.chip()).to(self.device)
+        return self.laid[batch]
+
     @torch.no_grad()
     def __call__(self, x, live=None, empty=False):
         table, rows = self.table_and_rows(x, live)
         steps, batch = rows.shape
-        if batch not in BATCHES:
-            raise Unsupported(f"{batch} sequences at once; this kernel runs {', '.join(map(str, BATCHES))}")
-        if batch not in self.laid:
-            laid = lay_out(self.layer, batch, self.chip())
-            self.laid[batch] = laid, [tensor.to(self.device) for tensor in laid.tensors]
-        laid, tensors = self.laid[batch]
+        laid = self.laid_for(batch)
         if (batch, empty) not in self.kernels:
             self.kernels[batch, empty] = self.kernel(**laid.constants, PRODUCTS=int(not empty))
         stride = 32 * ceil(laid.constants["WORDS"] / 32)
         exchange = torch.full((steps + 1, stride), -1, dtype=torch.int32, device=self.device)  # EMPTY
         sizes = steps, table.shape[1], stride
-        self.kernels[batch, empty](laid.blocks, laid.threads, laid.shared, table, rows, *tensors, exchange, *sizes)
+        self.kernels[batch, empty](laid.blocks, laid.threads, laid.shared, table, rows, *laid.tensors, exchange, *sizes)
         h = exchange.view(torch.float32)[1:, : self.layer.hidden * batch]
         y = h.view(steps, -1, batch).transpose(1, 2)
         return y.contiguous() if live is None else y.masked_fill(~live.unsqueeze(2), 0)
 
     def on_chip_ms(self, x):
-        weights = int((self.layer.weight_hh != 0).sum())
-        return on_chip_ms(self.device, x.shape[0], 6 * weights, weights * x.shape[1])
+        laid, products = self.laid_for(x.shape[1]), int((self.layer.weight_hh != 0).sum()) * x.shape[1]
+        return on_chip_ms(self.device, x.shape[0], products, products, 6 * laid.left * laid.threads * laid.blocks)
