@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 
 import numpy as np
 import pytest
@@ -176,6 +177,64 @@ def test_what_a_processor_has_no_units_for_is_not_timed():
     assert "dense-bf16" not in {row["engine"] for row in rows} and len(said) == 1
     assert "dense-bf16: n/a, 0.9 GFLOP/s in bf16" in said[0]
     assert not timing.Roof({}, {"fp32": 1e10, "bf16": 1e9}).lacks("bf16") and not roof.lacks("int8")
+
+
+def test_a_gpu_is_timed_between_events_with_the_host_ahead(monkeypatch):
+    happened = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            happened.append("event")
+
+        def synchronize(self):
+            happened.append("wait")
+
+        def elapsed_time(self, end):
+            return 12.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda clocks: happened.append(clocks))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    slow = {"a": lambda: happened.append("a") or time.sleep(0.002)}
+    samples = timing.interleaved(slow, "cuda", seconds=0, rounds=(2, 2))["a"]
+    assert list(samples) == [6.0, 6.0], "5 ms are two calls of 2 ms"
+    assert happened[1:7] == [happened[1], "event", "a", "a", "event", "wait"]
+    assert 1.5 * 0.004 * timing.SECOND <= happened[1] <= 0.1 * timing.SECOND
+
+
+def test_what_is_kept_on_a_chip_has_a_floor_of_products_gathers_and_bytes(monkeypatch):
+    chip = type("Chip", (), {"multi_processor_count": 100, "clock_rate": 1e6})  # a million clocks a millisecond
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: chip)
+    assert timing.on_chip_ms("cuda", 10, products=128e6, gathers=0) == pytest.approx(0.1)
+    assert timing.on_chip_ms("cuda", 10, products=128e6, gathers=64e6, size=128e6) == pytest.approx(0.3)
+
+
+def test_tf32_is_allowed_its_rounding_and_says_so():
+    assert (
+        bench.dtype_name(bench.find("dense-tf32")) == "tf32" and bench.dtype_name(bench.find("dense-fp32")) == "float32"
+    )
+    assert bench.dtype_name(bench.find("dense-tf32", bench.PRODUCTS)) == "tf32"
+    assert bench.ALLOWED["float32"] < 8e-4 < bench.ALLOWED["tf32"], (
+        "measured: factors of 10 bits in layers of 256 to 1024"
+    )
+
+
+def test_a_gpu_that_no_longer_answers_ends_the_sweep(monkeypatch):
+    def dead(device):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(bench, "wait", dead)
+    monkeypatch.setattr(bench.LayerCell, "make", lambda self, name, device: dead(device))
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        bench.measure(layer_cell(), "cpu", ROOF, 0.01)
+
+
+def test_a_floor_of_few_bytes_takes_the_rate_of_larger_copies_where_they_are_faster():
+    roof = timing.Roof({1 << 20: 1e9, 1 << 26: 4e9}, {})
+    assert roof.floor(1 << 20, 0)[0] == pytest.approx(1e3 * (1 << 20) / 4e9)
 
 
 def test_a_floor_is_the_larger_of_bytes_and_flops():

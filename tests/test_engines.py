@@ -98,8 +98,14 @@ def test_fused_layers_refuse_padding():
 @pytest.mark.parametrize("wide", [1, 4, 7, 48, 70])
 def test_a_product_is_that_of_float64(name, wide):
     weight = torch.randn(20, 30, dtype=torch.float64) * (torch.rand(20, 30) < 0.3)
-    x = torch.randn(30, wide)
-    assert error(find(name, PRODUCTS)(weight)(x).double(), weight @ x.double()) <= ROUGH.get(name, 1e-6)
+    x, kind = torch.randn(30, wide), find(name, PRODUCTS)
+    assert error(kind(weight)(x.to(kind.dtype)).double(), weight @ x.double()) <= ROUGH.get(name, 1e-6)
+
+
+def test_an_opponent_runs_as_it_is_used_not_trained():
+    """cuDNN keeps what a backward pass would need of a layer in training, whether there is one or not."""
+    for name in ("dense-fp32", "compact-torch", "dense-bf16"):
+        assert not find(name)(pruned("LSTM")[0]).module.training
 
 
 def test_two_to_four_refuses_what_is_not():

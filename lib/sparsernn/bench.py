@@ -29,13 +29,13 @@ from .models import Classifier, LanguageModel
 from .names import nearest
 from .recurrent import GRU, LSTM, RNN
 from .small import shrink
-from .timing import Roof, interleaved, spread
+from .timing import Roof, interleaved, spread, wait
 
 PATTERNS = ("unstructured", "block", "removed neurons", "removed gates")
 KINDS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 PAPER_LAYERS = (("rnn", 1760), ("gru", 2560))  # the recurrent layers that 1704.05119 prunes
 PAPER_SHAPES = ((1760, 1760), (2560, 2560), (3072, 3072), (7680, 2560), (10752, 3584))  # 1704.05119; DeepBench's layers
-ALLOWED = {torch.float32: 1e-4, torch.int8: 0.3}  # error an engine may have and still be timed, by its dtype
+ALLOWED = {"float32": 1e-4, "tf32": 5e-3, "int8": 0.3}  # error an engine may have and still be timed, by its dtype
 ALLOWED_ELSE = 0.1
 WEIGHT_BYTES = {"dense-bf16": 2, "dense-fp16": 2, "dense-int8": 1, "two-to-four": 2, "persistent-fp16": 2}  # others: 4
 RATES = {
@@ -101,6 +101,11 @@ def cut(shape, density, pattern, generator):
     return wide[: shape[0], : shape[1]]
 
 
+def dtype_name(engine):
+    """ "float32" and its like; "tf32" where factors in float32 are rounded to it."""
+    return "tf32" if getattr(engine, "tf32", False) else str(engine.dtype).removeprefix("torch.")
+
+
 class Cell:
     """One place of a sweep: `fields` of its rows, and, made when first asked for, its data and engines."""
 
@@ -108,7 +113,7 @@ class Cell:
     chooses = True
 
     def make(self, name, device):
-        """→ function without arguments that runs this engine here, its dtype, and for one with a floor of its own the
+        """→ function without arguments that runs this engine here, the name of its dtype, and for one with a floor of its own the
         function that runs its empty loop and the milliseconds to add; else None."""
         raise NotImplementedError
 
@@ -150,8 +155,8 @@ class Product(Cell):
 
     def make(self, name, device):
         (weight, x), kind = self.data, find(name, PRODUCTS)
-        engine, x = kind(weight, device), x.to(device)
-        return (lambda: engine(x)), kind.dtype, None
+        engine, x = kind(weight, device), x.to(device, kind.dtype)
+        return (lambda: engine(x)), dtype_name(kind), None
 
     def error(self, name, got):
         weight, x = self.data
@@ -224,8 +229,8 @@ class LayerCell(Cell):
         layer, x = (dense, x) if whole(name) else (small, narrow)
         engine, x = find(name)(layer, device), x.to(device)
         if not hasattr(engine, "on_chip_ms"):
-            return (lambda: engine(x)), engine.dtype, None
-        return (lambda: engine(x)), engine.dtype, ((lambda: engine(x, empty=True)), engine.on_chip_ms(x))
+            return (lambda: engine(x)), dtype_name(engine), None
+        return (lambda: engine(x)), dtype_name(engine), ((lambda: engine(x, empty=True)), engine.on_chip_ms(x))
 
     def error(self, name, got):
         keep = slice(None) if whole(name) else self.data[4]
@@ -290,7 +295,7 @@ class Trained(Cell):
     def make(self, name, device):
         model = self.of(name)
         fast, ids = Fast(model, name, device), choose.example(model, self.batch, self.steps, device)
-        return (lambda: fast(ids)[0]), next(iter(fast.engines.values())).dtype, None
+        return (lambda: fast(ids)[0]), dtype_name(next(iter(fast.engines.values()))), None
 
     def error(self, name, got):
         model = self.of(name)
@@ -400,13 +405,16 @@ def measure(cell, device, roof, seconds, report=lambda line: None):
         try:
             call, dtype, empty = cell.make(name, device)
             wrong = cell.error(name, call())
+            if empty:
+                empty[0]()  # so that it is compiled and warm
         except Exception as problem:  # what does not run here has no row; the sweep goes on, and says so
+            wait(device)  # or ends: nothing runs any more on a GPU after a fault
             report(f"    {name}: n/a, {str(problem).splitlines()[0][:150]}")
             continue
         if not wrong <= ALLOWED.get(dtype, ALLOWED_ELSE):
             report(f"    {name}: refused, error {wrong:.1e} against float64")
             continue
-        calls[name], known[name] = call, {"dtype": str(dtype).removeprefix("torch."), "error": wrong}
+        calls[name], known[name] = call, {"dtype": dtype, "error": wrong}
         if empty:
             calls[name + ", empty"], known[name]["on_chip"] = empty
     for name in known:

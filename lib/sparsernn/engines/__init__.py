@@ -41,7 +41,14 @@ PRODUCTS = {
     "block-32": ("triton_products", "Block32"),
 }
 PACKAGES = {"cuda": "cuda-bindings nvidia-cuda-nvrtc"}  # module → what brings it, where its name does not say
-OPPONENTS = ("dense-fp32", "dense-tf32", "dense-bf16", "dense-int8", "compact-torch")  # a timing row for each
+OPPONENTS = (
+    "dense-fp32",
+    "dense-tf32",
+    "dense-bf16",
+    "dense-fp16",
+    "dense-int8",
+    "compact-torch",
+)  # a timing row for each
 
 
 def whole(name):

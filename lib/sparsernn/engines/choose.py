@@ -89,6 +89,7 @@ def choose(model, batch, device="cpu", steps=100, tolerance=1e-5, seconds=0.6):
             built = _built(model, name, device)
             wrong = error(first_two(model, run(built, x)), expected)
         except Exception as problem:  # a kernel that does not compile or launch here is one engine less
+            timing.wait(device)  # but after a fault a GPU runs nothing any more
             refused[name] = str(problem)
             continue
         if wrong > tolerance:

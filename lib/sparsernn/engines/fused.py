@@ -5,6 +5,7 @@ import warnings
 
 import torch
 from torch import nn
+from torch.backends import cudnn
 from torch.nn import functional as F
 
 from ..small import run
@@ -67,10 +68,14 @@ class Fused(Engine):
         self.module = self.ready(module)
 
     def ready(self, module):
-        """The module in this engine's precision, on its device."""
-        module = module.to(self.device, self.reads)
+        """The module in this engine's precision, on its device, as it is used and not trained (cuDNN keeps more for that)."""
+        module = module.to(self.device, self.reads).eval()
         if self.device.type == "cuda":
-            module.flatten_parameters()
+            if (
+                cudnn.version() or 0
+            ) >= 91300:  # it has bf16 layers then, and torch's list of what it has does not say so
+                cudnn.CUDNN_TENSOR_DTYPES.add(torch.bfloat16)
+            module.flatten_parameters()  # else weights are laid out anew at each call
         return module
 
     @classmethod

@@ -9,7 +9,7 @@ from .base import Unsupported
 
 
 class Product:
-    """`Product(weight, device)` prepares W [M, K] (untimed); called with x [K, N] float32 it returns W x, float32."""
+    """`Product(weight, device)` prepares W [M, K] (untimed); called with x [K, N] it returns W x, both in `dtype`."""
 
     devices = ("cpu", "cuda")
     dtype = torch.float32
@@ -24,7 +24,7 @@ class Product:
     @torch.no_grad()
     def __call__(self, x):
         with tf32(self.tf32):
-            return (self.weight @ x.to(self.dtype)).float()
+            return self.weight @ x
 
 
 class Dense(Product):
@@ -44,7 +44,10 @@ class DenseFP16(Product):
 
 
 class Csr(Product):
-    """int32 indices: MKL and cuSPARSE are fastest with them."""
+    """int32 indices: MKL and cuSPARSE are fastest with them; a single column is a vector to them."""
+
+    def __call__(self, x):
+        return super().__call__(x[:, 0]).unsqueeze(1) if x.shape[1] == 1 else super().__call__(x)
 
     def prepare(self, weight):
         rows, columns = weight.nonzero(as_tuple=True)
@@ -70,5 +73,7 @@ class TwoToFour(Product):
         return torch.sparse.to_sparse_semi_structured(weight)
 
     def __call__(self, x):
+        if x.shape[1] % 8 == 0:
+            return super().__call__(x)
         wide = torch.nn.functional.pad(x, (0, -x.shape[1] % 8))  # the library wants multiples of 8
         return super().__call__(wide)[:, : x.shape[1]]
