@@ -11,7 +11,7 @@ import numpy as np
 from numba import njit
 
 BANKS = 32  # of a multiprocessor's shared memory, 4 B each
-SPLIT = 24  # lanes a row is dealt to at most: their sums are added one by one
+SPLIT = 24  # lanes a row is dealt to at most: somebody has to add up their sums
 
 
 @dataclass(frozen=True)
@@ -119,9 +119,5 @@ def turns(columns, width=1):
     """Of `Dealt.columns`: turns a gather takes in shared memory, on average; 1 is without conflict. Lanes that want the same
     column are served together."""
     together = BANKS // width
-    found = []
-    for group in (
-        columns.transpose(0, 2, 1).reshape(-1, together, columns.shape[1]).transpose(0, 2, 1).reshape(-1, together)
-    ):
-        found.append(np.bincount(np.unique(group) % together).max())
-    return float(np.mean(found))
+    gathers = columns.reshape(-1, together)
+    return float(np.mean([np.bincount(np.unique(gather) % together).max() for gather in gathers]))

@@ -1,16 +1,19 @@
 // A recurrent layer over a whole sequence in one launch, its sparse weights on chip: the kernel of persistent_cuda.py.
 //
-// A block owns NEURONS neurons and all their gates. Each of its THREADS is PARTS lanes that hold a share of the weights each
-// (dealing.py): the first HELD of a thread's slots in registers, the others in shared memory. A step: h of all neurons is copied into shared memory,
-// gathered from there, multiplied and summed; the gates advance; the new h goes out.
+// A block owns NEURONS neurons and all their gates. Each of its THREADS is PARTS lanes that hold a share of the weights
+// each (dealing.py): the first HELD of a thread's slots in registers, the others in shared memory. A step: h of all
+// neurons is copied into shared memory, gathered from there, multiplied and summed; the gates advance; the new h goes out.
 //
 // No barrier spans the blocks. A step's h lies where nothing but EMPTY lay before, so a reader waits for the numbers
 // themselves: an h that is not EMPTY is there. Of no two memory operations does the order matter, and none is fenced.
 //
-// Constants, given to the compiler: THREADS, NEURONS of a block; BATCH (1, 2, 4); WORDS (neurons in all times BATCH); PARTS
-// (of a thread: its lanes); SLOTS (of a lane) and HELD, both even; MOST (lanes of a row); KIND (0 LSTM, 1 GRU, 2 RNN); HARD (gates clip(0.2 x +
-// 0.5, 0, 1); of an RNN: relu); PRODUCTS (0: the loop, the exchange and the gates alone, to measure what no kernel of this
-// kind goes below).
+// Constants, given to the compiler:
+//   THREADS, NEURONS   of a block             BATCH     sequences: 1, 2 or 4
+//   PARTS              lanes a thread is      WORDS     neurons of all blocks times BATCH
+//   SLOTS              of a lane, even        HELD      slots of a thread in registers, even
+//   MOST               lanes of a row         AT_ONCE   pieces of h that a thread copies before it copies more
+//   KIND               0 LSTM, 1 GRU, 2 RNN   HARD      gates clip(0.2 x + 0.5, 0, 1); of an RNN: relu
+//   PRODUCTS           0: the loop, the exchange and the gates alone: what no kernel of this kind goes below
 
 #define EMPTY 0xffffffffu  // a NaN that arithmetic does not make
 
@@ -38,8 +41,7 @@ constexpr int UNITS = (ROWS * BATCH + THREADS - 1) / THREADS;      // gates a th
 constexpr int LANES = PARTS * THREADS;
 constexpr int ALL = PARTS * SLOTS;                                 // a thread's slots
 constexpr int PIECES = (WORDS + 3) / 4;                            // h in pieces of four numbers
-constexpr int AT_ONCE = 5;                                         // that a thread waits for, or all if fewer
-constexpr int COPIES = (PIECES + THREADS - 1) / THREADS < AT_ONCE ? (PIECES + THREADS - 1) / THREADS : AT_ONCE;
+constexpr int COPIES = PIECES < AT_ONCE * THREADS ? (PIECES + THREADS - 1) / THREADS : AT_ONCE;  // a thread's, at once
 
 __device__ __forceinline__ float squash(float a) {
     return HARD ? fminf(fmaxf(0.2f * a + 0.5f, 0.0f), 1.0f) : 1.0f / (1.0f + expf(-a));
@@ -68,11 +70,13 @@ __device__ __forceinline__ void multiply(float (&total)[BATCH], float value, con
     }
 }
 
-// table [N, width]: what the input adds, and the bias; rows [steps, BATCH]: the row of it, -1 where a step is padding;
-// values [block, SLOTS, LANES]; offsets [block, SLOTS / 2, LANES]: of h in shared memory, in bytes, two of 16 bits; spans
-// [block, ROWS]: first lane of a row, and 16 bits higher one past its last; places, fixed [4, neurons]: column of table (-1: none), and
-// the constant that a gate is (NaN: it is live); exchange [steps + 1, stride]: h [neuron, BATCH] after each step, EMPTY at
-// first.
+// table [N, width]              what the input adds, and the bias
+// rows [steps, BATCH]           the row of it, -1 where a step is padding
+// values [block, SLOTS, LANES]
+// offsets [block, SLOTS/2, LANES]   of h in shared memory, in bytes, two of 16 bits
+// spans [block, ROWS]           first lane of a row, and 16 bits higher one past its last
+// places, fixed [4, neurons]    column of table, -1: none; the constant that a gate is, NaN: it is live
+// exchange [steps + 1, stride]  h [neuron, BATCH] after each step, EMPTY at first
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, const float* __restrict__ values,
                const unsigned* __restrict__ offsets, const int* __restrict__ spans, const int* __restrict__ places,
@@ -136,7 +140,7 @@ whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, co
                 bool waiting;
                 unsigned tries = 0;
                 do {
-                    if (++tries == 1u << 24) __trap();  // after many seconds: an error is better than a machine that hangs
+                    if (++tries == 1u << 24) __trap();  // after many seconds: better than to hang
                     waiting = false;
 #pragma unroll
                     for (int k = 0; k < COPIES; k++)

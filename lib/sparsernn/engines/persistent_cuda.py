@@ -108,7 +108,8 @@ def lay_out(layer, batch, chip, shapes=SHAPES):
     places = F.pad(layer.row_of, (0, more, 0, 4 - number), value=-1)
     fixed = F.pad(layer.fixed, (0, more, 0, 4 - number), value=torch.nan).float()
     constants = {"THREADS": shape.threads, "PARTS": shape.parts, "SLOTS": dealt.values.shape[1], "HELD": held}
-    constants |= {"NEURONS": per_block, "BATCH": batch, "WORDS": words, "MOST": int(np.diff(dealt.lanes).max())}
+    constants |= {"MOST": int(np.diff(dealt.lanes).max())}
+    constants |= {"NEURONS": per_block, "BATCH": batch, "WORDS": words, "AT_ONCE": AT_ONCE}
     constants |= {"KIND": KINDS[layer.kind], "HARD": int(layer.cell.activation in ("hard", "relu"))}
     tensors = *map(torch.from_numpy, (dealt.values, offsets, spans)), places.contiguous(), fixed.contiguous()
     return Laid(constants, blocks, shape.threads, shared, left, tensors)
