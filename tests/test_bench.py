@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -11,6 +10,7 @@ import torch
 from oracles import random_masks, randomise
 
 from sparsernn import bench, compact, records, timing
+from sparsernn.engines import choose
 from sparsernn.models import Classifier
 
 ROOF = timing.Roof({1 << 20: 1e10}, {"fp32": 1e10})
@@ -90,6 +90,78 @@ def test_a_wrong_engine_gets_no_row(monkeypatch):
     assert any("numba: refused, error 5.0e-01" in line for line in said)
 
 
+@pytest.mark.parametrize("batch", [3, 40, 1500])
+def test_an_engine_that_is_wrong_in_its_last_column_gets_no_row(monkeypatch, batch):
+    class Wrong(bench.find("csr-torch", bench.PRODUCTS)):
+        def __call__(self, x):
+            y = super().__call__(x)
+            y[:, -1] += 1
+            return y
+
+    monkeypatch.setattr(
+        bench, "find", lambda name, table, find=bench.find: Wrong if name == "csr-torch" else find(name, table)
+    )
+    said = []
+    rows = bench.measure(bench.Product(32, 64, 0.2, batch), "cpu", ROOF, 0.01, said.append)
+    assert "csr-torch" not in {row["engine"] for row in rows} and "csr-torch: refused" in "".join(said)
+
+
+def test_columns_compared_are_the_first_the_last_and_some_between():
+    assert list(choose.compared(5)) == [0, 1, 2, 3, 4]
+    assert list(choose.compared(128, 4)) == [0, 42, 85, 127]
+
+
+def test_nets_of_two_seeds_are_two_cells(tmp_path):
+    fields = [{"task": "t", "model": "m", "method": "w", "variant": "", "seed": seed, "batch": 1} for seed in (0, 1)]
+    assert records.timing_key(fields[0]) != records.timing_key(fields[1])
+    assert records.timing_key(fields[1]) == records.timing_key(fields[1] | {"seed": 1.0})
+
+
+def test_a_cell_is_timed_again_when_asked(tmp_path, monkeypatch):
+    path, cells = tmp_path / "timings-cpu.csv", [bench.Product(32, 64, 0.2, 1)]
+    assert bench.sweep(cells, seconds=0.01, path=path) and not bench.sweep(cells, seconds=0.01, path=path)
+    assert bench.sweep(cells, seconds=0.01, path=path, again=True)
+
+
+def test_news_say_the_forecast_and_once_why_an_engine_does_not_run(monkeypatch):
+    said = []
+    report = bench.news(said.append)
+    for line in ("3 cells to time on cpu:x, 0 there already; about 0.1 minutes", "    numba: n/a, no", "1/3 [0.0 min] lstm: fast",
+                 "    numba: n/a, no", "    csr-torch: refused, error 1", "2/3 [0.0 min] lstm: fast"):  # fmt: skip
+        report(line)
+    assert said == [said[0], "numba: n/a, no", "csr-torch: refused, error 1"] and "cells to time" in said[0]
+
+
+def test_a_sweep_says_which_packages_are_missing(monkeypatch):
+    def find(name, table):
+        if name == "persistent-cuda":
+            raise ImportError("engine 'persistent-cuda' needs cuda: pip install cuda-bindings")
+
+    monkeypatch.setattr(bench, "find", find)
+    assert list(bench.not_here([layer_cell(), layer_cell("block")])) == [
+        "engine 'persistent-cuda' needs cuda: pip install cuda-bindings"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"densities": [90]}, "density 90 is no share of weights that are left, for example 0.1"),
+        ({"densities": [0]}, "density 0 is no share"),
+        ({"densities": ["a"]}, "density 'a' is no share"),
+        ({"densities": []}, "densities is empty"),
+        ({"batches": [0]}, "batch 0 is not a whole number from 1 on"),
+        ({"batches": [1.5]}, "batch 1.5 is not a whole number"),
+        ({"hidden": [-4]}, "hidden -4 is not a whole number"),
+        ({"shapes": ["0x5"]}, "shape '0x5' is not rows x columns"),
+        ({"shapes": [1760]}, "shape 1760 is not rows x columns"),
+    ],
+)
+def test_a_profile_refuses_what_cannot_be_timed(given, words):
+    with pytest.raises(ValueError, match=words):
+        bench.profile_of("smoke", **given)
+
+
 def test_a_stopped_sweep_goes_on_where_it_stood(tmp_path, monkeypatch):
     path, measured, real = tmp_path / "timings-cpu.csv", [], bench.measure
     profile = bench.profile_of("smoke", shapes=["32x64"], batches=[1, 2])
@@ -119,7 +191,7 @@ def test_a_trained_model_is_timed_beside_the_dense_net_of_its_first_size(tmp_pat
     run = tmp_path / "task" / "lstm-8" / "wgn" / "quick-s0"
     run.mkdir(parents=True)
     compact.save(compact.compact(model, random_masks(model, 1, 0.5)), run / "model.safetensors")
-    record = {"task": "task", "model": "lstm-8", "method": "wgn", "variant": ""}
+    record = {"task": "task", "model": "lstm-8", "method": "wgn", "variant": "", "seed": 0}
     (run / "record.json").write_text(json.dumps(record))
     (cell,) = bench.models(bench.profile_of("smoke"), tmp_path)
     assert cell.dense.meta["activation"] == "logistic" and cell.small.meta["activation"] == "hard"
@@ -198,11 +270,18 @@ def test_a_gpu_is_timed_between_events_with_the_host_ahead(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(torch.cuda, "_sleep", lambda clocks: happened.append(clocks))
     monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
-    slow = {"a": lambda: happened.append("a") or time.sleep(0.002)}
+    clock = [0.0]
+    monkeypatch.setattr(timing, "time", type("Clock", (), {"perf_counter": lambda: clock[0]}))
+
+    def call():
+        happened.append("a")
+        clock[0] += 0.002
+
+    slow = {"a": call}
     samples = timing.interleaved(slow, "cuda", seconds=0, rounds=(2, 2))["a"]
     assert list(samples) == [6.0, 6.0], "5 ms are two calls of 2 ms"
     assert happened[1:7] == [happened[1], "event", "a", "a", "event", "wait"]
-    assert 1.5 * 0.004 * timing.SECOND <= happened[1] <= 0.1 * timing.SECOND
+    assert 1.5 * 0.004 * timing.CLOCKS <= happened[1] <= 0.1 * timing.CLOCKS
 
 
 def test_what_is_kept_on_a_chip_has_a_floor_of_products_gathers_and_bytes(monkeypatch):

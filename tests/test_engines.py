@@ -218,6 +218,32 @@ def test_without_any_engine_the_reasons_are_given(monkeypatch):
         chosen(monkeypatch, wrong=engine(0, 2.0))
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"device": "gpu"}, "unknown device 'gpu'"),
+        ({"batch": 0}, "0 sequences of 100 steps; at least one"),
+        ({"steps": 0}, "1 sequences of 0 steps"),
+    ],
+)
+def test_what_cannot_be_tried_is_refused(given, words):
+    with pytest.raises(ValueError, match=words):
+        chooser.choose(pruned("LSTM")[0], **{"batch": 1} | given)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
+def test_without_a_gpu_the_choice_says_so():
+    with pytest.raises(ValueError, match="no GPU that torch sees here"):
+        chooser.choose(pruned("LSTM")[0], 1, "cuda")
+
+
+def test_a_choice_is_made_where_it_was_tried(monkeypatch):
+    built = []
+    monkeypatch.setattr(chooser, "_built", lambda model, name, device: built.append((name, device)))
+    chooser.Choice("numba", "cuda", {}, {}).make("model")
+    assert built == [("numba", "cuda")]
+
+
 def test_a_choice_is_made_once_for_the_same_shapes(monkeypatch):
     monkeypatch.setattr(chooser, "_choices", {})
     layer = pruned("LSTM, hard")[0]
@@ -232,7 +258,14 @@ def table(*cells):
     rows = []
     for number, (medians, choice) in enumerate(cells):
         for name, ms in (medians | {"choose": medians[choice]}).items():
-            row = {"task": None, "model": "lstm", "method": "shape-only", "variant": None, "device": "cpu:x"}
+            row = {
+                "task": None,
+                "model": "lstm",
+                "method": "shape-only",
+                "variant": None,
+                "seed": None,
+                "device": "cpu:x",
+            }
             row |= {"batch": number, "steps": 10, "input": 8, "hidden": 8, "density": 0.1, "pattern": "block"}
             row |= {"engine": name, "median_ms": ms, "dtype": "float16" if "fp16" in name else "float32"}
             rows.append(row | {"floor_note": choice if name == "choose" else "", "opponent": "dense-fp32"})

@@ -12,7 +12,8 @@ matplotlib.use("agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
 
-from sparsernn import plots, sparsify, tables  # noqa: E402
+from sparsernn import plots, sparsify, tables
+from sparsernn import timing as timing_module  # noqa: E402
 
 
 @pytest.fixture(autouse=True)
@@ -431,17 +432,18 @@ def test_a_crossover_shades_where_dense_wins_and_says_where():
         timing("numba", 0.5, 0.1, 32),
         timing("numba", 0.4, 0.3, 32),
     ]
-    rows += [timing("choose", 99.0)]
+    rows += [timing("choose", 99.0), timing("dense-int8", 3.0, 0.3)]
     figure = plots.crossover(pd.DataFrame(rows))
     words = words_of(figure)
     assert (
-        "A sparse or compact engine beats dense fp32 in 2 of 4 cells, at most 4×; none at batch 32 in the other 2"
-        in words
+        "A sparse or compact engine beats dense fp32 in 2 of 4 cells, at most 4×; whatever is dense in 1, not in 3 at "
+        "batch 1, 32" in words
     )
     left, right = figure.axes
     assert left.get_yscale() == "log" and "batch 1" in words and "batch 32" in words
     (line,) = [line for line in right.lines if line.get_label() == "numba"]
     assert list(line.get_ydata()) == [0.5, 0.4]
+    assert "dense-int8" in words, "an engine of the first panel alone is in the legend too"
 
 
 def test_rooflines_put_the_floor_beside_each_bar():
@@ -452,9 +454,25 @@ def test_rooflines_put_the_floor_beside_each_bar():
 
 def test_the_claim_counts_products_inside_it():
     rows = [timing("csr-torch", s, 0.05, b, "product") for s, b in ((8.0, 1), (3.0, 4), (0.2, 1500))]
-    rows += [timing("dense-bf16", 5.0, 0.05, 1500, "product"), timing("two-to-four", 1.5, 0.5, 1, "product")]
-    words = words_of(plots.product_claim(pd.DataFrame(rows)))
-    assert "1 of 3 products are 2 to 7 times faster than dense, 1 more, 1 slower" in words
+    rows += [timing("dense-fp32", 1.0, 0.05, b, "product") for b in (1, 4, 1500)]
+    rows += [timing("dense-bf16", 5.0, 0.05, 4, "product"), timing("two-to-four", 1.5, 0.5, 1, "product")]
+    table = pd.DataFrame(rows).assign(pattern="unstructured")
+    words = words_of(plots.product_claim(pd.concat([table, table.assign(pattern="block", speedup=99.0)])))
+    assert (
+        "1 of 3 products are 2 to 7 times faster than dense fp32, 1 more, 1 slower; 2 lose to a dense one of" in words
+    )
+
+
+def test_the_fastest_of_a_cell_stands_against_fp32_and_against_the_fastest_dense():
+    rows = [timing("dense-fp32", 1.0), timing("dense-int8", 4.0), timing("numba", 3.0), timing("csr-torch", 2.0)]
+    rows += [timing("choose", 3.0), timing("dense-fp32", 1.0, batch=2)]
+    (row,) = timing_module.fastest(pd.DataFrame(rows)).to_dict("records")
+    assert (
+        row["engine"] == "numba"
+        and row["over_fp32"] == 3
+        and row["dense"] == "dense-int8"
+        and row["over_dense"] == 0.75
+    )
 
 
 @pytest.mark.parametrize("draw", [plots.crossover, plots.rooflines, plots.product_claim])

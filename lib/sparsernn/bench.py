@@ -3,7 +3,8 @@
 Three sweeps: products (the shapes behind the 2× to 7× of 1704.05119), layers (hidden × density × batch × pattern), and
 models (the study's own trained compact ones, results/runs/). Every engine is compared with float64 before it is timed;
 one whose error is large gets no row. Rows go to results/timings-<device>.csv a cell at a time, so a sweep that was
-stopped goes on where it stood. Needs torch, numpy, pandas, safetensors; numba on a CPU, Triton on a GPU.
+stopped goes on where it stood. Needs torch, numpy, pandas, safetensors; an engine whose package is not here (numba,
+Triton, cuda-bindings) is said to be missing.
 """
 
 import argparse
@@ -29,7 +30,7 @@ from .models import Classifier, LanguageModel
 from .names import nearest
 from .recurrent import GRU, LSTM, RNN
 from .small import shrink
-from .timing import Roof, interleaved, spread, wait
+from .timing import Roof, check_device, interleaved, spread, wait
 
 PATTERNS = ("unstructured", "block", "removed neurons", "removed gates")
 KINDS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
@@ -118,6 +119,7 @@ class Cell:
         raise NotImplementedError
 
     def error(self, name, got):
+        """`base.error` of what the engine returned, in the sequences or columns that `choose.compared` picks."""
         raise NotImplementedError
 
     def work(self, name):
@@ -158,9 +160,17 @@ class Product(Cell):
         engine, x = kind(weight, device), x.to(device, kind.dtype)
         return (lambda: engine(x)), dtype_name(kind), None
 
-    def error(self, name, got):
+    @cached_property
+    def compared(self):
+        return choose.compared(self.batch, 32)
+
+    @cached_property
+    def expected(self):
         weight, x = self.data
-        return error(got[:, :2].cpu(), weight.double() @ x[:, :2].double())
+        return weight.double() @ x[:, self.compared].double()
+
+    def error(self, name, got):
+        return error(got.cpu()[:, self.compared], self.expected)
 
     def work(self, name):
         kept = self.rows * self.columns * (1 if whole(name) else self.density)
@@ -222,7 +232,7 @@ class LayerCell(Cell):
     @cached_property
     def expected(self):
         *_, layer = self.data
-        return layer.double()(self.data[2][:, :2].double())[0]  # two sequences tell the error
+        return layer.double()(self.data[2][:, choose.compared(self.batch)].double())[0]
 
     def make(self, name, device):
         dense, small, x, narrow, *_ = self.data
@@ -234,7 +244,7 @@ class LayerCell(Cell):
 
     def error(self, name, got):
         keep = slice(None) if whole(name) else self.data[4]
-        return error(got[:, :2].cpu(), self.expected[:, :, keep])
+        return error(got.cpu()[:, choose.compared(self.batch)], self.expected[:, :, keep])
 
     def work(self, name):
         if whole(name):
@@ -263,7 +273,7 @@ class Trained(Cell):
     @property
     def fields(self):
         record = json.loads((self.path.parent / "record.json").read_text())
-        named = {name: record[name] for name in ("task", "model", "method", "variant")}
+        named = {name: record[name] for name in ("task", "model", "method", "variant", "seed")}
         sizes = self.small.meta["sizes"]
         hidden = records.joined(size for name, size in sizes.items() if name.startswith("hidden"))
         shape = {"input": sizes.get("input", sizes["vocabulary"]), "hidden": hidden, "pattern": "trained"}
@@ -297,11 +307,14 @@ class Trained(Cell):
         fast, ids = Fast(model, name, device), choose.example(model, self.batch, self.steps, device)
         return (lambda: fast(ids)[0]), dtype_name(next(iter(fast.engines.values()))), None
 
+    @cached_property
+    def expected(self):
+        """Of the small net and of the dense one, by whether an engine runs it whole."""
+        models = {False: self.small, True: self.dense}
+        return {w: choose.reference(m, choose.example(m, self.batch, self.steps)) for w, m in models.items()}
+
     def error(self, name, got):
-        model = self.of(name)
-        return error(
-            choose.first_two(model, got), choose.reference(model, choose.example(model, self.batch, self.steps))
-        )
+        return error(choose.of_compared(self.of(name), got), self.expected[whole(name)])
 
     def work(self, name):
         model = self.of(name)
@@ -359,31 +372,35 @@ def tracked(kind):
 SWEEPS = {"layers": layers, "models": models, "products": products}  # in this order: what is new first
 
 
-def profile_of(name, shapes=None, densities=None, batches=None):
-    """A profile by name, some of it replaced: shapes of products ("1760x2560"), densities and batches of all sweeps.
+def profile_of(name, shapes=None, densities=None, batches=None, hidden=None):
+    """A profile by name, some of it replaced: shapes of products ("1760x2560"), densities and batches of all sweeps,
+    neurons of LSTM layers.
 
-    Raises ValueError for an unknown name or a shape it cannot read.
+    Raises ValueError for an unknown name, a shape it cannot read, a density that is no share, a count under 1.
     """
     if name not in PROFILES:
         raise ValueError(nearest("profile", name, PROFILES))
-    changes = {}
+    given = {"shapes": shapes, "densities": densities, "batches": batches, "hidden": hidden}
+    for what, values in given.items():
+        if values is not None and not len(values):
+            raise ValueError(f"{what} is empty; leave it out to take the profile's")
+    for shape in shapes or ():
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", str(shape)):
+            raise ValueError(f"shape {shape!r} is not rows x columns, for example '1760x2560'")
+    for density in densities or ():
+        if not isinstance(density, int | float) or not 0 < density <= 1:
+            raise ValueError(f"density {density!r} is no share of weights that are left, for example 0.1 for 10 %")
+    for what, count in [("batch", n) for n in batches or ()] + [("hidden", n) for n in hidden or ()]:
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{what} {count!r} is not a whole number from 1 on")
+    changes = {} if hidden is None else {"hidden": tuple(hidden)}
     if shapes is not None:
-        if wrong := [shape for shape in shapes if not re.fullmatch(r"\d+x\d+", str(shape))]:
-            raise ValueError(f"shape {wrong[0]!r} is not rows x columns, for example '1760x2560'")
         changes["shapes"] = tuple(tuple(map(int, shape.split("x"))) for shape in shapes)
     if densities is not None:
         changes |= dict.fromkeys(("product_densities", "densities"), tuple(densities))
     if batches is not None:
         changes |= dict.fromkeys(("product_batches", "batches", "model_batches"), tuple(batches))
     return replace(PROFILES[name], **changes)
-
-
-def check_device(name):
-    """Raises ValueError if torch has no such device here."""
-    if name not in ("cpu", "cuda"):
-        raise ValueError(nearest("device", name, ("cpu", "cuda")))
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("there is no GPU that torch sees here; device cpu runs the same sweeps on the CPU")
 
 
 def slug(device):
@@ -426,7 +443,7 @@ def measure(cell, device, roof, seconds, report=lambda line: None):
             loop = float(samples.pop(name + ", empty").min())
             known[name] |= {
                 "floor_ms": loop + on_chip,
-                "floor_note": f"measured: empty loop with its waits {loop:.3g} ms",
+                "floor_note": f"measured: product of the input, empty loop with its waits {loop:.3g} ms",
             }
             known[name]["floor_note"] += f", on chip {on_chip:.3g} ms reckoned"
     if cell.chooses and (chosen := cell.chosen(device)) in known:
@@ -463,10 +480,36 @@ def forecast(cells, device, roof, seconds):
     return total / 60
 
 
-def sweep(cells, device="cpu", seconds=0.5, path=None, report=lambda line: None):
-    """Time the cells → their rows; upserted to `path` a cell at a time, and what is there already is skipped."""
+def not_here(cells):
+    """A line an engine that these cells would be run by, were its package here."""
+    for table in {id(cell.table): cell.table for cell in cells}.values():
+        for name in table:
+            try:
+                find(name, table)
+            except ImportError as problem:
+                yield str(problem)
+
+
+def news(say):
+    """A report for `sweep` that says what each line is about once: the forecast, and which engines do not run and why."""
+    said = set()
+
+    def report(line):
+        about = line.split(":")[0] if line.startswith(" ") else line[line.find("cells to time") :]
+        if about not in said and not line.split("/")[0].isdigit():
+            said.add(about)
+            say(line.strip())
+
+    return report
+
+
+def sweep(cells, device="cpu", seconds=0.5, path=None, report=lambda line: None, again=False):
+    """Time the cells → their rows; upserted to `path` a cell at a time, and what is there already is skipped, unless
+    `again`: a cell counts as there with its dense row, whatever engines it was timed with."""
     roof = Roof.measured(device)
-    todo = missing(cells, device, path) if path else cells
+    todo = missing(cells, device, path) if path and not again else cells
+    for line in not_here(cells):
+        report(f"    {line}")
     minutes = forecast(todo, device, roof, seconds)
     where, there = records.device_name(device), len(cells) - len(todo)
     report(f"{len(todo)} cells to time on {where}, {there} there already; about {minutes:.1f} minutes")
@@ -500,10 +543,15 @@ def main(arguments=None):
     parser.add_argument("--profile", default="smoke", help=", ".join(PROFILES))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu or cuda")
     parser.add_argument("--sweep", help=f"one of {', '.join(SWEEPS)}; all of them if not given")
+    parser.add_argument("--shapes", nargs="+", metavar="1760x2560", help="of products, instead of the profile's")
+    parser.add_argument("--densities", nargs="+", type=float, help="shares of weights that are left, likewise")
+    parser.add_argument("--batches", nargs="+", type=int, help="sequences or columns at once, likewise")
+    parser.add_argument("--hidden", nargs="+", type=int, help="neurons of LSTM layers, likewise")
+    parser.add_argument("--again", action="store_true", help="time cells that the table has already too")
     parser.add_argument("--out", type=Path, help="the table; results/timings-<device>.csv if not given (smoke: none)")
     given = parser.parse_args(arguments)
     try:
-        profile = profile_of(given.profile)
+        profile = profile_of(given.profile, given.shapes, given.densities, given.batches, given.hidden)
         if given.sweep and given.sweep not in SWEEPS:
             raise ValueError(nearest("sweep", given.sweep, SWEEPS))
         check_device(given.device)
@@ -514,7 +562,8 @@ def main(arguments=None):
         None if given.profile == "smoke" else project_root() / "results" / f"timings-{slug(given.device)}.csv"
     )
     cells = [cell for name in ([given.sweep] if given.sweep else SWEEPS) for cell in SWEEPS[name](profile)]
-    sweep(cells, given.device, profile.seconds, path, lambda line: (sys.stdout.write(line + "\n"), sys.stdout.flush()))
+    say = lambda line: (sys.stdout.write(line + "\n"), sys.stdout.flush())  # noqa: E731
+    sweep(cells, given.device, profile.seconds, path, say, given.again)
     sys.stdout.write(f"rows are in {path}\n" if path else "profile smoke keeps no rows; --out FILE does\n")
 
 

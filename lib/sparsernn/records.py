@@ -20,7 +20,7 @@ FIELDS = (
     "train_seconds", "device", "data_sha256", "data_note", "torch", "commit",
 )  # fmt: skip
 
-TIMING_KEY = ("task", "model", "method", "variant", "engine", "device", "threads", "dtype", "batch", "steps", "input",
+TIMING_KEY = ("task", "model", "method", "variant", "seed", "engine", "device", "threads", "dtype", "batch", "steps", "input",
               "hidden", "density", "pattern", "opponent")  # fmt: skip
 TIMING_FIELDS = (*TIMING_KEY[:-1], "median_ms", "iqr_ms", "best_ms", "error", "opponent", "opponent_ms", "speedup",
                  "floor_ms", "floor_note", "torch", "commit")  # fmt: skip

@@ -5,10 +5,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
 
+from .names import nearest
+
 MEGABYTE = 1 << 20
-SECOND = 2e9  # of a GPU, in its clocks, or a little more
+CLOCKS = 2e9  # of a GPU in a second, or a little fewer
 
 
 @contextmanager
@@ -22,6 +25,14 @@ def tf32(allowed):
         torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
+def check_device(name):
+    """Raises ValueError if torch has no such device here ("cpu", "cuda", or "cuda:1" and its like)."""
+    if str(name).split(":")[0] not in ("cpu", "cuda"):
+        raise ValueError(nearest("device", str(name), ("cpu", "cuda")))
+    if str(name) != "cpu" and not torch.cuda.is_available():
+        raise ValueError("there is no GPU that torch sees here; device cpu runs the same on the CPU")
+
+
 def wait(device):
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
@@ -33,8 +44,8 @@ def interleaved(calls, device="cpu", seconds=0.5, rounds=(5, 50)):
     calls    name → function without arguments, called once before to be compiled and warm
     seconds  about how long all of it takes, within `rounds` (least, most)
     A sample is several calls where one is shorter than half a millisecond. On a GPU it is what passes between two events on
-    its stream while the host has run ahead, over 5 milliseconds or more: what the device takes, not what launches cost,
-    unless there are more of them than its queue holds (a step loop's thousand).
+    its stream while the host has run ahead, over some 5 milliseconds or 50 calls: what the device takes, not what launches
+    cost, unless there are more of them than its queue holds (a step loop's thousand).
     """
     least = 5e-3 if torch.device(device).type == "cuda" else 5e-4
     once, repeats = {}, {}
@@ -64,7 +75,7 @@ def on_cpu(call, repeats, once):
 def on_gpu(call, repeats, once):
     """The same between two events; the device sleeps first, so that the host, at `once` seconds a call, is ahead of it."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(int(SECOND * min(0.1, 1.5 * once * repeats)))
+    torch.cuda._sleep(int(CLOCKS * min(0.1, 1.5 * once * repeats)))
     begin.record()
     for _ in range(repeats):
         call()
@@ -79,10 +90,48 @@ def spread(samples):
     return {"median_ms": float(middle), "iqr_ms": float(high - low), "best_ms": float(samples.min())}
 
 
+CELL = [
+    "task",
+    "model",
+    "method",
+    "variant",
+    "seed",
+    "device",
+    "batch",
+    "steps",
+    "input",
+    "hidden",
+    "density",
+    "pattern",
+]
+
+
+def fastest(table):
+    """Timing rows → one row a cell: + engine, the fastest that leaves something out, median_ms, over_fp32 (how many times
+    faster than dense fp32), dense, the fastest that leaves nothing out, in whatever precision, over_dense (than that)."""
+    rows = table[(table["opponent"] == "dense-fp32") & (table["engine"] != "choose")]
+    keys, found = [name for name in CELL if name in rows], []
+    for _, cell in rows.groupby(keys, dropna=False, sort=False):
+        dense = cell["engine"].str.startswith("dense-")
+        if dense.any() and not dense.all():
+            ours, theirs = (part.loc[part["speedup"].idxmax()] for part in (cell[~dense], cell[dense]))
+            row = ours[[*keys, "engine", "median_ms"]].to_dict() | {
+                "over_fp32": ours["speedup"],
+                "dense": theirs["engine"],
+            }
+            found.append(row | {"over_dense": ours["speedup"] / theirs["speedup"]})
+    return pd.DataFrame(found, columns=[*keys, "engine", "median_ms", "over_fp32", "dense", "over_dense"])
+
+
 def on_chip_ms(device, steps, products, gathers, size=0):
-    """What the products of a layer whose weights stay on a GPU cost at the least, spread over all multiprocessors: `products`
-    a step at 128 a clock, of h `gathers` at 32, and `size` bytes of weights that are in no register at 128 B. What a
-    kernel fills up does not count."""
+    """Milliseconds that the products of a layer whose weights stay on a GPU cost at the least, on all multiprocessors.
+
+    products  multiplications a step: 128 a clock on a multiprocessor (sm_90)
+    gathers   numbers of h read a step from shared memory, each on its own: 32 a clock
+    size      bytes of weights read a step from shared memory or farther: 128 a clock
+    Zeros that a kernel multiplies to make rows equally long count nowhere. Where torch does not tell the clock, an H200's
+    1.98 GHz is taken.
+    """
     chip = torch.cuda.get_device_properties(device)
     clocks = max(products / 128, gathers / 32 + size / 128) / chip.multi_processor_count
     return steps * clocks / getattr(chip, "clock_rate", 1.98e6)  # kHz

@@ -16,15 +16,16 @@ _choices = {}
 
 @dataclass(frozen=True)
 class Choice:
-    """engine: the name; times: ms of every engine tried; refused: name → why it was not."""
+    """engine: the name; device: where it was tried; times: ms of every engine tried; refused: name → why it was not."""
 
     engine: str
+    device: str
     times: dict
     refused: dict
 
-    def make(self, model, device="cpu"):
-        """The model or layer, run by the chosen engine."""
-        return _built(model, self.engine, device)
+    def make(self, model):
+        """The model or layer, run by the chosen engine on that device."""
+        return _built(model, self.engine, self.device)
 
 
 def _built(model, name, device):
@@ -57,17 +58,23 @@ def run(built, x):
     return y[0] if isinstance(y, tuple) else y
 
 
+def compared(batch, most=8):
+    """Which sequences of a batch, or columns of a product, are compared with float64: the first, the last, evenly between."""
+    return torch.linspace(0, batch - 1, min(batch, most)).round().long()
+
+
 def reference(model, x):
-    """The same in float64, from the first two sequences."""
+    """y or logits in float64, of the sequences `compared`."""
+    x = x[:, compared(x.shape[1]).to(x.device)].cpu()
     if isinstance(model, Compact):
-        return Compact(model.meta, model.tensors()).cpu().double()(x[:, :2].cpu())[0]
-    return oracle(model, x[:, :2].cpu())
+        return Compact(model.meta, model.tensors()).cpu().double()(x)[0]
+    return oracle(model, x)
 
 
-def first_two(model, y):
-    """Of the first two sequences."""
-    classifier = isinstance(model, Compact) and model.meta["model"] == "Classifier"
-    return (y[:2] if classifier else y[:, :2]).cpu()
+def of_compared(model, y):
+    """y or logits of the sequences `compared`."""
+    dim = 0 if isinstance(model, Compact) and model.meta["model"] == "Classifier" else 1
+    return y.index_select(dim, compared(y.shape[dim]).to(y.device)).cpu()
 
 
 def choose(model, batch, device="cpu", steps=100, tolerance=1e-5, seconds=0.6):
@@ -75,9 +82,13 @@ def choose(model, batch, device="cpu", steps=100, tolerance=1e-5, seconds=0.6):
 
     Every engine of the device that is within `tolerance` of float64 is tried three times, and those within three times
     the best for about `seconds` together; the least time counts, which a disturbance does not touch. The answer is kept
-    for the next model of the same shapes. Raises ValueError where none runs it, with each one's reason.
+    for the next model of the same shapes. Raises ValueError where none runs it, with each one's reason, and for a device
+    that is not here, or less than one sequence or step.
     """
-    key = _signature(model), batch, str(device), steps, tolerance
+    timing.check_device(device)
+    if batch < 1 or steps < 1:
+        raise ValueError(f"{batch} sequences of {steps} steps; at least one of each")
+    key = _signature(model), batch, str(device), steps, tolerance, torch.get_num_threads()
     if key in _choices:
         return _choices[key]
     x, calls, refused = example(model, batch, steps, device), {}, {}
@@ -87,7 +98,7 @@ def choose(model, batch, device="cpu", steps=100, tolerance=1e-5, seconds=0.6):
             continue
         try:
             built = _built(model, name, device)
-            wrong = error(first_two(model, run(built, x)), expected)
+            wrong = error(of_compared(model, run(built, x)), expected)
         except Exception as problem:  # a kernel that does not compile or launch here is one engine less
             timing.wait(device)  # but after a fault a GPU runs nothing any more
             refused[name] = str(problem)
@@ -102,7 +113,7 @@ def choose(model, batch, device="cpu", steps=100, tolerance=1e-5, seconds=0.6):
     close = {name: call for name, call in calls.items() if first[name] <= 3 * min(first.values())}
     times = first | {n: values.min() for n, values in timing.interleaved(close, device, seconds, (5, 30)).items()}
     times = {name: float(ms) for name, ms in times.items()}
-    _choices[key] = Choice(min(times, key=times.get), times, refused)
+    _choices[key] = Choice(min(times, key=times.get), str(device), times, refused)
     return _choices[key]
 
 
@@ -112,7 +123,20 @@ def agreement(table, within=0.05):
     Right: the engine it chose took at most 1 + `within` times the median of the cell's fastest fp32 engine. The choice
     of a cell is its row with engine `choose`.
     """
-    keys = ["task", "model", "method", "variant", "device", "batch", "steps", "input", "hidden", "density", "pattern"]
+    keys = [
+        "task",
+        "model",
+        "method",
+        "variant",
+        "seed",
+        "device",
+        "batch",
+        "steps",
+        "input",
+        "hidden",
+        "density",
+        "pattern",
+    ]
     rows = table[table["opponent"] == "dense-fp32"]
     cells = []
     for _, part in rows.groupby(keys, dropna=False):

@@ -9,7 +9,10 @@ from .base import Unsupported
 
 
 class Product:
-    """`Product(weight, device)` prepares W [M, K] (untimed); called with x [K, N] it returns W x, both in `dtype`."""
+    """`Product(weight, device)` prepares W [M, K] (untimed); called with x [K, N] it returns W x, both in `dtype`.
+
+    A single column goes to the library as a vector.
+    """
 
     devices = ("cpu", "cuda")
     dtype = torch.float32
@@ -24,7 +27,7 @@ class Product:
     @torch.no_grad()
     def __call__(self, x):
         with tf32(self.tf32):
-            return self.weight @ x
+            return (self.weight @ x[:, 0]).unsqueeze(1) if x.shape[1] == 1 else self.weight @ x
 
 
 class Dense(Product):
@@ -44,10 +47,7 @@ class DenseFP16(Product):
 
 
 class Csr(Product):
-    """int32 indices: MKL and cuSPARSE are fastest with them; a single column is a vector to them."""
-
-    def __call__(self, x):
-        return super().__call__(x[:, 0]).unsqueeze(1) if x.shape[1] == 1 else super().__call__(x)
+    """int32 indices: MKL and cuSPARSE are fastest with them."""
 
     def prepare(self, weight):
         rows, columns = weight.nonzero(as_tuple=True)
