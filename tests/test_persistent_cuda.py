@@ -18,7 +18,7 @@ pytest.importorskip("cuda.bindings", reason="cuda-bindings is on Linux alone")
 from sparsernn.bench import LayerCell  # noqa: E402
 from sparsernn.engines import cuda_source, find, persistent_cuda  # noqa: E402
 from sparsernn.engines.base import Unsupported  # noqa: E402
-from sparsernn.engines.dealing import deal, turns  # noqa: E402
+from sparsernn.engines.dealing import BANKS, deal  # noqa: E402
 from sparsernn.engines.persistent_cuda import Chip, Shape  # noqa: E402
 
 EMULATOR = Path(__file__).with_name("emulated.cpp")
@@ -178,6 +178,13 @@ def test_every_weight_is_dealt_once(width, lanes):
     assert np.array_equal(again, weight)
     assert np.count_nonzero(dealt.values) == np.count_nonzero(weight)
     assert dealt.columns.min() >= 0 and dealt.columns.max() < 200
+
+
+def turns(columns, width):
+    """Turns a gather takes in shared memory, on average; lanes that want the same column are served together."""
+    together = BANKS // width
+    gathers = columns.reshape(-1, together)
+    return np.mean([np.bincount(np.unique(gather) % together).max() for gather in gathers])
 
 
 @pytest.mark.parametrize(("width", "most"), [(1, 0.5), (2, 0.5), (4, 0.65)])

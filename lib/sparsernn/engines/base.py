@@ -134,7 +134,7 @@ def oracle(layer, x, live=None):
 
 
 def error(got, expected):
-    """max|a − b| / max(1, max|b|), of what is finite; infinite where something is not, or the shapes differ."""
+    """max|a − b| / max(1, max|b|); infinite where the shapes differ or a number is NaN."""
     if got.shape != expected.shape:
         return float("inf")
     got = got.to(expected)

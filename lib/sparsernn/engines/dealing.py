@@ -29,7 +29,7 @@ class Dealt:
 def deal(weight, blocks, lanes, width=1):
     """weight [R, C] float32, its rows divided evenly among `blocks` of `lanes` → `Dealt`.
 
-    width  numbers that a gather fetches side by side: of so many fewer lanes at once (1, 2 or 4)
+    width  numbers that one load fetches, of as many sequences (1, 2 or 4): 32 / width lanes are then served at a time
     Raises ValueError if a block has more rows than lanes.
     """
     rows = len(weight) // blocks
@@ -48,7 +48,7 @@ def deal(weight, blocks, lanes, width=1):
     together = BANKS // width
     groups = columns.reshape(-1, together, slots), values.reshape(-1, together, slots)
     for found in zip(*groups, strict=True):
-        apart(*found, together, min(together, weight.shape[1]))
+        spread_over_banks(*found, together, min(together, weight.shape[1]))
     return Dealt(
         np.ascontiguousarray(values.transpose(0, 2, 1)),
         np.ascontiguousarray(columns.transpose(0, 2, 1)),
@@ -67,8 +67,10 @@ def fewest_slots(counts, lanes):
 
 
 @njit(cache=True)
-def apart(columns, values, banks, known):
-    """Reorder, in place, each lane's share [lanes, slots] so that a slot's lanes meet in few banks; −1 is no column.
+def spread_over_banks(columns, values, banks, known):
+    """Reorder each lane's share, in place, so that few of a slot's lanes meet in a bank (a column's is column mod `banks`).
+
+    columns int32, −1 where a lane has fewer, values float32 [lanes, slots]; lanes as many as are served at a time
 
     Slot by slot, lane by lane, those with no slot to spare first: of the banks that are still free the one which most
     of what is left wants. An empty place gets one of the first `known` columns, of a bank that is little used.
@@ -113,11 +115,3 @@ def apart(columns, values, banks, known):
                 best = np.argmin(used[:known])
                 columns[lane, k], values[lane, k] = best, 0
                 used[best] += 1
-
-
-def turns(columns, width=1):
-    """Of `Dealt.columns`: turns a gather takes in shared memory, on average; 1 is without conflict. Lanes that want the same
-    column are served together."""
-    together = BANKS // width
-    gathers = columns.reshape(-1, together)
-    return float(np.mean([np.bincount(np.unique(gather) % together).max() for gather in gathers]))

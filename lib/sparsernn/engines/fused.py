@@ -1,4 +1,4 @@
-"""torch's own fused layer (cuDNN, oneDNN) on what is left of a layer, in four precisions; and the plain step loop."""
+"""torch's own fused layer (cuDNN, oneDNN) on what is left of a layer, in five precisions; and the plain step loop."""
 
 import copy
 import warnings

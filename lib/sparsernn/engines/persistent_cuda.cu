@@ -5,7 +5,11 @@
 // neurons is copied into shared memory, gathered from there, multiplied and summed; the gates advance; the new h goes out.
 //
 // No barrier spans the blocks. A step's h lies where nothing but EMPTY lay before, so a reader waits for the numbers
-// themselves: an h that is not EMPTY is there. Of no two memory operations does the order matter, and none is fenced.
+// themselves: each 32-bit number is its own flag, there once it is not EMPTY. So the order of no two memory operations
+// matters, and none is fenced.
+//
+// lane    whoever sums a share of a row's weights      slot    the place of one weight in a lane's share
+// unit    one gate of one neuron and sequence          piece   four numbers of h, copied together
 //
 // Constants, given to the compiler:
 //   THREADS, NEURONS   of a block             BATCH     sequences: 1, 2 or 4

@@ -40,8 +40,13 @@ class Chip:
 
 @dataclass(frozen=True)
 class Shape:
-    """Of a block, one a multiprocessor: its threads, lanes a thread is, registers a thread may have, and how many of them it
-    needs besides the weights it holds and the h it copies (with fewer the compiled kernel spills)."""
+    """How a block uses its multiprocessor.
+
+    threads    of the block
+    parts      lanes that each thread is
+    registers  that a thread may have
+    working    of them, what it needs besides the weights it holds and the h it copies; with fewer the kernel spills
+    """
 
     threads: int
     parts: int
@@ -59,8 +64,13 @@ SHAPES = (Shape(512, 1, 128, 64), Shape(256, 4, 255, 60))  # of those that fit, 
 
 @dataclass(frozen=True)
 class Laid:
-    """A layer's weights laid out for a number of sequences: the kernel's constants, its launch, its tensors; `left` slots of
-    a thread are in shared memory."""
+    """A layer's weights laid out for a number of sequences.
+
+    constants  of the kernel (persistent_cuda.cu lists them)
+    blocks, threads, shared   of its launch; shared in bytes a block
+    left       slots of a thread that are in shared memory
+    tensors    values, offsets, spans, places, fixed, as the kernel takes them
+    """
 
     constants: dict
     blocks: int
