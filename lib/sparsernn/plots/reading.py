@@ -38,7 +38,7 @@ def word_page(table, columns=6, largest=420):
     for sign, colour, marker in ((1, BLUE, "o"), (-1, RED, "v")):
         side = part[np.sign(part["value"]) == sign]
         ax.plot(side["log_odds"], side["value"], marker, color=colour, ms=3.5, alpha=0.6, ls="none")
-    for word in part.loc[part["value"].abs().nlargest(14).index].itertuples():
+    for word in _apart(part.loc[part["value"].abs().nlargest(30).index], part):
         ax.annotate(word.word, (word.log_odds, word.value), xytext=(4, 2), textcoords="offset points", fontsize=7)
     ax.axhline(0, color="0.6", lw=0.7), ax.axvline(0, color="0.6", lw=0.7)
     ax.set(xlabel="log-odds of the second class in the training documents with the word", ylabel="the word's number")
@@ -88,3 +88,14 @@ def gate_trace(table):
     less = f" (the {len(wide)} of {total} that move most)" if total > len(wide) else ""
     title(figure, f"{GATES.get(gate, 'output h')} of neuron {neuron} moves most, by ± {moves.max():.2f}{less}")
     return figure
+
+
+def _apart(words, part, most=14):
+    """Of words, the farthest from zero first, as many as are not written over one another."""
+    width, height = np.ptp(part["log_odds"]) / 12, np.ptp(part["value"]) / 30  # of a word, about
+    placed = []
+    for word in words.itertuples():
+        clear = all(abs(word.log_odds - o.log_odds) > width or abs(word.value - o.value) > height for o in placed)
+        if clear and len(placed) < most:
+            placed.append(word)
+    return placed
