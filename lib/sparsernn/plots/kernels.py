@@ -108,9 +108,9 @@ def crossover_finding(rows):
     cells = fastest(rows)
     text = f"A sparse or compact engine beats dense fp32 in {(cells['over_fp32'] > 1).sum()} of {len(cells)} cells, at most "
     lost = cells[cells["over_dense"] <= 1]
-    text += f"{times(cells['over_fp32'].max())}; whatever is dense in {len(cells) - len(lost)}"
+    text += f"{times(cells['over_fp32'].max())}; every dense engine in {len(cells) - len(lost)}"
     if len(lost):
-        text += f", not in {len(lost)} at batch {', '.join(f'{b:g}' for b in sorted(lost['batch'].unique()))}"
+        text += f" (not in {len(lost)}, at batch {', '.join(f'{b:g}' for b in sorted(lost['batch'].unique()))})"
     return text
 
 
@@ -162,7 +162,7 @@ def product_claim(table, published=None, ax=None):
     ax.axhspan(*CLAIM, color="#cfe6f5", zorder=0, label="1704.05119 says")
     palette = [BLUE, ORANGE, GREEN, RED, PURPLE, BROWN]
     for number, ((hidden, inputs), part) in enumerate(best.groupby(["hidden", "input"])):
-        for density, line in part.groupby("density"):
+        for density, line in part.sort_values("batch").groupby("density"):
             ax.plot(line["batch"], line["over_fp32"], color=palette[number % 6], marker="os^Dvp"[number % 6], ms=5, lw=1.3,
                     ls="-" if density < 0.08 else "--", label=f"{hidden:g} × {inputs:g}, {density:.0%} left")  # fmt: skip
     if published is not None:
