@@ -123,23 +123,9 @@ def agreement(table, within=0.05):
     Right: the engine it chose took at most 1 + `within` times the median of the cell's fastest fp32 engine. The choice
     of a cell is its row with engine `choose`.
     """
-    keys = [
-        "task",
-        "model",
-        "method",
-        "variant",
-        "seed",
-        "device",
-        "batch",
-        "steps",
-        "input",
-        "hidden",
-        "density",
-        "pattern",
-    ]
     rows = table[table["opponent"] == "dense-fp32"]
     cells = []
-    for _, part in rows.groupby(keys, dropna=False):
+    for _, part in rows.groupby(timing.CELL, dropna=False):
         chosen, others = part[part["engine"] == "choose"], part[part["engine"] != "choose"]
         others = others[(others["dtype"] == "float32") & ~others["engine"].map(whole)]
         if len(chosen) and len(others):
