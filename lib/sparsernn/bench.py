@@ -14,7 +14,7 @@ import re
 import sys
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import pandas as pd
@@ -562,8 +562,7 @@ def main(arguments=None):
         None if given.profile == "smoke" else project_root() / "results" / f"timings-{slug(given.device)}.csv"
     )
     cells = [cell for name in ([given.sweep] if given.sweep else SWEEPS) for cell in SWEEPS[name](profile)]
-    say = lambda line: (sys.stdout.write(line + "\n"), sys.stdout.flush())  # noqa: E731
-    sweep(cells, given.device, profile.seconds, path, say, given.again)
+    sweep(cells, given.device, profile.seconds, path, partial(print, flush=True), given.again)
     sys.stdout.write(f"rows are in {path}\n" if path else "profile smoke keeps no rows; --out FILE does\n")
 
 
