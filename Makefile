@@ -68,7 +68,7 @@ lab: $(STAMP)
 	mkdir -p notebooks && cd notebooks && jupyter lab
 
 publish: $(STAMP)
-	python -m sparsernn.publish $(STUDY)
+	python -m sparsernn.report $(STUDY)
 
 env: $(STAMP)
 

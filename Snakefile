@@ -5,8 +5,8 @@ import re
 import yaml
 from pathlib import Path
 
-from sparsernn.config import study_configs
-from sparsernn.opponents import back_off_directory, count_back_off
+from sparsernn.study.config import study_configs
+from sparsernn.study.opponents import back_off_directory, count_back_off
 
 study = yaml.safe_load(Path(config.get("study", "study.yaml")).read_text())  # --config study=papers.yaml
 PROFILE = study["profile"]

@@ -20,11 +20,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import oracles
 
 from sparsernn import records, tasks
-from sparsernn.config import RunConfig
-from sparsernn.files import project_root
-from sparsernn.models import Classifier
-from sparsernn.recurrent import LSTM
-from sparsernn.training import Session, relative_error
+from sparsernn.files import error, project_root
+from sparsernn.nets.layers import LSTM
+from sparsernn.nets.models import Classifier
+from sparsernn.study.config import RunConfig
+from sparsernn.study.training import Session
 
 METHODS = ("dense", "sparse-vd-w", "sparse-vd-wgn")
 SHAPES = ((100, 64, 64, 64), (100, 64, 128, 128), (200, 128, 300, 128), (35, 32, 256, 256))  # T, B, I, H
@@ -78,7 +78,7 @@ def forward_error(session):
     if "head" in draw.noise:
         variance, epsilon = (part.detach().double() for part in draw.noise["head"])
         expected = expected + epsilon * torch.sqrt((y * y) @ variance.t() + 1e-8)
-    return relative_error(logits.double(), expected)
+    return error(logits.double(), expected)
 
 
 def train_steps(rounds):
@@ -124,7 +124,7 @@ def layer_steps(rounds):
             scaled, _ = oracles.step_loop(ours, p, x[:, part].double(), scales={n: s[part] for n, s in double.items()})
             got = {"torch": theirs(x)[0], "plain": ours(x)[0], "scaled": ours(x, scales=scales)[0]}
         expected = {"torch": plain, "plain": plain, "scaled": scaled}
-        errors = {name: relative_error(got[name][:, part].double(), expected[name]) for name in calls}
+        errors = {name: error(got[name][:, part].double(), expected[name]) for name in calls}
         common = {
             "method": "shape-only",
             "batch": batch,

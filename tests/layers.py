@@ -4,8 +4,8 @@ import torch
 from oracles import randn, step_loop
 
 from sparsernn.engines.base import Layer
-from sparsernn.recurrent import GRU, LSTM, RNN
-from sparsernn.small import shrink
+from sparsernn.nets.layers import GRU, LSTM, RNN
+from sparsernn.nets.small import shrink
 
 # name → layer class, activation of its gates
 CELLS = {

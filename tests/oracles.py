@@ -2,10 +2,10 @@
 
 import torch
 
-from sparsernn.axes import Axis, Member, each, recurrent_axes
-from sparsernn.masks import weight_matrices
-from sparsernn.models import Linear, Model, scales_of
-from sparsernn.recurrent import LSTM
+from sparsernn.nets.axes import Axis, Member, each, recurrent_axes
+from sparsernn.nets.layers import LSTM
+from sparsernn.nets.masks import weight_matrices
+from sparsernn.nets.models import Linear, Model, scales_of
 
 VALUES = {torch.float64: 1e-12, torch.float32: 1e-6}
 GRADIENTS = {torch.float64: 1e-12, torch.float32: 5e-6}
@@ -141,7 +141,7 @@ def logits_by_hand(model, weights, scales, tokens, lengths=None, state=None):
 
 def random_masks(model, seed, density=0.5, groups=None):
     """Masks with every weight kept with probability `density` (a number, or one per matrix), and groups: axis → probability."""
-    from sparsernn.masks import Masks
+    from sparsernn.nets.masks import Masks
 
     generator = torch.Generator().manual_seed(seed)
     share = density if isinstance(density, dict) else dict.fromkeys(weight_matrices(model), density)

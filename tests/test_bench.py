@@ -1,5 +1,6 @@
 """The sweeps: rows have their error and floor, a stopped sweep goes on, wrong names and wrong results are refused."""
 
+import importlib
 import json
 import subprocess
 import sys
@@ -9,10 +10,14 @@ import pytest
 import torch
 from oracles import random_masks, randomise
 
-from sparsernn import bench, compact, records, timing
-from sparsernn.engines import choose
-from sparsernn.models import Classifier
+from sparsernn import bench, records
+from sparsernn.bench import __main__ as command
+from sparsernn.bench import cells as bench_cells
+from sparsernn.engines import PRODUCTS, choose, find, timing
+from sparsernn.nets import compact
+from sparsernn.nets.models import Classifier
 
+bench_sweep = importlib.import_module("sparsernn.bench.sweep")  # `bench.sweep` is its function
 ROOF = timing.Roof({1 << 20: 1e10}, {"fp32": 1e10})
 
 
@@ -76,7 +81,7 @@ def test_a_pattern_leaves_the_density_it_says(pattern):
 
 
 def test_two_to_four_keeps_two_of_four():
-    kept = bench.cut((8, 64), 0.5, "2:4", torch.Generator().manual_seed(0))
+    kept = bench_cells.cut((8, 64), 0.5, "2:4", torch.Generator().manual_seed(0))
     assert bool((kept.view(8, 16, 4).sum(2) == 2).all())
 
 
@@ -92,14 +97,14 @@ def test_a_wrong_engine_gets_no_row(monkeypatch):
 
 @pytest.mark.parametrize("batch", [3, 40, 1500])
 def test_an_engine_that_is_wrong_in_its_last_column_gets_no_row(monkeypatch, batch):
-    class Wrong(bench.find("csr-torch", bench.PRODUCTS)):
+    class Wrong(find("csr-torch", PRODUCTS)):
         def __call__(self, x):
             y = super().__call__(x)
             y[:, -1] += 1
             return y
 
     monkeypatch.setattr(
-        bench, "find", lambda name, table, find=bench.find: Wrong if name == "csr-torch" else find(name, table)
+        bench_cells, "find", lambda name, table, find=find: Wrong if name == "csr-torch" else find(name, table)
     )
     said = []
     rows = bench.measure(bench.Product(32, 64, 0.2, batch), "cpu", ROOF, 0.01, said.append)
@@ -137,8 +142,8 @@ def test_a_sweep_says_which_packages_are_missing(monkeypatch):
         if name == "persistent-cuda":
             raise ImportError("engine 'persistent-cuda' needs cuda: pip install cuda-bindings")
 
-    monkeypatch.setattr(bench, "find", find)
-    assert list(bench.not_here([layer_cell(), layer_cell("block")])) == [
+    monkeypatch.setattr(bench_sweep, "find", find)
+    assert list(bench_sweep.not_here([layer_cell(), layer_cell("block")])) == [
         "engine 'persistent-cuda' needs cuda: pip install cuda-bindings"
     ]
 
@@ -172,12 +177,12 @@ def test_a_stopped_sweep_goes_on_where_it_stood(tmp_path, monkeypatch):
             raise KeyboardInterrupt
         return real(cell, *rest)
 
-    monkeypatch.setattr(bench, "measure", measure)
+    monkeypatch.setattr(bench_sweep, "measure", measure)
     with pytest.raises(KeyboardInterrupt):
         bench.sweep(bench.products(profile), seconds=0.01, path=path)
     done = measured[:2]
     measured.clear()
-    monkeypatch.setattr(bench, "measure", lambda cell, *rest: measured.append(cell.fields) or real(cell, *rest))
+    monkeypatch.setattr(bench_sweep, "measure", lambda cell, *rest: measured.append(cell.fields) or real(cell, *rest))
     said = []
     bench.sweep(bench.products(profile), seconds=0.01, path=path, report=said.append)
     assert len(measured) == 4 and not [fields for fields in measured if fields in done]
@@ -210,7 +215,7 @@ def test_a_trained_model_is_timed_beside_the_dense_net_of_its_first_size(tmp_pat
 )
 def test_a_wrong_name_is_refused_with_the_right_one(capsys, arguments, words):
     with pytest.raises(SystemExit):
-        bench.main(arguments)
+        command.main(arguments)
     assert words in capsys.readouterr().err
 
 
@@ -293,10 +298,10 @@ def test_what_is_kept_on_a_chip_has_a_floor_of_products_gathers_and_bytes(monkey
 
 def test_tf32_is_allowed_its_rounding_and_says_so():
     assert (
-        bench.dtype_name(bench.find("dense-tf32")) == "tf32" and bench.dtype_name(bench.find("dense-fp32")) == "float32"
+        bench_cells.dtype_name(find("dense-tf32")) == "tf32" and bench_cells.dtype_name(find("dense-fp32")) == "float32"
     )
-    assert bench.dtype_name(bench.find("dense-tf32", bench.PRODUCTS)) == "tf32"
-    assert bench.ALLOWED["float32"] < 8e-4 < bench.ALLOWED["tf32"], (
+    assert bench_cells.dtype_name(find("dense-tf32", PRODUCTS)) == "tf32"
+    assert bench_cells.ALLOWED["float32"] < 8e-4 < bench_cells.ALLOWED["tf32"], (
         "measured: factors of 10 bits in layers of 256 to 1024"
     )
 
@@ -305,7 +310,7 @@ def test_a_gpu_that_no_longer_answers_ends_the_sweep(monkeypatch):
     def dead(device):
         raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(bench, "wait", dead)
+    monkeypatch.setattr(bench_sweep, "wait", dead)
     monkeypatch.setattr(bench.LayerCell, "make", lambda self, name, device: dead(device))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         bench.measure(layer_cell(), "cpu", ROOF, 0.01)

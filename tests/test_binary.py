@@ -6,9 +6,9 @@ from oracles import Tagger, error, randomise, step_loop
 from torch import nn
 
 from sparsernn import sparsify
-from sparsernn.models import Classifier, LanguageModel
+from sparsernn.nets.models import Classifier, LanguageModel
 from sparsernn.own import attach, compact
-from sparsernn.presets import Plan
+from sparsernn.study.presets import Plan
 from sparsernn.tasks.base import Batch
 
 V, B = 9, 50

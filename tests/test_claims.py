@@ -3,7 +3,8 @@
 import pandas as pd
 import pytest
 
-from sparsernn import claims, records
+from sparsernn import records
+from sparsernn.report import claims
 
 
 def row(task, method, test, compression, profile="short", **more):

@@ -10,11 +10,11 @@ from oracles import Tagger, error, masked_by_hand, randn, random_masks, random_m
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sparsernn import compact as compact_module
-from sparsernn.compact import Compact, compact, load, save, size_floor
-from sparsernn.masks import Masks, close, closed_count
-from sparsernn.models import BagOfWords, Classifier, LanguageModel
-from sparsernn.recurrent import GRU, RNN
+from sparsernn.nets import compact as compact_module
+from sparsernn.nets.compact import Compact, compact, load, save, size_floor
+from sparsernn.nets.layers import GRU, RNN
+from sparsernn.nets.masks import Masks, close, closed_count
+from sparsernn.nets.models import BagOfWords, Classifier, LanguageModel
 
 V = 7
 MODELS = {

@@ -2,8 +2,8 @@
 
 import pytest
 
-from sparsernn import config
-from sparsernn.config import RunConfig, study_configs
+from sparsernn.study import config
+from sparsernn.study.config import RunConfig, study_configs
 
 
 def test_defaults_are_the_smoke_run_of_the_first_model():

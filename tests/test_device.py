@@ -11,14 +11,14 @@ from elsewhere import elsewhere
 from layers import inputs, pruned
 from torch import nn
 
-from sparsernn import training
-from sparsernn.compact import load
-from sparsernn.config import RunConfig
 from sparsernn.engines import find
 from sparsernn.engines.base import Unsupported
 from sparsernn.engines.models import Fast
+from sparsernn.nets.compact import load
 from sparsernn.own import attach, compact
-from sparsernn.training import ensure
+from sparsernn.study import training
+from sparsernn.study.config import RunConfig
+from sparsernn.study.training import ensure
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*copying from a non-meta")  # it does copy: `Elsewhere` sees to it
 SLEEP = {"sleep_above": 1.0, "kl_every": 4, "kl_start": 0.0, "kl_full": 0.0, "log_sigma_groups": -1.0}

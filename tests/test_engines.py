@@ -10,12 +10,13 @@ from layers import CELLS, V, by_formula, inputs, pruned
 from oracles import Tagger, error, randn, random_masks, randomise
 
 from sparsernn import engines
-from sparsernn.compact import compact
 from sparsernn.engines import LAYERS, PRODUCTS, find
 from sparsernn.engines import choose as chooser
 from sparsernn.engines.base import Unsupported, oracle
 from sparsernn.engines.models import Fast
-from sparsernn.models import BagOfWords, Classifier, LanguageModel
+from sparsernn.nets.compact import compact
+from sparsernn.nets.models import BagOfWords, Classifier, LanguageModel
+from sparsernn.report import timings
 
 CPU = [name for name in engines.on("cpu") if name != "dense-fp32"]  # the same class as compact-torch
 ROUGH = {"dense-bf16": 2e-2, "dense-int8": 5e-2}  # their error; everything else is fp32
@@ -274,11 +275,11 @@ def table(*cells):
 
 def test_agreement_counts_cells_within_five_percent_of_the_best():
     medians = {"numba": 1.0, "compact-torch": 1.04, "csr-torch": 3.0, "dense-fp32": 0.5, "persistent-fp16": 0.1}
-    share, cells = chooser.agreement(table((medians, "numba"), (medians, "compact-torch"), (medians, "csr-torch")))
+    share, cells = timings.agreement(table((medians, "numba"), (medians, "compact-torch"), (medians, "csr-torch")))
     assert share == pytest.approx(2 / 3) and list(cells["right"]) == [True, True, False]
     assert list(cells["best"]) == ["numba"] * 3 and cells["loss"].iloc[2] == pytest.approx(2)
 
 
 def test_agreement_of_an_empty_table_is_no_number():
-    share, cells = chooser.agreement(table(({"numba": 1.0}, "numba")).iloc[:0])
+    share, cells = timings.agreement(table(({"numba": 1.0}, "numba")).iloc[:0])
     assert share != share and cells.empty

@@ -8,7 +8,8 @@ from hypothesis import strategies as st
 from oracles import Tagger, error, masked_by_hand, randn, random_masks, random_means, randomise, scale_names
 from torch.func import functional_call
 
-from sparsernn.masks import (
+from sparsernn.nets.layers import GRU, RNN
+from sparsernn.nets.masks import (
     CONSTANT,
     LIVE,
     REMOVED,
@@ -20,8 +21,7 @@ from sparsernn.masks import (
     paper_count,
     weight_matrices,
 )
-from sparsernn.models import BagOfWords, Classifier, LanguageModel
-from sparsernn.recurrent import GRU, RNN
+from sparsernn.nets.models import BagOfWords, Classifier, LanguageModel
 
 MODELS = {
     "classifier": lambda: Classifier(5, 2, embedding=3, hidden=4),

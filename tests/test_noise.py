@@ -8,8 +8,8 @@ import torch
 from oracles import randn
 from torch.nn import functional as F
 
-from sparsernn import noise
-from sparsernn.models import LanguageModel
+from sparsernn.nets.models import LanguageModel
+from sparsernn.study import noise
 
 
 def test_without_noise_it_is_the_library_s_model():

@@ -14,7 +14,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from sparsernn.config import RunConfig, check_parameters
+from sparsernn.study.config import RunConfig, check_parameters
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))

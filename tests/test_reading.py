@@ -8,10 +8,10 @@ import pytest
 import torch
 from oracles import randn, randomise
 
-from sparsernn import reading
-from sparsernn.compact import compact
-from sparsernn.masks import Masks, effective
-from sparsernn.models import Classifier, LanguageModel
+from sparsernn.nets.compact import compact
+from sparsernn.nets.masks import Masks, effective
+from sparsernn.nets.models import Classifier, LanguageModel
+from sparsernn.report import tables as reading
 from sparsernn.tasks.base import ClassificationTask
 
 WORDS = ["<pad>", "<start>", "<oov>", "good", "bad", "film"]

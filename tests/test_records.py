@@ -5,10 +5,10 @@ import pytest
 import torch
 
 from sparsernn import records
-from sparsernn.axes import Axis, Member, each
 from sparsernn.files import replacing
-from sparsernn.masks import Masks, close
-from sparsernn.report import comparison
+from sparsernn.nets.axes import Axis, Member, each
+from sparsernn.nets.masks import Masks, close
+from sparsernn.report.publish import comparison
 
 
 def row(seed=0, variant="", test=0.5, **more):

@@ -7,7 +7,7 @@ import torch
 from oracles import GRADIENTS, VALUES, error, gradients, one_hot, randn, step_loop
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from sparsernn.recurrent import GRU, LSTM, RNN, from_torch, to_torch
+from sparsernn.nets.layers import GRU, LSTM, RNN, from_torch, to_torch
 
 KINDS = ("input", "recurrent", "output", "gates")
 CELLS = [(LSTM, "logistic"), (LSTM, "hard"), (GRU, "logistic"), (GRU, "hard"), (RNN, "tanh"), (RNN, "relu")]

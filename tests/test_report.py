@@ -7,13 +7,14 @@ import pytest
 import tiny
 import torch
 
-from sparsernn import records, report, tasks
-from sparsernn.config import RunConfig
-from sparsernn.opponents import count_back_off
-from sparsernn.presets import PRESETS
-from sparsernn.tables import gate_table, log_alpha_table, save, threshold_table
+from sparsernn import records, tasks
+from sparsernn.report import publish as report
+from sparsernn.report.tables import gate_table, log_alpha_table, save, threshold_table
+from sparsernn.study.config import RunConfig
+from sparsernn.study.opponents import count_back_off
+from sparsernn.study.presets import PRESETS
+from sparsernn.study.training import ensure
 from sparsernn.tasks.base import WordTask
-from sparsernn.training import ensure
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,12 @@ from scipy.special import psi
 from scipy.stats import poisson
 from torch.nn import functional as F
 
-from sparsernn.masks import effective
-from sparsernn.models import Classifier, LanguageModel, Linear
-from sparsernn.presets import Plan
-from sparsernn.sparsify.awake import cut, narrowed
+from sparsernn.nets.masks import effective
+from sparsernn.nets.models import Classifier, LanguageModel, Linear
 from sparsernn.sparsify.binary import BinarySparseVD
+from sparsernn.sparsify.sleep import cut, narrowed
 from sparsernn.sparsify.sparse_vd import SparseVD, kl, log_alpha, noisy
+from sparsernn.study.presets import Plan
 from sparsernn.tasks.base import Batch
 
 V, N_EXAMPLES, STEPS_PER_EPOCH = 9, 250, 10

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from sparsernn import tasks
+from sparsernn.sparsify.linear import accuracy, l1_path
+from sparsernn.study.opponents import BackOff
 from sparsernn.tasks import pydocs
 from sparsernn.tasks.base import SPLITS, ClassificationTask, LanguageTask
-from sparsernn.tasks.linear import accuracy, l1_path
-from sparsernn.tasks.ngram import BackOff
 
 
 def language(n):

@@ -17,9 +17,10 @@ import tiny
 import torch
 from safetensors.torch import load_file
 
-from sparsernn import tasks, training
-from sparsernn.config import RunConfig
-from sparsernn.training import ensure
+from sparsernn import tasks
+from sparsernn.study import training
+from sparsernn.study.config import RunConfig
+from sparsernn.study.training import ensure
 
 HERE = Path(__file__).parent
 

@@ -5,8 +5,8 @@ import sys
 import numpy as np
 
 from sparsernn import tasks
-from sparsernn.models import BagOfWords, Classifier, LanguageModel
-from sparsernn.presets import PRESETS, Plan, Preset
+from sparsernn.nets.models import BagOfWords, Classifier, LanguageModel
+from sparsernn.study.presets import PRESETS, Plan, Preset
 from sparsernn.tasks.base import SPLITS, ClassificationTask, LanguageTask
 
 WORDS, SYMBOLS = 40, 12
@@ -60,8 +60,8 @@ def register():
 if __name__ == "__main__":  # a training process of its own: python tiny.py task method → one line an epoch
     import torch
 
-    from sparsernn.config import RunConfig
-    from sparsernn.training import ensure
+    from sparsernn.study.config import RunConfig
+    from sparsernn.study.training import ensure
 
     register()
     torch.set_num_threads(1)

@@ -1,8 +1,10 @@
-"""Where the project is, and files that are either the old ones or the new ones, never half of one."""
+"""Below everything else: where the project is, files that are the old ones or the new ones and never half of one, what an
+unknown name is answered with, and the one measure of error."""
 
 import os
 import tempfile
 from contextlib import contextmanager
+from difflib import get_close_matches
 from pathlib import Path
 
 
@@ -35,3 +37,26 @@ def replacing(path):
         os.replace(temporary, path)
     finally:
         Path(temporary).unlink(missing_ok=True)
+
+
+def nearest(what, given, allowed):
+    """`unknown method 'sparse-vd'; did you mean 'sparse-vd-w'? Known: …`"""
+    close = get_close_matches(str(given), [str(name) for name in allowed], 1, 0.4)
+    hint = f"; did you mean {close[0]!r}?" if close else "."
+    return f"unknown {what} {given!r}{hint} Known: {', '.join(str(name) for name in allowed)}"
+
+
+def error(value, reference):
+    """max|value − reference| / max(1, max|reference|) of two tensors: the one measure of error.
+
+    Equal infinities are equal. Infinite, so worse than any number, where shapes differ or a NaN stands in either.
+    """
+    if value.shape != reference.shape:
+        return float("inf")
+    if not reference.numel():
+        return 0.0
+    value = value.to(reference)
+    wrong = (value - reference).abs().masked_fill(value == reference, 0)
+    size = reference.abs().masked_fill(~reference.isfinite(), 0).max().clamp(min=1)
+    worst = float((wrong / size).max())
+    return worst if worst == worst else float("inf")

@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from .files import project_root, replacing
-from .masks import CONSTANT, gate_states
+from .nets.masks import CONSTANT, gate_states
 
 KEY = ("task", "model", "method", "variant", "profile", "seed")
 FIELDS = (

@@ -6,7 +6,7 @@ when its engine is asked for: numba and Triton need not be there for the others.
 
 from importlib import import_module
 
-from ..names import nearest
+from ..files import nearest
 
 LAYERS = {
     "dense-fp32": ("fused", "Fused"),  # the opponents: the whole layer, zeros and all

@@ -10,8 +10,8 @@ from functools import cached_property
 import torch
 from torch.nn import functional as F
 
-from ..recurrent import Cell
-from ..small import by_block, run
+from ..nets.cells import Cell
+from ..nets.small import by_block, run
 
 KINDS = {"LSTM": 0, "GRU": 1, "RNN": 2}  # what kernels call a cell
 
@@ -24,7 +24,7 @@ class Unsupported(ValueError):
 class Layer:
     """One recurrent layer and direction as `small.shrink` leaves it, float64 or float32 on the CPU.
 
-    R = rows of live gates over blocks (see `recurrent.Cell`), K = blocks, H = kept neurons.
+    R = rows of live gates over blocks (see `nets.cells.Cell`), K = blocks, H = kept neurons.
     """
 
     cell: Cell
@@ -131,15 +131,6 @@ def oracle(layer, x, live=None):
     """The formulas in float64, step by step (`small.run`, itself proven against tests/oracles.py) → y [T, B, H]."""
     layer = layer.double()
     return run(layer.cell, layer.parts, x if x.dtype == torch.int64 else x.double(), None, live, reverse=False)[0]
-
-
-def error(got, expected):
-    """max|a − b| / max(1, max|b|); infinite where the shapes differ or a number is NaN."""
-    if got.shape != expected.shape:
-        return float("inf")
-    got = got.to(expected)
-    wrong = float((got - expected).abs().max() / expected.abs().max().clamp(min=1))
-    return wrong if wrong == wrong else float("inf")
 
 
 class Tabled(Engine):

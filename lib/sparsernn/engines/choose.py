@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass
 
-import pandas as pd
 import torch
 
-from .. import timing
-from ..compact import Compact
-from . import find, on, whole
-from .base import error, oracle
+from ..files import error
+from ..nets.compact import Compact
+from . import find, on, timing, whole
+from .base import oracle
 from .models import Fast
 
 _choices = {}
@@ -115,25 +114,3 @@ def choose(model, batch, device="cpu", steps=100, tolerance=1e-5, seconds=0.6):
     times = {name: float(ms) for name, ms in times.items()}
     _choices[key] = Choice(min(times, key=times.get), str(device), times, refused)
     return _choices[key]
-
-
-def agreement(table, within=0.05):
-    """How often `choose` was right against a full table of timing rows: share of cells, and one row a cell.
-
-    Right: the engine it chose took at most 1 + `within` times the median of the cell's fastest fp32 engine. The choice
-    of a cell is its row with engine `choose`.
-    """
-    rows = table[table["opponent"] == "dense-fp32"]
-    cells = []
-    for _, part in rows.groupby(timing.CELL, dropna=False):
-        chosen, others = part[part["engine"] == "choose"], part[part["engine"] != "choose"]
-        others = others[(others["dtype"] == "float32") & ~others["engine"].map(whole)]
-        if len(chosen) and len(others):
-            best, median = others["median_ms"].min(), chosen["median_ms"].iloc[0]
-            cell = part.iloc[0][["model", "hidden", "density", "batch", "pattern"]].to_dict()
-            cell |= {"chosen": chosen["floor_note"].iloc[0], "best": others.loc[others["median_ms"].idxmin(), "engine"]}
-            cells.append(cell | {"loss": median / best - 1, "right": median <= (1 + within) * best})
-    found = pd.DataFrame(
-        cells, columns=["model", "hidden", "density", "batch", "pattern", "chosen", "best", "loss", "right"]
-    )
-    return (float(found["right"].mean()) if len(found) else float("nan")), found

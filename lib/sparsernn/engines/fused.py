@@ -8,9 +8,9 @@ from torch import nn
 from torch.backends import cudnn
 from torch.nn import functional as F
 
-from ..small import run
-from ..timing import tf32
+from ..nets.small import run
 from .base import Engine, Unsupported, one_hot
+from .timing import tf32
 
 MODULES = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
 

@@ -1,6 +1,6 @@
 """A whole compact model run by an engine."""
 
-from ..compact import Compact
+from ..nets.compact import Compact
 from . import find
 from .base import Layer, Unsupported
 

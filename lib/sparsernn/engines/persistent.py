@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch.nn import functional as F
 
-from ..timing import on_chip_ms
 from .base import KINDS, Tabled, Unsupported
+from .timing import on_chip_ms
 from .triton_cells import advance
 
 REGISTERS = 1 << 16  # of a multiprocessor, sm_80 and sm_90

@@ -14,10 +14,10 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from ..timing import on_chip_ms
 from .base import KINDS, Tabled, Unsupported
 from .cuda_source import Kernel
 from .dealing import deal
+from .timing import on_chip_ms
 
 SOURCE = Path(__file__).with_name("persistent_cuda.cu")
 BATCHES = (1, 2, 4)  # more sequences leave too little room on chip

@@ -4,8 +4,8 @@ import warnings
 
 import torch
 
-from ..timing import tf32
 from .base import Unsupported
+from .timing import tf32
 
 
 class Product:

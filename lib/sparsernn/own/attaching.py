@@ -10,11 +10,11 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .. import sparsify
-from ..axes import Axis, Member, each, recurrent_axes
-from ..masks import effective
-from ..models import Classifier, word_scale
-from ..presets import Plan
-from ..recurrent import TORCH, from_torch
+from ..nets.axes import Axis, Member, each, recurrent_axes
+from ..nets.layers import TORCH, from_torch
+from ..nets.masks import effective
+from ..nets.models import Classifier, word_scale
+from ..study.presets import Plan
 
 STUDIES = weakref.WeakKeyDictionary()  # model → the study attached to it
 

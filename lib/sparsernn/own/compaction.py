@@ -11,11 +11,11 @@ from torch.nn import functional as F
 from torch.nn.utils import prune
 from torch.utils._pytree import tree_map
 
-from ..axes import Member
-from ..masks import Masks, close
-from ..timing import wait
+from ..engines.timing import wait
+from ..nets.axes import Member
+from ..nets.masks import Masks, close
+from ..nets.readers import Reading, answer, find, like
 from .attaching import STUDIES, OwnModel, matrix_and_bias_names
-from .readers import Reading, answer, find, like
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from ..names import nearest
+from ..files import nearest
 from .base import Dense, Method
 from .binary import BinaryDropout, BinarySparseVD
 from .linear import L1Logistic

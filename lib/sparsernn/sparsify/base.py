@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.func import functional_call
 
-from ..masks import Masks
+from ..nets.masks import Masks
 
 
 @dataclass

@@ -7,9 +7,9 @@ that learns less by heart; its prior is the weight decay.
 
 import torch
 
-from ..masks import weight_matrices
-from .awake import cut
+from ..nets.masks import weight_matrices
 from .base import Method
+from .sleep import cut
 from .sparse_vd import SparseVD
 
 

@@ -10,9 +10,9 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from ..masks import Masks, effective, weight_matrices
-from .awake import awake, cut, lines_left, narrowed, put_back
+from ..nets.masks import Masks, effective, weight_matrices
 from .base import Draw, Method, Phase
+from .sleep import awake, cut, lines_left, narrowed, put_back
 
 # name → k1, k2, k3 of KL ≈ k1 (1 − sigm(k2 + k3 log α)) + ½ log(1 + 1/α), and the |log α| beyond which it is flat.
 # Compared with the integral in notebooks/kl.ipynb; their gradients agree to about one per cent.

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from ..names import nearest
+from ..files import nearest
 
 if TYPE_CHECKING:
     from .base import Task

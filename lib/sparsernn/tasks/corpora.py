@@ -18,8 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..files import project_root
-from ..names import nearest
+from ..files import nearest, project_root
 
 GITHUB = "https://raw.githubusercontent.com"
 CHUNK = 1 << 16

@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import torch
 
-from ..masks import close
+from ..nets.masks import close
 
 
 def awake(masks):

@@ -24,15 +24,15 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch.func import functional_call
 
-from . import sparsify, tasks
-from .compact import compact, load, save
+from .. import sparsify, tasks
+from ..files import error, replacing
+from ..nets.compact import compact, load, save
+from ..nets.layers import Recurrent
+from ..nets.masks import close, closed_count, effective, paper_count, weight_matrices
+from ..records import constant_gates, count_fields, joined, where_and_with
+from ..tasks.words import OOV
 from .config import RunConfig, begun
-from .files import replacing
-from .masks import close, closed_count, effective, paper_count, weight_matrices
 from .presets import preset
-from .records import constant_gates, count_fields, joined, where_and_with
-from .recurrent import Recurrent
-from .tasks.words import OOV
 
 EVALUATION_BATCH = 256  # sequences; where a state is carried the batch is the number of streams, and stays
 
@@ -98,11 +98,6 @@ def predictions(predict, task, split, plan, device="cpu"):
         batch = batch.to(device)
         logits, state = predict(batch.tokens, batch.lengths, state if batch.carry else None)
         yield batch, logits
-
-
-def relative_error(value, reference):
-    """max|value − reference| / max(1, max|reference|)."""
-    return float((value - reference).abs().max() / reference.abs().max().clamp(min=1))
 
 
 class Session:
@@ -431,7 +426,7 @@ def compact_error(model, masks, means, task, plan):
         predictions(compact(double, masks, means), task, "test", plan),
         strict=True,
     )
-    return max(relative_error(small, reference) for (_, reference), (_, small) in pairs)
+    return max(error(small, reference) for (_, reference), (_, small) in pairs)
 
 
 def schedule(plan):

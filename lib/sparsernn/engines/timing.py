@@ -5,10 +5,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 
-from .names import nearest
+from ..files import nearest
 
 MEGABYTE = 1 << 20
 CLOCKS = 2e9  # of a GPU in a second, or a little fewer
@@ -88,39 +87,6 @@ def spread(samples):
     """median_ms, iqr_ms, best_ms of one engine's samples."""
     low, middle, high = np.percentile(samples, [25, 50, 75])
     return {"median_ms": float(middle), "iqr_ms": float(high - low), "best_ms": float(samples.min())}
-
-
-CELL = [
-    "task",
-    "model",
-    "method",
-    "variant",
-    "seed",
-    "device",
-    "batch",
-    "steps",
-    "input",
-    "hidden",
-    "density",
-    "pattern",
-]
-
-
-def fastest(table):
-    """Timing rows → one row a cell: + engine, the fastest that leaves something out, median_ms, over_fp32 (how many times
-    faster than dense fp32), dense, the fastest that leaves nothing out, in whatever precision, over_dense (than that)."""
-    rows = table[(table["opponent"] == "dense-fp32") & (table["engine"] != "choose")]
-    keys, found = [name for name in CELL if name in rows], []
-    for _, cell in rows.groupby(keys, dropna=False, sort=False):
-        dense = cell["engine"].str.startswith("dense-")
-        if dense.any() and not dense.all():
-            ours, theirs = (part.loc[part["speedup"].idxmax()] for part in (cell[~dense], cell[dense]))
-            row = ours[[*keys, "engine", "median_ms"]].to_dict() | {
-                "over_fp32": ours["speedup"],
-                "dense": theirs["engine"],
-            }
-            found.append(row | {"over_dense": ours["speedup"] / theirs["speedup"]})
-    return pd.DataFrame(found, columns=[*keys, "engine", "median_ms", "over_fp32", "dense", "over_dense"])
 
 
 def on_chip_ms(device, steps, products, gathers, size=0):

@@ -5,8 +5,8 @@ The first preset of a task is its default. Sources of a number stand next to it;
 
 from dataclasses import dataclass, replace
 
-from .models import BagOfWords, Classifier, LanguageModel
-from .names import nearest
+from ..files import nearest
+from ..nets.models import BagOfWords, Classifier, LanguageModel
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,10 @@ import types
 from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
-from . import sparsify
-from .files import project_root
-from .names import nearest
+from .. import sparsify
+from ..files import nearest, project_root
+from ..records import KEY, run_key
 from .presets import PRESETS, Plan, preset
-from .records import KEY, run_key
 
 CHOICES = {  # what the plan's words may be
     "products": ("float32", "bfloat16", "bfloat16-state"),

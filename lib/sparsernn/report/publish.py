@@ -10,12 +10,13 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import plots, records
+from .. import records
+from ..files import project_root, replacing
+from ..study.config import RunConfig, begun, runs_root, study_configs
+from ..study.presets import PRESETS
+from ..study.training import schedule
+from . import plots
 from . import tables as tidy
-from .config import RunConfig, begun, runs_root, study_configs
-from .files import project_root, replacing
-from .presets import PRESETS
-from .training import schedule
 
 TABLES = ("metrics.csv", "thresholds.csv", "log_alpha.csv", "gates.csv", "numbers.csv", "trace.csv")
 LARGEST_MODEL = 1 << 23  # bytes of a compact model that is worth tracking

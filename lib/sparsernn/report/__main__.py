@@ -1,14 +1,14 @@
 """`make publish`: what the runs found goes into results/ and figures/, which are tracked.
 
-python -m sparsernn.publish [study.yaml]: the runs and the profile of that study.
+python -m sparsernn.report [study.yaml]: the runs and the profile of that study.
 """
 
 import sys
 
 import yaml
 
-from .files import project_root
-from .report import publish
+from ..files import project_root
+from .publish import publish
 
 if __name__ == "__main__":
     name = sys.argv[1] if len(sys.argv) > 1 else "study.yaml"

@@ -6,14 +6,13 @@ The loop over time is plain torch, because fresh noise is what the library's lay
 
 import itertools
 import math
-import sys
 
 import pandas as pd
 import torch
 from torch.nn import functional as F
 
-from .models import LanguageModel
-from .sparsify.sparse_vd import kl, log_alpha, noisy
+from ..nets.models import LanguageModel
+from ..sparsify.sparse_vd import kl, log_alpha, noisy
 
 
 def _none(theta, log_sigma):
@@ -103,16 +102,3 @@ def _validate(task, model, log_sigma, window, noise, batches=10):
     theta.copy_(kept)
     share = gone.float().mean().item()
     return {"valid": valid, "drawn": drawn, "noise_share": share, "log_sigma": log_sigma.mean().item()}
-
-
-if __name__ == "__main__":  # python -m sparsernn.noise: the tracked table and its figure, a quarter of an hour
-    from . import plots, tasks
-    from .files import project_root, replacing
-
-    steps, tables = 2000, []
-    for way in NOISE:
-        tables.append(train(tasks.load("pydocs-char", "quick"), way, 0, steps))
-        sys.stdout.write(f"{way}: {tables[-1].iloc[-1].to_dict()}\n")
-    with replacing(project_root() / "results" / "noise.csv") as temporary:
-        pd.concat(tables).to_csv(temporary, index=False)
-    plots.noise_curves(pd.concat(tables)).savefig(project_root() / "figures" / "noise.png", dpi=130)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from . import records
-from .config import PROFILES
+from .. import records
+from ..study.config import PROFILES
 
 NEAREST = PROFILES[:0:-1]  # the schedule nearest to the paper's first; smoke says nothing
 THEIRS = ("imdb", "ag-news", "ptb-char", "ptb-word")  # the papers' own data; a verdict from other data says so

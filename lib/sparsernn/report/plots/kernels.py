@@ -2,7 +2,7 @@
 
 from matplotlib.ticker import NullFormatter
 
-from ..timing import fastest
+from ..timings import fastest
 from .style import (
     BLACK,
     BLUE,

@@ -3,7 +3,7 @@
 A gate that no weight reaches is a constant, σ(b) or tanh(b), and has no rows. What is left of a layer are its PARTS:
 
 weight_ih, weight_hh   rows of live gates only, gate by gate; columns of what is still there to be read
-bias                   of live gates, over blocks (see `recurrent.Cell`), input's and state's added up
+bias                   of live gates, over blocks (see `nets.cells.Cell`), input's and state's added up
 live                   uint8 [G, Hk]: which gates of the kept neurons have rows
 constant               values of the gates that have none, row by row of `live`
 """

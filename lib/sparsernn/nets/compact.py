@@ -14,9 +14,9 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
 
-from .files import replacing
+from ..files import replacing
+from .layers import TORCH
 from .masks import close
-from .recurrent import TORCH
 from .small import PARTS, run, shrink
 
 FORMAT = "sparsernn-compact/1"

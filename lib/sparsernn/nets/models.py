@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from .axes import Axis, Member, each, recurrent_axes
-from .recurrent import LSTM, word_scale
+from .layers import LSTM, word_scale
 
 
 class Linear(nn.Linear):

@@ -1,0 +1,278 @@
+"""What is timed: a product, a recurrent layer, a trained network; each knows its fields, its engines and its error."""
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from .. import records
+from ..engines import LAYERS, PRODUCTS, choose, find, whole
+from ..engines.base import Layer
+from ..engines.models import Fast, layers_of
+from ..files import error
+from ..nets import compact
+from ..nets.layers import GRU, LSTM, RNN
+from ..nets.masks import Masks
+from ..nets.models import Classifier, LanguageModel
+from ..nets.small import shrink
+
+PATTERNS = ("unstructured", "block", "removed neurons", "removed gates")
+KINDS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
+ALLOWED = {"float32": 1e-4, "tf32": 5e-3, "int8": 0.3}  # error an engine may have and still be timed, by its dtype
+ALLOWED_ELSE = 0.1
+WEIGHT_BYTES = {"dense-bf16": 2, "dense-fp16": 2, "dense-int8": 1, "two-to-four": 2, "persistent-fp16": 2}  # others: 4
+RATES = {
+    "dense-tf32": "tf32",
+    "dense-bf16": "bf16",
+    "dense-fp16": "fp16",
+    "two-to-four": "fp16",
+    "block-16": "tf32",
+    "block-32": "tf32",
+    "dense-int8": "int8",
+}  # of the units an engine computes with (`timing.Roof`); others: fp32
+BLOCK = 32  # side of the blocks of pattern "block"
+
+
+def cut(shape, density, pattern, generator):
+    """bool: which weights stay. `block`: whole tiles of 32 × 32, as many as make the density; else independent weights;
+    `2:4`: two of every four in a row."""
+    if pattern == "2:4":
+        order = torch.rand(shape[0], shape[1] // 4, 4, generator=generator).argsort(2)
+        return (order < 2).view(shape)
+    if pattern != "block":
+        return torch.rand(shape, generator=generator) < density
+    tiles = -(-shape[0] // BLOCK), -(-shape[1] // BLOCK)
+    count = tiles[0] * tiles[1]
+    kept = torch.zeros(count, dtype=torch.bool)
+    kept[torch.randperm(count, generator=generator)[: max(1, round(density * count))]] = True
+    wide = kept.view(tiles).repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
+    return wide[: shape[0], : shape[1]]
+
+
+def dtype_name(engine):
+    """ "float32" and its like; "tf32" where factors in float32 are rounded to it."""
+    return "tf32" if getattr(engine, "tf32", False) else str(engine.dtype).removeprefix("torch.")
+
+
+class Cell:
+    """One place of a sweep: `fields` of its rows, and, made when first asked for, its data and engines."""
+
+    table = LAYERS
+    chooses = True
+
+    def make(self, name, device):
+        """→ function without arguments that runs this engine here, the name of its dtype, and for one with a floor of its own the
+        function that runs its empty loop and the milliseconds to add; else None."""
+        raise NotImplementedError
+
+    def error(self, name, got):
+        """`base.error` of what the engine returned, in the sequences or columns that `choose.compared` picks."""
+        raise NotImplementedError
+
+    def work(self, name):
+        """Bytes and flops that this engine's function cannot do without."""
+        raise NotImplementedError
+
+    def heavy(self):
+        """flops of the dense opponent: for the forecast."""
+        return self.work("dense-fp32")[1]
+
+
+@dataclass
+class Product(Cell):
+    """y = W x, W [rows, columns] sparse, x [columns, batch]."""
+
+    rows: int
+    columns: int
+    density: float
+    batch: int
+    pattern: str = "unstructured"
+    table = PRODUCTS
+    chooses = False
+
+    @property
+    def fields(self):
+        shape = {"input": self.columns, "hidden": self.rows, "density": self.density, "pattern": self.pattern}
+        return {"model": "product", "method": "shape-only", "batch": self.batch} | shape
+
+    @cached_property
+    def data(self):
+        generator = torch.Generator().manual_seed(0)
+        kept = cut((self.rows, self.columns), self.density, self.pattern, generator)
+        weight = torch.randn(self.rows, self.columns, generator=generator) / (self.density * self.columns) ** 0.5
+        return weight * kept, torch.randn(self.columns, self.batch, generator=generator)
+
+    def make(self, name, device):
+        (weight, x), kind = self.data, find(name, PRODUCTS)
+        engine, x = kind(weight, device), x.to(device, kind.dtype)
+        return (lambda: engine(x)), dtype_name(kind), None
+
+    @cached_property
+    def compared(self):
+        return choose.compared(self.batch, 32)
+
+    @cached_property
+    def expected(self):
+        weight, x = self.data
+        return weight.double() @ x[:, self.compared].double()
+
+    def error(self, name, got):
+        return error(got.cpu()[:, self.compared], self.expected)
+
+    def work(self, name):
+        kept = self.rows * self.columns * (1 if whole(name) else self.density)
+        moved = WEIGHT_BYTES.get(name, 4) * kept + 4 * self.batch * (self.rows + self.columns)
+        return moved, 2 * kept * self.batch
+
+
+@dataclass
+class LayerCell(Cell):
+    """A layer of a kind of KINDS, input as wide as it is high, over `steps` steps: the masked one in full, and what is left.
+
+    removed neurons  the share √density of neurons and inputs is left, so that the share `density` of weights is
+    removed gates    the share `density` of gates has weights, the others are constants
+    """
+
+    hidden: int
+    density: float
+    batch: int
+    pattern: str
+    steps: int
+    kind: str = "lstm"
+
+    @property
+    def gates(self):
+        return len(KINDS[self.kind].cell_type.gates)
+
+    @property
+    def fields(self):
+        shape = {"input": self.hidden, "hidden": self.hidden, "density": self.density, "pattern": self.pattern}
+        return {"model": self.kind, "method": "shape-only", "batch": self.batch, "steps": self.steps} | shape
+
+    @cached_property
+    def data(self):
+        """The dense layer, the small one, x for each, kept neurons."""
+        generator, size, rows = torch.Generator().manual_seed(0), self.hidden, self.gates * self.hidden
+        layer = KINDS[self.kind](size, size).requires_grad_(False)
+        keep, inputs = torch.ones(size, dtype=torch.bool), torch.ones(size, dtype=torch.bool)
+        masks = [torch.ones(rows, size, dtype=torch.bool) for _ in range(2)]
+        if self.pattern == "removed neurons":
+            for kept in (keep, inputs):
+                kept[torch.randperm(size, generator=generator)[max(1, round(self.density**0.5 * size)) :]] = False
+            masks[0] &= inputs & keep.repeat(self.gates)[:, None]
+            masks[1] &= keep & keep.repeat(self.gates)[:, None]
+        elif self.pattern == "removed gates":
+            masks = [(torch.rand(rows, 1, generator=generator) < self.density).expand(-1, size)] * 2
+        else:
+            masks = [cut((rows, size), self.density, self.pattern, generator) for _ in range(2)]
+        for name, mask in zip(("weight_ih_l0", "weight_hh_l0"), masks, strict=True):
+            parameter = getattr(layer, name)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * mask / (self.density * size) ** 0.5)
+        given = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0
+        everything = torch.ones(rows, dtype=torch.bool)
+        dense = Layer(layer.cell, shrink(layer.cell, *given, everything[:size], everything))
+        live = (given[0] != 0).any(1) | (given[1] != 0).any(1)
+        small = Layer(layer.cell, shrink(layer.cell, given[0][:, inputs], given[1][:, keep], *given[2:], keep, live))
+        x = torch.randn(self.steps, self.batch, size, generator=generator)
+        return dense, small, x, x[:, :, inputs].contiguous(), keep, layer
+
+    @cached_property
+    def expected(self):
+        *_, layer = self.data
+        return layer.double()(self.data[2][:, choose.compared(self.batch)].double())[0]
+
+    def make(self, name, device):
+        dense, small, x, narrow, *_ = self.data
+        layer, x = (dense, x) if whole(name) else (small, narrow)
+        engine, x = find(name)(layer, device), x.to(device)
+        if not hasattr(engine, "on_chip_ms"):
+            return (lambda: engine(x)), dtype_name(engine), None
+        return (lambda: engine(x)), dtype_name(engine), ((lambda: engine(x, empty=True)), engine.on_chip_ms(x))
+
+    def error(self, name, got):
+        keep = slice(None) if whole(name) else self.data[4]
+        return error(got.cpu()[:, choose.compared(self.batch)], self.expected[:, :, keep])
+
+    def work(self, name):
+        if whole(name):
+            weights, width = 2 * self.gates * self.hidden**2, 2 * self.hidden
+        else:
+            small = self.data[1]
+            weights, width = small.nonzeros, small.inputs + small.hidden
+        moved = WEIGHT_BYTES.get(name, 4) * weights + 4 * self.steps * self.batch * width
+        return moved, 2 * weights * self.steps * self.batch
+
+    def heavy(self):
+        return 4 * self.gates * self.hidden**2 * self.steps * self.batch
+
+    def chosen(self, device):
+        return choose.choose(self.data[1], self.batch, device, self.steps).engine
+
+
+@dataclass
+class Trained(Cell):
+    """A compact model of the study, ids in, logits out; the opponent is the dense net of its first size, logistic gates."""
+
+    path: Path
+    batch: int
+    steps: int
+
+    @property
+    def fields(self):
+        record = json.loads((self.path.parent / "record.json").read_text())
+        named = {name: record[name] for name in ("task", "model", "method", "variant", "seed")}
+        sizes = self.small.meta["sizes"]
+        hidden = records.joined(size for name, size in sizes.items() if name.startswith("hidden"))
+        shape = {"input": sizes.get("input", sizes["vocabulary"]), "hidden": hidden, "pattern": "trained"}
+        kept = sum(layer.nonzeros for layer in layers_of(self.small).values())
+        total = sum(t.numel() for name, t in self.dense.tensors().items() if name.startswith("lstm.weight"))
+        return named | shape | {"batch": self.batch, "steps": self.steps, "density": round(kept / total, 6)}
+
+    @cached_property
+    def small(self):
+        return compact.load(self.path)
+
+    @cached_property
+    def dense(self):
+        meta, classes = self.small.meta, len(self.small.tensor("head.bias"))
+        sizes = meta["sizes"]
+        layers = sum(not suffix.endswith("_reverse") for suffix in meta["layers"])
+        torch.manual_seed(0)
+        if meta["model"] == "Classifier":
+            model = Classifier(
+                sizes["vocabulary"], classes, sizes["input"], sizes["hidden_l0"], layers, activation="logistic"
+            )
+        else:
+            model = LanguageModel(sizes["vocabulary"], sizes["hidden_l0"], layers)
+        return compact.compact(model, Masks.all_kept(model))
+
+    def of(self, name):
+        return self.dense if whole(name) else self.small
+
+    def make(self, name, device):
+        model = self.of(name)
+        fast, ids = Fast(model, name, device), choose.example(model, self.batch, self.steps, device)
+        return (lambda: fast(ids)[0]), dtype_name(next(iter(fast.engines.values()))), None
+
+    @cached_property
+    def expected(self):
+        """Of the small net and of the dense one, by whether an engine runs it whole."""
+        models = {False: self.small, True: self.dense}
+        return {w: choose.reference(m, choose.example(m, self.batch, self.steps)) for w, m in models.items()}
+
+    def error(self, name, got):
+        return error(choose.of_compared(self.of(name), got), self.expected[whole(name)])
+
+    def work(self, name):
+        model = self.of(name)
+        recurrent = sum(int((layer.weight_hh != 0).sum()) for layer in layers_of(model).values())
+        head = int((model.tensor("head.weight") != 0).sum())
+        answers = self.batch * (1 if model.meta["model"] == "Classifier" else self.steps)
+        moved = WEIGHT_BYTES.get(name, 4) * (recurrent + head) + 8 * self.batch * self.steps
+        flops = 2 * (recurrent * self.batch * self.steps + head * answers)
+        return moved + 4 * answers * len(model.tensor("head.bias")), flops
+
+    def chosen(self, device):
+        return choose.choose(self.small, self.batch, device, self.steps).engine

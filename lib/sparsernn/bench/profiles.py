@@ -1,0 +1,103 @@
+"""How much a sweep covers, by name or as asked for, and the cells that makes."""
+
+import itertools
+import re
+from dataclasses import dataclass, replace
+
+from ..files import nearest, project_root
+from ..nets import compact
+from .cells import PATTERNS, LayerCell, Product, Trained
+
+PAPER_LAYERS = (("rnn", 1760), ("gru", 2560))  # the recurrent layers that 1704.05119 prunes
+PAPER_SHAPES = ((1760, 1760), (2560, 2560), (3072, 3072), (7680, 2560), (10752, 3584))  # 1704.05119; DeepBench's layers
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What a sweep covers; `seconds` is the time spent timing a cell, `steps` the length of its sequences.
+
+    shapes, product_*            products: [rows, columns], densities, columns of x
+    hidden, densities, batches   LSTM layers, under every one of `patterns`
+    others                       (kind, hidden) of other layers, scattered weights at `product_densities`
+    """
+
+    shapes: tuple
+    product_densities: tuple
+    product_batches: tuple
+    hidden: tuple
+    densities: tuple
+    batches: tuple
+    patterns: tuple
+    model_batches: tuple
+    others: tuple
+    steps: int
+    seconds: float
+
+
+WIDE = (1, 2, 4, 8, 16, 32, 64, 1500)
+PROFILES = {
+    "smoke": Profile(((256, 256),), (0.05,), (1, 8), (64,), (0.1,), (1, 4), PATTERNS, (1,), (("gru", 48),), 10, 0.02),
+    "cpu": Profile(((1760, 1760), (7680, 2560)), (0.1, 0.05), WIDE, (256, 1024), (0.3, 0.1, 0.05, 0.01), (1, 32),
+                   PATTERNS, (1, 128), PAPER_LAYERS, 50, 0.5),
+    "gpu": Profile(PAPER_SHAPES, (0.1, 0.05), WIDE, (256, 512, 1024, 1760, 2304), (0.3, 0.1, 0.05, 0.01),
+                   (1, 4, 32, 128), PATTERNS, (1, 32, 128), PAPER_LAYERS, 200, 1.0),
+    # some of its cells, in half an hour: persistent layers, the trained nets, and where sparse products win and lose
+    "gpu-short": Profile(((1760, 1760), (7680, 2560)), (0.1, 0.05), (1, 4, 64, 1500), (1024, 1760, 2304),
+                         (0.3, 0.1, 0.05), (1, 4), PATTERNS[:1], (1, 128), PAPER_LAYERS, 200, 0.3),
+}  # fmt: skip
+
+
+def products(profile):
+    combined = itertools.product(
+        profile.shapes, profile.product_densities, ("unstructured", "block"), profile.product_batches
+    )
+    cells = [Product(*shape, density, batch, pattern) for shape, density, pattern, batch in combined]
+    return cells + [Product(*shape, 0.5, batch, "2:4") for shape in profile.shapes for batch in profile.product_batches]
+
+
+def layers(profile):
+    combined = itertools.product(profile.hidden, profile.densities, profile.batches, profile.patterns)
+    others = itertools.product(profile.others, profile.product_densities, profile.batches)
+    return [LayerCell(*place, profile.steps) for place in combined] + [
+        LayerCell(hidden, density, batch, PATTERNS[0], profile.steps, kind) for (kind, hidden), density, batch in others
+    ]
+
+
+def models(profile, root=None):
+    paths = sorted((root or project_root() / "results" / "runs").glob("*/*/*/*/model.safetensors"))
+    paths = [path for path in paths if compact.load(path).meta["layers"]]
+    return [Trained(path, batch, profile.steps) for path in paths for batch in profile.model_batches]
+
+
+SWEEPS = {"layers": layers, "models": models, "products": products}  # in this order: what is new first
+
+
+def profile_of(name, shapes=None, densities=None, batches=None, hidden=None):
+    """A profile by name, some of it replaced: shapes of products ("1760x2560"), densities and batches of all sweeps,
+    neurons of LSTM layers.
+
+    Raises ValueError for an unknown name, a shape it cannot read, a density that is no share, a count under 1.
+    """
+    if name not in PROFILES:
+        raise ValueError(nearest("profile", name, PROFILES))
+    given = {"shapes": shapes, "densities": densities, "batches": batches, "hidden": hidden}
+    for what, values in given.items():
+        if values is not None and not len(values):
+            raise ValueError(f"{what} is empty; leave it out to take the profile's")
+    for shape in shapes or ():
+        if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", str(shape)):
+            raise ValueError(f"shape {shape!r} is not rows x columns, for example '1760x2560'")
+    for density in densities or ():
+        if not isinstance(density, int | float) or not 0 < density <= 1:
+            raise ValueError(f"density {density!r} is no share of weights that are left, for example 0.1 for 10 %")
+    for what, count in [("batch", n) for n in batches or ()] + [("hidden", n) for n in hidden or ()]:
+        if not isinstance(count, int) or count < 1:
+            raise ValueError(f"{what} {count!r} is not a whole number from 1 on")
+    changes = {} if hidden is None else {"hidden": tuple(hidden)}
+    if shapes is not None:
+        changes["shapes"] = tuple(tuple(map(int, shape.split("x"))) for shape in shapes)
+    if densities is not None:
+        changes |= dict.fromkeys(("product_densities", "densities"), tuple(densities))
+    if batches is not None:
+        changes |= dict.fromkeys(("product_batches", "batches", "model_batches"), tuple(batches))
+    return replace(PROFILES[name], **changes)

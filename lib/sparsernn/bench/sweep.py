@@ -1,0 +1,147 @@
+"""Time cells, engine beside engine, and keep their rows."""
+
+import itertools
+import re
+import time
+
+import torch
+
+from .. import records
+from ..engines import LAYERS, OPPONENTS, PRODUCTS, find, on
+from ..engines.timing import Roof, interleaved, spread, wait
+from .cells import ALLOWED, ALLOWED_ELSE, RATES
+
+
+def slug(device):
+    """`cpu`, or a GPU's name as a file's: `cuda:NVIDIA H200` → `nvidia-h200`."""
+    kind, name = records.device_name(device).split(":", 1)
+    return kind if kind == "cpu" else re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def measure(cell, device, roof, seconds, report=lambda line: None):
+    """Rows of one cell: each engine that runs it and is right, beside each opponent that does."""
+    where = records.where_and_with(device) | {"threads": torch.get_num_threads()} | cell.fields
+    calls, known = {}, {}
+    for name in on(torch.device(device).type, cell.table):
+        if roof.lacks(rate := RATES.get(name, "fp32")):  # it cannot win, and would hold up the others for minutes
+            report(
+                f"    {name}: n/a, {roof.flops[rate] / 1e9:.2g} GFLOP/s in {rate}: this processor has no units for it"
+            )
+            continue
+        try:
+            call, dtype, empty = cell.make(name, device)
+            wrong = cell.error(name, call())
+            if empty:
+                empty[0]()  # so that it is compiled and warm
+        except Exception as problem:  # what does not run here has no row; the sweep goes on, and says so
+            wait(device)  # or ends: nothing runs any more on a GPU after a fault
+            report(f"    {name}: n/a, {str(problem).splitlines()[0][:150]}")
+            continue
+        if not wrong <= ALLOWED.get(dtype, ALLOWED_ELSE):
+            report(f"    {name}: refused, error {wrong:.1e} against float64")
+            continue
+        calls[name], known[name] = call, {"dtype": dtype, "error": wrong}
+        if empty:
+            calls[name + ", empty"], known[name]["on_chip"] = empty
+    for name in known:
+        size, flops = cell.work(name)
+        known[name]["floor_ms"], known[name]["floor_note"] = roof.floor(size, flops, RATES.get(name, "fp32"))
+    samples = interleaved(calls, device, seconds)
+    for name in known:
+        if (on_chip := known[name].pop("on_chip", None)) is not None:
+            loop = float(samples.pop(name + ", empty").min())
+            known[name] |= {
+                "floor_ms": loop + on_chip,
+                "floor_note": f"measured: product of the input, empty loop with its waits {loop:.3g} ms",
+            }
+            known[name]["floor_note"] += f", on chip {on_chip:.3g} ms reckoned"
+    if cell.chooses and (chosen := cell.chosen(device)) in known:
+        samples["choose"], known["choose"] = samples[chosen], known[chosen] | {"floor_note": chosen}
+    rows = []
+    for name, opponent in itertools.product(known, [name for name in OPPONENTS if name in known]):
+        if name != opponent or name == "dense-fp32":
+            row = where | {"engine": name} | known[name] | spread(samples[name])
+            base = spread(samples[opponent])["median_ms"]
+            rows.append(row | {"opponent": opponent, "opponent_ms": base, "speedup": base / row["median_ms"]})
+    return rows
+
+
+def missing(cells, device, path):
+    """The cells without rows at `path`: without their opponent's own, since the rows of a cell are written at once."""
+    there = {records.timing_key(row) for row in records.read_timings(path).to_dict("records")}
+    common = {"device": records.device_name(device), "threads": torch.get_num_threads(), "dtype": "float32"}
+    common |= {"engine": "dense-fp32", "opponent": "dense-fp32"}
+    return [cell for cell in cells if records.timing_key(common | cell.fields) not in there]
+
+
+def forecast(cells, device, roof, seconds):
+    """Minutes, roughly: timing, trials of every engine at the opponent's cost, and on a GPU what Triton compiles."""
+    engines = {id(kind): len(on(torch.device(device).type, kind)) for kind in (LAYERS, PRODUCTS)}
+    total = 0.0
+    for cell in cells:
+        heavy = engines[id(cell.table)] * cell.heavy() / roof.flops["fp32"]
+        total += (
+            max(seconds, 5 * heavy)
+            + 6 * heavy * (1 + cell.chooses)
+            + 0.2
+            + (15 if torch.device(device).type == "cuda" else 0)
+        )
+    return total / 60
+
+
+def not_here(cells):
+    """A line an engine that these cells would be run by, were its package here."""
+    for table in {id(cell.table): cell.table for cell in cells}.values():
+        for name in table:
+            try:
+                find(name, table)
+            except ImportError as problem:
+                yield str(problem)
+
+
+def news(say):
+    """A report for `sweep` that says what each line is about once: the forecast, and which engines do not run and why."""
+    said = set()
+
+    def report(line):
+        about = line.split(":")[0] if line.startswith(" ") else line[line.find("cells to time") :]
+        if about not in said and not line.split("/")[0].isdigit():
+            said.add(about)
+            say(line.strip())
+
+    return report
+
+
+def sweep(cells, device="cpu", seconds=0.5, path=None, report=lambda line: None, again=False):
+    """Time the cells → their rows; upserted to `path` a cell at a time, and what is there already is skipped, unless
+    `again`: a cell counts as there with its dense row, whatever engines it was timed with."""
+    roof = Roof.measured(device)
+    todo = missing(cells, device, path) if path and not again else cells
+    for line in not_here(cells):
+        report(f"    {line}")
+    minutes = forecast(todo, device, roof, seconds)
+    where, there = records.device_name(device), len(cells) - len(todo)
+    report(f"{len(todo)} cells to time on {where}, {there} there already; about {minutes:.1f} minutes")
+    rows, begin = [], time.perf_counter()
+    for number, cell in enumerate(todo, 1):
+        found = measure(cell, device, roof, seconds, report)
+        if path:
+            records.upsert_timings(found, path)
+        rows += found
+        cell.__dict__ = {
+            k: v for k, v in vars(cell).items() if k in cell.__dataclass_fields__
+        }  # weights go, fields stay
+        fields = ", ".join(f"{k} {v}" for k, v in cell.fields.items() if v and k != "method")
+        best = max(
+            (r for r in found if r["opponent"] == "dense-fp32" and r["engine"] != "choose"),
+            key=lambda r: r["speedup"],
+            default=None,
+        )
+        line = (
+            f"{best['engine']} {best['median_ms']:.3g} ms, {best['speedup']:.2f} x dense-fp32"
+            if best
+            else "nothing ran"
+        )
+        spent = (time.perf_counter() - begin) / 60
+        report(f"{number}/{len(todo)} [{spent:.1f} min] {fields}: {line}")
+    return rows

@@ -1,0 +1,19 @@
+"""python -m sparsernn.report.noise: the experiment of `study.noise`, its tracked table and its figure; a quarter of an hour."""
+
+import sys
+
+import pandas as pd
+
+from .. import tasks
+from ..files import project_root, replacing
+from ..study.noise import NOISE, train
+from . import plots
+
+if __name__ == "__main__":
+    steps, tables = 2000, []
+    for way in NOISE:
+        tables.append(train(tasks.load("pydocs-char", "quick"), way, 0, steps))
+        sys.stdout.write(f"{way}: {tables[-1].iloc[-1].to_dict()}\n")
+    with replacing(project_root() / "results" / "noise.csv") as temporary:
+        pd.concat(tables).to_csv(temporary, index=False)
+    plots.noise_curves(pd.concat(tables)).savefig(project_root() / "figures" / "noise.png", dpi=130)

@@ -1,0 +1,79 @@
+"""What tracked timing tables say: rows of our sweeps, the fastest engine of a cell, whether `choose` was right."""
+
+import pandas as pd
+
+from .. import records
+from ..engines import LAYERS, PRODUCTS, whole
+from ..files import project_root
+
+CELL = [
+    "task",
+    "model",
+    "method",
+    "variant",
+    "seed",
+    "device",
+    "batch",
+    "steps",
+    "input",
+    "hidden",
+    "density",
+    "pattern",
+]
+
+
+def fastest(table):
+    """Timing rows → one row a cell: + engine, the fastest that leaves something out, median_ms, over_fp32 (how many times
+    faster than dense fp32), dense, the fastest that leaves nothing out, in whatever precision, over_dense (than that)."""
+    rows = table[(table["opponent"] == "dense-fp32") & (table["engine"] != "choose")]
+    keys, found = [name for name in CELL if name in rows], []
+    for _, cell in rows.groupby(keys, dropna=False, sort=False):
+        dense = cell["engine"].str.startswith("dense-")
+        if dense.any() and not dense.all():
+            ours, theirs = (part.loc[part["speedup"].idxmax()] for part in (cell[~dense], cell[dense]))
+            row = ours[[*keys, "engine", "median_ms"]].to_dict() | {
+                "over_fp32": ours["speedup"],
+                "dense": theirs["engine"],
+            }
+            found.append(row | {"over_dense": ours["speedup"] / theirs["speedup"]})
+    return pd.DataFrame(found, columns=[*keys, "engine", "median_ms", "over_fp32", "dense", "over_dense"])
+
+
+def agreement(table, within=0.05):
+    """How often `choose` was right against a full table of timing rows: share of cells, and one row a cell.
+
+    Right: the engine it chose took at most 1 + `within` times the median of the cell's fastest fp32 engine. The choice
+    of a cell is its row with engine `choose`.
+    """
+    rows = table[table["opponent"] == "dense-fp32"]
+    cells = []
+    for _, part in rows.groupby(CELL, dropna=False):
+        chosen, others = part[part["engine"] == "choose"], part[part["engine"] != "choose"]
+        others = others[(others["dtype"] == "float32") & ~others["engine"].map(whole)]
+        if len(chosen) and len(others):
+            best, median = others["median_ms"].min(), chosen["median_ms"].iloc[0]
+            cell = part.iloc[0][["model", "hidden", "density", "batch", "pattern"]].to_dict()
+            cell |= {"chosen": chosen["floor_note"].iloc[0], "best": others.loc[others["median_ms"].idxmin(), "engine"]}
+            cells.append(cell | {"loss": median / best - 1, "right": median <= (1 + within) * best})
+    found = pd.DataFrame(
+        cells, columns=["model", "hidden", "density", "batch", "pattern", "chosen", "best", "loss", "right"]
+    )
+    return (float(found["right"].mean()) if len(found) else float("nan")), found
+
+
+def tracked(kind):
+    """The tracked rows of these sweeps from "cpu" or "cuda" devices; empty where none was measured."""
+    tables = [records.read_timings(path) for path in sorted((project_root() / "results").glob("timings-*.csv"))]
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=records.TIMING_FIELDS)
+    ours = table["engine"].isin([*LAYERS, *PRODUCTS, "choose"])
+    return table[ours & table["device"].str.startswith(kind)].reset_index(drop=True)
+
+
+def published():
+    """cuSPARSE on a TITAN Xp, fp32, from DeepBench (the group of 1704.05119): hidden, input, density, batch, speedup."""
+    rows = [(7680, 2560, 0.05, {1: 6.24, 2: 5.28, 4: 3.79, 1500: 0.16}), (10752, 3584, 0.05, {1: 6.28, 4: 2.79})]
+    rows += [(7680, 2560, 0.1, {1: 2.49, 4: 1.97}), (10752, 3584, 0.1, {1: 4.00, 4: 1.73})]
+    columns = ["hidden", "input", "density", "batch", "speedup"]
+    return pd.DataFrame(
+        [(*shape, batch, times) for *shape, found in rows for batch, times in found.items()], columns=columns
+    )
