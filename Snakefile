@@ -19,8 +19,7 @@ NGRAMS = {
 
 
 def parameters(one):
-    given = {name: value for name, value in vars(one).items() if value is not None}
-    return " ".join(f"-p {name} {value}" for name, value in given.items())
+    return " ".join(f"-p {name} {value}" for name, value in one.given().items())
 
 
 rule all:

@@ -6,7 +6,8 @@ import numpy as np
 
 from sparsernn import tasks
 from sparsernn.nets.models import BagOfWords, Classifier, LanguageModel
-from sparsernn.study.presets import PRESETS, Plan, Preset
+from sparsernn.sparsify.plan import Plan
+from sparsernn.study.presets import PRESETS, Preset, Profile
 from sparsernn.tasks.base import SPLITS, ClassificationTask, LanguageTask
 
 WORDS, SYMBOLS = 40, 12
@@ -38,30 +39,22 @@ def char(profile):
 
 
 def register():
-    plan = {
-        "lr": 1e-2,
-        "clip": 1.0,
-        "lr_log_sigma": 5e-2,
-        "log_sigma": -4.0,
-        "log_sigma_groups": -4.0,
-        "kl_start": 1.0,
-        "kl_full": 3.0,
-    }
-    topic_plan = Plan(epochs=12, batch_size=32, word_dropout=0.1, **plan)
-    char_plan = Plan(epochs=6, batch_size=8, steps=20, **plan)
+    options = {"lr_log_sigma": 5e-2, "log_sigma": -4.0, "log_sigma_groups": -4.0, "kl_start": 1.0, "kl_full": 3.0}
+    topics = Profile(Plan(epochs=12, batch_size=32, word_dropout=0.1, lr=1e-2, clip=1.0), **options)
+    chars = Profile(Plan(epochs=6, batch_size=8, steps=20, lr=1e-2, clip=1.0), **options)
     tasks.TASKS["tiny-topic"], tasks.TASKS["tiny-char"] = topic, char
     PRESETS["tiny-topic"] = {
-        "lstm-8": Preset(Classifier, {"embedding": 6, "hidden": 8}, {"quick": topic_plan, "smoke": topic_plan}),
-        "bag-of-words": Preset(BagOfWords, {}, {"quick": Plan(epochs=1, batch_size=32)}, "lstm-8"),
+        "lstm-8": Preset(Classifier, {"embedding": 6, "hidden": 8}, {"quick": topics, "smoke": topics}),
+        "bag-of-words": Preset(BagOfWords, {}, {"quick": Profile(Plan(epochs=1, batch_size=32))}, "lstm-8"),
     }
-    PRESETS["tiny-char"] = {"lstm-8": Preset(LanguageModel, {"hidden": 8}, {"quick": char_plan})}
+    PRESETS["tiny-char"] = {"lstm-8": Preset(LanguageModel, {"hidden": 8}, {"quick": chars})}
 
 
 if __name__ == "__main__":  # a training process of its own: python tiny.py task method → one line an epoch
     import torch
 
     from sparsernn.study.config import RunConfig
-    from sparsernn.study.training import ensure
+    from sparsernn.study.runs import ensure
 
     register()
     torch.set_num_threads(1)

@@ -1,0 +1,26 @@
+"""Sparse recurrent networks: five papers, one set of words, one bench. The public names, loaded when they are first used."""
+
+from importlib import import_module
+
+PUBLIC = {  # name → where it lives
+    "attach": "sparsify.attach",
+    "Study": "sparsify.attach",
+    "compact": "engines.prove",
+    "load": "nets.compact",
+    "save": "nets.compact",
+    "choose": "engines.choose",
+    "ensure": "study.runs",
+    "RunConfig": "study.config",
+    "register": "study.registry",
+}
+__all__ = list(PUBLIC)
+
+
+def __getattr__(name):
+    if name not in PUBLIC:
+        raise AttributeError(f"module 'sparsernn' has no attribute {name!r}; public names: {', '.join(PUBLIC)}")
+    return getattr(import_module(f".{PUBLIC[name]}", __name__), name)
+
+
+def __dir__():
+    return sorted([*globals(), *PUBLIC])

@@ -1,10 +1,11 @@
 """Who reads whom: a neuron is one thing, wherever it appears.
 
-A model declares its axes once. Counting, closure, compaction and group variables walk over axes; nobody else needs to
-know that unit k of an LSTM is four rows of two matrices, a column of W_hh and a column of whatever reads it.
+A model declares its axes once, or they are found (`nets.found`). Counting, closure, compaction and group variables walk
+over axes; nobody else needs to know that unit k of an LSTM is four rows of two matrices, a column of W_hh and a column of
+whatever reads it.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 
@@ -26,15 +27,27 @@ class Member:
     positions: torch.Tensor
     role: str
 
+    def along(self, values, length, rest=0):
+        """Values [size] of neurons → [length] of the lines of the tensor; lines of no neuron get `rest`."""
+        spread = values.new_full((length,), rest)
+        spread[self.positions] = values[:, None].expand(self.positions.shape)
+        return spread
+
+    def neuron_of(self, length):
+        """int64 [length]: the neuron each line of the tensor belongs to, −1 where it is none of the axis."""
+        return self.along(torch.arange(len(self.positions)), length, rest=-1)
+
 
 @dataclass(frozen=True)
 class Axis:
-    """All appearances of one kind of neuron.
+    """All appearances of one kind of neuron. A tensor may be a member twice (tied), at either dimension.
 
     name             unique in the model: `vocabulary`, `input`, `hidden_l0`, `gates_l0`, …
     kind             one of KINDS; a `gates` axis runs over G·H gates in torch's order (gate-major)
     needs            the sides on which the authors' count asks for a kept weight (papers' rule, `masks.paper_count`)
     variable_decides True: where there is a group variable, it alone decides in that count
+    letters, hidden  `gates` axes: a letter per gate type, in order, and the name of the axis of their neurons, which
+                     several may share (directions that are summed)
     """
 
     name: str
@@ -43,10 +56,49 @@ class Axis:
     members: tuple[Member, ...]
     needs: tuple[str, ...] = ("in",)
     variable_decides: bool = False
-    gates: str = field(default="")  # `gates` axes: a letter per gate type, in order; `hidden` axes: the name of theirs
+    letters: str = ""
+    hidden: str = ""
 
     def having(self, *roles):
         return [member for member in self.members if member.role in roles]
+
+    def reduce(self, tensors, role, every=False):
+        """bool [size]: whether any (`every`: each) entry of the lines of a neuron is true, in the tensors of that role."""
+        found = torch.full((self.size,), every)
+        for member in self.having(role):
+            lines = tensors[member.tensor].movedim(member.dim, 0)[member.positions].flatten(1)  # [size, k · …]
+            found = found & lines.all(1) if every else found | lines.any(1)
+        return found
+
+    def drop(self, tensors, removed, *roles):
+        """Clear, in place, the lines of the removed neurons (bool [size]) in the tensors of these roles."""
+        for member in self.having(*roles):
+            tensors[member.tensor].movedim(member.dim, 0)[member.positions[removed].flatten()] = 0
+
+    def multiply(self, tensors, values, *roles):
+        """Multiply, into new tensors, the lines of each neuron by its value [size]; members that are not there are left."""
+        for member in self.having(*roles):
+            if (tensor := tensors.get(member.tensor)) is not None:
+                factor = member.along(values.to(tensor), tensor.shape[member.dim], rest=1)
+                tensors[member.tensor] = tensor * factor.view(
+                    [-1 if d == member.dim else 1 for d in range(tensor.dim())]
+                )
+
+    def select(self, tensors, keep, *roles):
+        """Cut, into new tensors, the lines of neurons that are not kept (bool [size]) out."""
+        for member in self.having(*roles):
+            tensor = tensors[member.tensor]
+            left = member.along(keep, tensor.shape[member.dim], rest=True)
+            tensors[member.tensor] = tensor.index_select(member.dim, left.nonzero().flatten())
+
+    def of_gates(self, neurons):
+        """A `gates` axis: values [H] of neurons → [G·H] of their gates, gate-major."""
+        return neurons.repeat(len(self.letters))
+
+
+def gates_of(axes, hidden):
+    """The `gates` axes of a hidden axis, one a direction."""
+    return [axis for axis in axes if axis.kind == "gates" and axis.hidden == hidden.name]
 
 
 def each(size):
@@ -54,10 +106,10 @@ def each(size):
     return torch.arange(size)[:, None]
 
 
-def recurrent_axes(name, layer, readers, prefix="", bias=True):
-    """The hidden and gate axes of a `Recurrent` stack called `name` whose output the tensors `readers` read (dim 1).
+def recurrent_axes(name, layer, readers, prefix=""):
+    """The hidden and gate axes of a recurrent stack called `name` whose output the tensors `readers` read (dim 1).
 
-    prefix: of the axes' names, where a model has several stacks. bias: whether the layer has biases.
+    prefix: of the axes' names, where a model has several stacks.
     """
     axes, suffixes = [], layer.suffixes()
     size, letters = layer.hidden_size, layer.cell.gates
@@ -69,14 +121,14 @@ def recurrent_axes(name, layer, readers, prefix="", bias=True):
         columns = each(size) + (size if suffix.endswith("_reverse") else 0)
         weights, biases = (
             [f"{name}.weight_{k}{suffix}" for k in ("ih", "hh")],
-            [f"{name}.bias_{k}{suffix}" for k in ("ih", "hh") if bias],
+            [f"{name}.bias_{k}{suffix}" for k in ("ih", "hh") if layer.bias],
         )
         hidden = [Member(w, 0, rows, "out") for w in weights] + [Member(b, 0, rows, "bias") for b in biases]
         hidden += [Member(weights[1], 1, each(size), "in"), *(Member(reader, 1, columns, "in") for reader in above)]
         hidden += [Member(f"{name}.{scale}{suffix}", 1, each(size), "scale") for scale in ("recurrent", "output")]
         gates = [Member(w, 0, all_rows, "out") for w in weights] + [Member(b, 0, all_rows, "bias") for b in biases]
         gates += [Member(f"{name}.gates{suffix}", 1, all_rows, "scale")]
-        axes.append(Axis(f"{prefix}hidden{suffix}", "hidden", size, tuple(hidden), gates=f"{prefix}gates{suffix}"))
-        extra = {"needs": ("out",), "gates": letters}
+        axes.append(Axis(f"{prefix}hidden{suffix}", "hidden", size, tuple(hidden)))
+        extra = {"needs": ("out",), "letters": letters, "hidden": f"{prefix}hidden{suffix}"}
         axes.append(Axis(f"{prefix}gates{suffix}", "gates", len(letters) * size, tuple(gates), **extra))
     return axes

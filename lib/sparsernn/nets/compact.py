@@ -15,12 +15,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from ..files import replacing
-from .layers import TORCH
+from .layers import RECURRENT
 from .masks import close
 from .small import PARTS, run, shrink
 
 FORMAT = "sparsernn-compact/1"
-LAYERS = {layer.__name__: layer for layer in TORCH.values()}
+LAYERS = {layer.__name__: layer for layer in RECURRENT.values()}
 
 
 def compact(model, masks, means=None):
@@ -39,17 +39,14 @@ def compact(model, masks, means=None):
                 f"{axis.name} would keep none of its {axis.size} hidden neurons, so nothing would be left to run; "
                 "raise the threshold, train longer before the penalty is full, or lower kl_weight"
             )
-    parameters = {name: p.detach() for name, p in model.named_parameters()}
+    parameters = {name: p.detach() for name, p in model.named_parameters() if ".carried." not in name}
     tensors = {name: parameters[name] * mask for name, mask in closed.weights.items()}
     for axis in closed.axes:  # scales into weights: where the neuron is read; a gate's where it is written
         if axis.name in means:
-            for member in axis.having("out" if axis.kind == "gates" else "in"):
-                tensors[member.tensor] = _scaled(
-                    tensors[member.tensor], member, means[axis.name].to(tensors[member.tensor])
-                )
+            axis.multiply(tensors, means[axis.name], "out" if axis.kind == "gates" else "in")
     for axis in closed.of_kind("vocabulary") + closed.of_kind("input"):
         keep = closed.groups[axis.name]
-        tensors = _select(tensors, axis, keep)
+        axis.select(tensors, keep, "in", "out")
         tensors["kept." + axis.name] = keep.nonzero().flatten()
     meta = {"format": FORMAT, "model": type(model).__name__, "layers": []}
     meta["sizes"] = {axis.name: axis.size for axis in closed.axes if axis.kind != "gates"}
@@ -62,30 +59,12 @@ def compact(model, masks, means=None):
     return Compact(meta, {name: tensor.clone() for name, tensor in tensors.items()})
 
 
-def _scaled(weight, member, values):
-    """`weight` with line `positions[j]` along the member's dim multiplied by values[j]."""
-    factor = torch.ones(weight.shape[member.dim], dtype=weight.dtype)
-    factor[member.positions] = values[:, None].expand(member.positions.shape)
-    return weight * (factor[:, None] if member.dim == 0 else factor)
-
-
-def _select(tensors, axis, keep, roles=("in", "out")):
-    """Drop the lines of removed neurons from every tensor they appear in."""
-    small = dict(tensors)
-    for member in axis.having(*roles):
-        weight = small[member.tensor]
-        lines = torch.ones(weight.shape[member.dim], dtype=torch.bool)
-        lines[member.positions[~keep].flatten()] = False
-        small[member.tensor] = weight[lines] if member.dim == 0 else weight[:, lines]
-    return small
-
-
 def _shrink_layer(tensors, parameters, closed, lstm, suffix):
     """Hidden neurons out of the columns, live rows only; biases of live rows, values of constant gates."""
     hidden = next(axis for axis in closed.axes if axis.name == "hidden" + suffix)
     gates = next(axis for axis in closed.axes if axis.name == "gates" + suffix)
     keep, live = closed.groups[hidden.name], closed.groups[gates.name]
-    tensors.update(_select(tensors, hidden, keep, roles=("in",)))
+    hidden.select(tensors, keep, "in")
     names = [kind + suffix for kind in ("weight_ih", "weight_hh")]
     biases = [parameters[f"lstm.bias_{kind}{suffix}"] for kind in ("ih", "hh")]
     small = shrink(lstm.cell, *(tensors["lstm." + name] for name in names), *biases, keep, live)

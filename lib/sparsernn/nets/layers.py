@@ -1,7 +1,8 @@
-"""Recurrent layers that a method can touch at two places: their weights and their scales.
+"""Layers that a method can touch at two places: their weights and their scales. Stand-ins for torch's own.
 
-Weights have the names, shapes and gate order of torch (`weight_ih_l0 [G·H, I]`, `weight_hh_l0 [G·H, H]`, biases).
-Scales are multiplicative vectors, one per sequence, applied where a vector is *read*:
+`LSTM`, `GRU`, `RNN`, `Linear` and `Embedding` are subclasses of torch's, called alike, with the same parameters, so that an
+instance of one becomes the other by its class alone (`stand_in`, `plain`). Weights have the names, shapes and gate order of
+torch. Scales are multiplicative vectors, one per sequence, applied where a vector is *read*:
 
     a = s_gates ⊙ (W_ih (s_input ⊙ x) + W_hh (s_recurrent ⊙ h')) + b_ih + b_hh        y = s_output ⊙ h
 
@@ -9,29 +10,110 @@ Scales are multiplicative vectors, one per sequence, applied where a vector is *
 never scaled. With no scale a layer computes what torch's computes.
 """
 
-import math
+from contextlib import nullcontext
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .cells import GRUCell, LSTMCell, Recurrence, RNNCell
 
 
-def word_scale(tokens, scale):
-    """The scale [B|1, V] of each token [T, B] → [T, B, 1]: the same wherever a word stands in its sequence."""
-    return scale.expand(tokens.shape[1], -1).gather(1, tokens.t()).t().unsqueeze(2)
+def word_scale(tokens, scale, batch_dim=1):
+    """The scale [B|1, V] of each token (ids of any shape, sequences along `batch_dim`) → its shape + [1]: the same wherever
+    a word stands in its sequence. Ids of one dimension are one sequence."""
+    if tokens.dim() == 1:
+        return scale[0][tokens].unsqueeze(1)
+    rows = tokens.movedim(batch_dim, 0)
+    found = scale.expand(len(rows), -1).gather(1, rows.flatten(1)).view(rows.shape)
+    return found.movedim(0, batch_dim).unsqueeze(-1)
 
 
-class Recurrent(nn.Module):
-    """A stack of recurrent layers, in torch's words, that also takes scales, padding and token ids.
+class Carrying:
+    """What the stand-ins share: a place for what a method adds.
 
-    forward(input, state=None, scales=None, lengths=None, padding="right") → output [T, B, D·H], state
+    carried   None, or a child module that says what the layer computes with in this call:
+              look_up(ids) → (words, ids)            the words that are looked up and the ids as numbers in them; words None: all
+              weight(name, words) → tensor           a weight, of these words alone
+              scale(name, batch, words) → [B|1, n]   a scale; None where there is none
+              noise(name, batch) → (variance, ε)     of a linear layer's output; None where there is none
+    """
 
-    input    [T, B, I], or token ids int64 [T, B]: then the input is one-hot and columns of `weight_ih_l0` are gathered
-    state    as torch's: (h, c), of GRU and RNN h alone, each [layers·D, B, H]; zeros if None
+    @property
+    def carried(self):
+        return self._modules.get("carried")
+
+    def used(self, name, words=None):
+        """The parameter `name` as this call uses it; None where the layer has none (bias=False)."""
+        if self.carried is not None and name.startswith("weight"):
+            return self.carried.weight(name, words)
+        return getattr(self, name, None)
+
+    def look_up(self, ids):
+        return (None, ids) if self.carried is None else self.carried.look_up(ids)
+
+    def scale(self, name, batch, words=None):
+        return None if self.carried is None else self.carried.scale(name, batch, words)
+
+
+class Linear(Carrying, nn.Linear):
+    """torch's, that also takes locally reparametrised noise: y = W x + b + ε √(σ² x² + 1e-8).
+
+    local_noise  draw the noise of the sum instead of that of each weight (Kingma et al. 2015; 1e-8 as 1812.05692's code):
+                 one ε [B, out] a sequence, so that over time it is shared; its standard deviation follows x [(T,) B, in]
+    """
+
+    local_noise = False
+
+    def forward(self, input):
+        if self.carried is None:
+            return super().forward(input)
+        scale = self.scale("input", input.shape[-2] if input.dim() > 1 else 1)
+        x = input if scale is None else input * scale
+        y = F.linear(x, self.used("weight"), self.bias)
+        noise = self.carried.noise("weight", input.shape[-2] if input.dim() > 1 else 1) if self.local_noise else None
+        if noise is None:
+            return y
+        variance, epsilon = noise
+        return y + epsilon * torch.sqrt(F.linear(x * x, variance) + 1e-8)
+
+
+class Embedding(Carrying, nn.Embedding):
+    """torch's; a scale [B|1, V] multiplies the row of a word, the same wherever it stands in its sequence."""
+
+    def forward(self, input):
+        if self.carried is None:
+            return super().forward(input)
+        if self.max_norm is not None:
+            self._renormalise(input)
+        words, ids = self.look_up(input)
+        padding = self.padding_idx
+        if words is not None and padding is not None:
+            padding = next(iter((words == padding).nonzero().flatten().tolist()), None)
+        rows = F.embedding(ids, self.used("weight", words), padding, scale_grad_by_freq=self.scale_grad_by_freq)
+        batch_dim = self.carried.batch_dim
+        scale = self.scale("input", input.shape[batch_dim] if input.dim() > 1 else 1, words)
+        return rows if scale is None else rows * word_scale(ids, scale, batch_dim)
+
+    @torch.no_grad()
+    def _renormalise(self, ids):
+        """As torch does at every look-up, in place; only where a row is too long, so that nothing else counts as a change."""
+        ids = ids.flatten().unique()
+        if (self.weight[ids].norm(self.norm_type, dim=1) > self.max_norm).any():
+            torch.embedding_renorm_(self.weight, ids, self.max_norm, self.norm_type)
+
+
+class Recurrent(Carrying):
+    """A stack of recurrent layers: torch's, that also takes scales, padding and token ids.
+
+    forward(input, hx=None, scales=None, lengths=None, padding="right") → output [T, B, D·H], state
+
+    input    as torch's layer takes it ([T, B, I], batch first if the layer is, unbatched, or packed), or token ids int64
+             [T, B]: then the input is one-hot and columns of `weight_ih_l0` are gathered
+    hx       as torch's: (h, c), of GRU and RNN h alone, each [layers·D, B, H]; zeros if None
     scales   name → [B|1, n]: `input_l0 [·, I]`, `recurrent_l0 [·, H]`, `output_l0 [·, H]`, `gates_l0 [·, G·H]`,
-             with torch's suffixes for further layers and the reverse direction
+             with torch's suffixes for further layers and the reverse direction; None: those it carries, if any
     lengths  int64 [B], real steps of each sequence; a padded step keeps the state and returns y = 0
     padding  the side of the padding, "left" or "right"
     dropout  between the layers of a stack, in training, as torch's
@@ -47,38 +129,47 @@ class Recurrent(nn.Module):
         "logistic",
         "hard",
     )  # of gates; hard: clip(0.2 x + 0.5, 0, 1), the papers'; not F.hardsigmoid (x / 6)
+    activation = "logistic"
     rounds_state = False
 
-    def __init__(self, input_size, hidden_size, num_layers=1, bidirectional=False, activation=None, dropout=0.0):
-        super().__init__()
+    def __init__(
+        self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
+        activation=None,
+    ):  # fmt: skip
         activation = activation or self.activations[0]
         if activation not in self.activations:
             raise ValueError(
                 f"activation is {activation!r}; a {type(self).__name__} has {' or '.join(self.activations)}"
             )
-        self.input_size, self.hidden_size, self.num_layers = input_size, hidden_size, num_layers
-        self.bidirectional, self.activation, self.dropout = bidirectional, activation, dropout
-        self.cell = self.cell_type(activation)
-        directions = 2 if bidirectional else 1
-        rows = len(self.cell.gates) * hidden_size
-        for suffix in self.suffixes():
-            width = input_size if suffix.startswith("_l0") else directions * hidden_size
-            self.register_parameter("weight_ih" + suffix, nn.Parameter(torch.empty(rows, width)))
-            self.register_parameter("weight_hh" + suffix, nn.Parameter(torch.empty(rows, hidden_size)))
-            self.register_parameter("bias_ih" + suffix, nn.Parameter(torch.empty(rows)))
-            self.register_parameter("bias_hh" + suffix, nn.Parameter(torch.empty(rows)))
-        bound = 1 / math.sqrt(hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        more = {"nonlinearity": activation} if isinstance(self, nn.RNN) else {}
+        super().__init__(
+            input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout,
+            bidirectional=bidirectional, **more,
+        )  # fmt: skip
+        if not more:
+            self.activation = activation
+
+    @property
+    def cell(self):
+        return self.cell_type(self.activation)
+
+    def flatten_parameters(self):
+        """As torch's; it looks at weights, and that is no use of them."""
+        with nullcontext() if self.carried is None else self.carried.method.reading():
+            super().flatten_parameters()
 
     def suffixes(self):
         """torch's parameter suffixes in the order layers run: `_l0`, `_l0_reverse`, `_l1`, …"""
         ends = ("", "_reverse") if self.bidirectional else ("",)
         return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ends]
 
-    def forward(self, input, state=None, scales=None, lengths=None, padding="right"):
-        scales, state = scales or {}, (state,) if isinstance(state, torch.Tensor) else state
-        self._check(input, state, scales, lengths, padding)
+    def forward(self, input, hx=None, scales=None, lengths=None, padding="right"):
+        input, state, lengths, back = by_time(self, input, hx, lengths)
+        return back(*self._forward(input, state, scales, lengths, padding))
+
+    def _forward(self, input, state, scales, lengths, padding):
+        state = (state,) if isinstance(state, torch.Tensor) else state
+        self._check(input, state, scales or {}, lengths, padding)
         steps, batch = input.shape[:2]
         live, partial = None, [False] * steps
         if lengths is not None:
@@ -90,12 +181,13 @@ class Recurrent(nn.Module):
         if state is None:
             blank = self.weight_hh_l0.new_zeros(len(suffixes), batch, self.weight_hh_l0.shape[1])
             state = (blank,) * self.cell.n_states
+        words, input = self.look_up(input) if input.dtype == torch.int64 else (None, input)
         outputs, finals = [], []
         for index, suffix in enumerate(suffixes):
             if self.dropout and index and not suffix.endswith("_reverse"):
                 input = F.dropout(input, self.dropout, self.training)
             initial = [s[index] for s in state]
-            y, final = self._run(input, suffix, initial, scales, live, partial)
+            y, final = self._run(input, suffix, initial, scales, live, partial, words)
             outputs.append(y)
             finals.append(final)
             if not self.bidirectional or suffix.endswith("_reverse"):
@@ -103,12 +195,25 @@ class Recurrent(nn.Module):
         final = tuple(torch.stack(s) for s in zip(*finals, strict=True))
         return input, final if self.cell.n_states > 1 else final[0]
 
-    def _run(self, x, suffix, initial, scales, live, partial):
+    def _run(self, x, suffix, initial, scales, live, partial, words):
         """One layer in one direction → y [T, B, H] and its final states."""
-        given = [getattr(self, name + suffix) for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-        weight, weight_hh, bias, gates = self.cell.arrange(*given, scales.get("gates" + suffix))
-        inward, output = scales.get("input" + suffix), scales.get("output" + suffix)
-        if x.dtype == torch.int64:
+        cell, batch, one_hot = self.cell, x.shape[1], x.dtype == torch.int64
+        weight_ih, weight_hh = (
+            self.used("weight_ih" + suffix, words if one_hot else None),
+            self.used("weight_hh" + suffix),
+        )
+        biases = [getattr(self, name + suffix, None) for name in ("bias_ih", "bias_hh")]
+        if not self.bias:
+            biases = [weight_hh.new_zeros(len(weight_hh))] * 2
+
+        def scale(kind):
+            if scales is not None:
+                return scales.get(kind + suffix)
+            return self.scale(kind + suffix, batch, words if kind == "input" and one_hot else None)
+
+        inward, recurrent, output, gates = (scale(kind) for kind in ("input", "recurrent", "output", "gates"))
+        weight, weight_hh, bias, gates = cell.arrange(weight_ih, weight_hh, *biases, gates)
+        if one_hot:
             a = F.embedding(x, weight.t())
             if inward is not None:
                 a = a * word_scale(x, inward)
@@ -118,11 +223,10 @@ class Recurrent(nn.Module):
         reverse = suffix.endswith("_reverse")
         if reverse:
             a, live, partial = a.flip(0), None if live is None else live.flip(0), partial[::-1]
-        recurrent = scales.get("recurrent" + suffix)
         rounded, a = self.rounds_state and torch.is_autocast_enabled(a.device.type), a.to(weight_hh.dtype)
         with torch.autocast(a.device.type, enabled=False):
             given = a, bias, weight_hh, recurrent, gates, live, partial, rounded
-            hidden, *rest = Recurrence.apply(self.cell, *given, *initial)
+            hidden, *rest = Recurrence.apply(cell, *given, *initial)
         y = hidden if output is None else hidden * output
         if live is not None:
             y = y.masked_fill(~live, 0)
@@ -163,58 +267,79 @@ class Recurrent(nn.Module):
                 raise ValueError(f"scale {name!r} has shape {tuple(scale.shape)}, expected {shape}")
 
     def extra_repr(self):
-        kinds = f", layers={self.num_layers}" if self.num_layers > 1 else ""
-        kinds += ", bidirectional" if self.bidirectional else ""
-        return f"{self.input_size}, {self.hidden_size}{kinds}, {self.activation}"
+        return super().extra_repr() + (", hard gates" if self.activation == "hard" else "")
 
 
-class LSTM(Recurrent):
+class LSTM(Recurrent, nn.LSTM):
     """LSTM with all four scales; equal to `torch.nn.LSTM` when there is none. See `Recurrent`."""
 
     cell_type = LSTMCell
 
 
-class GRU(Recurrent):
+class GRU(Recurrent, nn.GRU):
     """GRU with all four scales; equal to `torch.nn.GRU` when there is none. See `Recurrent`."""
 
     cell_type = GRUCell
 
 
-class RNN(Recurrent):
+class RNN(Recurrent, nn.RNN):
     """Vanilla RNN with all four scales (`gates`: on its one preactivation); equal to `torch.nn.RNN` without."""
 
     cell_type = RNNCell
     activations = ("tanh", "relu")
 
+    @property
+    def activation(self):
+        return self.nonlinearity
 
-TORCH = {nn.LSTM: LSTM, nn.GRU: GRU, nn.RNN: RNN}
+
+RECURRENT = {nn.LSTM: LSTM, nn.GRU: GRU, nn.RNN: RNN}
+STAND_INS = RECURRENT | {nn.Linear: Linear, nn.Embedding: Embedding}
 
 
-def from_torch(module):
-    """Our layer with a copy of the parameters of an nn.LSTM, nn.GRU or nn.RNN; time comes first in ours.
+def kind_of(module):
+    """The torch class a module stands in for or is: of exactly that type, or one of ours; else None."""
+    return next((theirs for theirs, ours in STAND_INS.items() if type(module) in (theirs, ours)), None)
 
-    Without biases it gets zeros. Raises ValueError for another module, and for proj_size.
+
+def stand_in(module):
+    """The same module, from now on ours: its parameters, hooks and attributes stay. Returns it.
+
+    Raises ValueError for a module that is not exactly of one of torch's classes in STAND_INS, and for proj_size.
     """
-    if type(module) not in TORCH:
-        raise ValueError(f"{type(module).__name__} is none of {', '.join(kind.__name__ for kind in TORCH)} of torch.nn")
-    if module.proj_size:
+    if (kind := kind_of(module)) is None:
+        raise ValueError(f"{type(module).__name__} is none of {', '.join(k.__name__ for k in STAND_INS)} of torch.nn")
+    if getattr(module, "proj_size", 0):
         raise ValueError(f"proj_size is {module.proj_size}; projections are not supported, use proj_size=0")
-    shape = (module.input_size, module.hidden_size, module.num_layers, module.bidirectional)
-    layer = TORCH[type(module)](*shape, activation=getattr(module, "nonlinearity", None), dropout=module.dropout)
-    layer.to(module.weight_hh_l0)
-    with torch.no_grad():
-        for name, parameter in layer.named_parameters():
-            parameter.copy_(getattr(module, name, torch.zeros(())))
-    return layer
-
-
-def to_torch(layer):
-    """torch's layer with a copy of the parameters of ours. Raises ValueError for hard gates, which torch has not."""
-    if layer.activation == "hard":
-        raise ValueError("torch has no hard gates; only a layer with logistic gates can become torch's")
-    kind = next(kind for kind, ours in TORCH.items() if type(layer) is ours)
-    shape = {"num_layers": layer.num_layers, "bidirectional": layer.bidirectional, "dropout": layer.dropout}
-    shape |= {"nonlinearity": layer.activation} if kind is nn.RNN else {}
-    module = kind(layer.input_size, layer.hidden_size, **shape).to(layer.weight_hh_l0)
-    module.load_state_dict(layer.state_dict())
+    module.__class__ = STAND_INS[kind]
     return module
+
+
+def plain(module):
+    """The same module, from now on torch's. Raises ValueError for hard gates, which torch has not. Returns it."""
+    if getattr(module, "activation", None) == "hard":
+        raise ValueError("torch has no hard gates; only a layer with logistic gates can become torch's")
+    module.__class__ = kind_of(module)
+    return module
+
+
+def by_time(module, input, hx, lengths=None):
+    """What a recurrent layer of torch accepts → x [T, B, I] or ids [T, B], state, lengths, and the way back for (y, state)."""
+    if isinstance(input, PackedSequence):
+        x, lengths = pad_packed_sequence(input)
+
+        def back(y, state):
+            return pack_padded_sequence(y, lengths, enforce_sorted=input.sorted_indices is None), state
+
+        return x, hx, lengths.to(x.device), back
+    one_hot = input.dtype == torch.int64
+    if input.dim() == 2 and not one_hot:  # one sequence, no batch
+        hx = None if hx is None else tuple(s.unsqueeze(1) for s in hx) if isinstance(hx, tuple) else hx.unsqueeze(1)
+
+        def back(y, state):
+            return y[:, 0], tuple(s[:, 0] for s in state) if isinstance(state, tuple) else state[:, 0]
+
+        return input.unsqueeze(1), hx, lengths, back
+    if module.batch_first and input.dim() > 1:
+        return input.transpose(0, 1), hx, lengths, lambda y, state: (y.transpose(0, 1), state)
+    return input, hx, lengths, lambda y, state: (y, state)

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from .axes import gates_of
+
 
 @dataclass(frozen=True)
 class Masks:
@@ -31,43 +33,8 @@ class Masks:
 
 
 def weight_matrices(model):
-    """The prunable tensors: every matrix, no bias. Name → parameter."""
-    return {name: p for name, p in model.named_parameters() if p.dim() == 2}
-
-
-def effective(model, masks, means=None):
-    """Weights and scales that run `model` under `masks`: θ or 0, μ or 0 (the papers' single-pass evaluation).
-
-    Gradients pass. means: axis name → mean of its group variable (1 where absent). → ({weight name: tensor}, {scale: [1, size]}).
-    """
-    means = means or {}
-    weights = {name: w * masks.weights[name].to(w.device) for name, w in weight_matrices(model).items()}
-    like, scales = next(iter(weights.values())), {}
-    for axis in masks.axes:
-        if axis.name in masks.groups or axis.name in means:
-            value = means.get(axis.name, torch.ones(axis.size)).to(like) * masks.group(axis).to(like.device)
-            scales |= {member.tensor: value[None] for member in axis.having("scale")}
-    return weights, scales
-
-
-def _touched(weights, axis, role):
-    """bool [size]: whether any kept weight touches the neuron from that side."""
-    touched = torch.zeros(axis.size, dtype=torch.bool)
-    for member in axis.having(role):
-        lines = weights[member.tensor].movedim(member.dim, 0)[member.positions]  # [size, k, …]
-        touched |= lines.flatten(1).any(1)
-    return touched
-
-
-def _drop(weights, axis, removed):
-    """Clear, in place, every weight into and out of the removed neurons."""
-    for member in axis.having("in", "out"):
-        weights[member.tensor].movedim(member.dim, 0)[member.positions[removed].flatten()] = False
-
-
-def _neuron_of_gate(axis, neurons):
-    """bool [H] → [G·H], gate-major."""
-    return neurons.repeat(len(axis.gates))
+    """The prunable tensors: every matrix, no bias, nothing that a method added. Name → parameter."""
+    return {name: p for name, p in model.named_parameters() if p.dim() == 2 and ".carried." not in name}
 
 
 @dataclass(frozen=True)
@@ -116,15 +83,15 @@ def paper_count(masks):
         keep = masks.group(axis).clone()
         if not (axis.variable_decides and axis.name in masks.groups):
             for side in axis.needs:
-                keep &= _touched(masks.weights, axis, side)
+                keep &= axis.reduce(masks.weights, side)
         (live if axis.kind == "gates" else kept)[axis.name] = keep
     for axis in masks.axes:
         if axis.kind == "gates":
             continue
-        _drop(weights, axis, ~kept[axis.name])
+        axis.drop(weights, ~kept[axis.name], "in", "out")
         if axis.kind == "hidden":
-            gates = next(a for a in masks.axes if a.name == axis.gates)
-            live[gates.name] &= _neuron_of_gate(gates, kept[axis.name])
+            for gates in gates_of(masks.axes, axis):
+                live[gates.name] &= gates.of_gates(kept[axis.name])
     return _count(masks, weights, kept, live)
 
 
@@ -137,20 +104,20 @@ def close(masks):
     weights = {name: w.clone() for name, w in masks.weights.items()}
     groups = {axis.name: masks.group(axis).clone() for axis in masks.axes}
     for axis in masks.of_kind("gates"):
-        _drop(weights, axis, ~groups[axis.name])
+        axis.drop(weights, ~groups[axis.name], "in", "out")
     size = None
     while size != (size := sum(int(w.sum()) for w in weights.values())):
         for axis in masks.axes:
             if axis.kind == "gates":
                 continue
             keep = groups[axis.name]
-            keep &= _touched(weights, axis, "in")
+            keep &= axis.reduce(weights, "in")
             if axis.having("out") and not axis.having("bias"):
-                keep &= _touched(weights, axis, "out")
-            _drop(weights, axis, ~keep)
+                keep &= axis.reduce(weights, "out")
+            axis.drop(weights, ~keep, "in", "out")
     for axis in masks.of_kind("hidden"):
-        gates = next(a for a in masks.axes if a.name == axis.gates)
-        groups[gates.name] &= _neuron_of_gate(gates, groups[axis.name]) & _touched(weights, gates, "out")
+        for gates in gates_of(masks.axes, axis):
+            groups[gates.name] &= gates.of_gates(groups[axis.name]) & gates.reduce(weights, "out")
     return Masks(masks.axes, weights, groups)
 
 
@@ -163,12 +130,11 @@ LIVE, CONSTANT, REMOVED = "live", "constant", "removed"
 
 
 def gate_states(closed):
-    """hidden axis name → (letters, array of states [G, H]) from closed masks; live + constant + removed = all gates."""
-    states = {}
+    """gates axis name → (letters, array of states [G, H]) from closed masks; live + constant + removed = all gates."""
+    states, names = {}, (REMOVED, CONSTANT, LIVE)
     for axis in closed.of_kind("hidden"):
-        gates = next(a for a in closed.axes if a.name == axis.gates)
-        live = closed.groups[gates.name].view(len(gates.gates), -1)
-        state = torch.where(closed.groups[axis.name].expand_as(live), 1, 0) + live.long()
-        names = (REMOVED, CONSTANT, LIVE)
-        states[axis.name] = gates.gates, [[names[s] for s in row] for row in state.tolist()]
+        for gates in gates_of(closed.axes, axis):
+            live = closed.groups[gates.name].view(len(gates.letters), -1)
+            state = torch.where(closed.groups[axis.name].expand_as(live), 1, 0) + live.long()
+            states[gates.name] = gates.letters, [[names[s] for s in row] for row in state.tolist()]
     return states

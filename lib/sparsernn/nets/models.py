@@ -1,59 +1,34 @@
 """The models of the study: a classifier, a language model and the bag of words. Each declares its axes.
 
-All are called alike: `logits, state = model(tokens, lengths=None, state=None, scales=None, noise=None)`.
+All are called alike: `logits, state = model(tokens, lengths=None, state=None)`.
 
 tokens   int64 [T, B]                      lengths  int64 [B] or None (classifiers: padded on the left)
-scales   `layer.scale` → [B|1, n]          noise    `layer` → (variance [out, in], ε [B, out]) for `Linear`
 """
 
-import torch
 from torch import nn
-from torch.nn import functional as F
 
 from .axes import Axis, Member, each, recurrent_axes
-from .layers import LSTM, word_scale
-
-
-class Linear(nn.Linear):
-    """A linear layer that takes locally reparametrised noise: y = W x + b + ε √(σ² x² + 1e-8).
-
-    The noise of the sum is drawn instead of the noise of each weight (Kingma et al. 2015; 1e-8 as 1812.05692's code).
-    One ε [B, out] a sequence: over time it is shared, its standard deviation follows x.
-    """
-
-    def forward(self, x, noise=None):
-        y = F.linear(x, self.weight, self.bias)
-        if noise is None:
-            return y
-        variance, epsilon = noise
-        return y + epsilon * torch.sqrt(F.linear(x * x, variance) + 1e-8)
-
-
-class Embedding(nn.Embedding):
-    """Rows by token id; a scale [B|1, V] multiplies the row of a word, the same wherever it stands in its sequence."""
-
-    def forward(self, tokens, scale=None):
-        x = F.embedding(tokens, self.weight)
-        return x if scale is None else x * word_scale(tokens, scale)
-
-
-def scales_of(scales, layer):
-    """The scales of one layer, without its name: {"lstm.gates_l0": s} → {"gates_l0": s}."""
-    return {name[len(layer) + 1 :]: s for name, s in (scales or {}).items() if name.startswith(layer + ".")}
+from .layers import LSTM, Embedding, Linear
 
 
 class Model(nn.Module):
     """What methods, counting and compaction read off a model.
 
-    groups       which axis kinds take group variables: "voc", "wn" (neurons), "wgn" (gates too)
-    local_noise  linear layers whose noise is drawn on their output (1812.05692), not on their weights
+    groups   which axis kinds take group variables: "voc", "wn" (neurons), "wgn" (gates too); for a model that says nothing,
+             `GROUPS`
     """
 
     groups: dict[str, tuple[str, ...]] = {}
-    local_noise: tuple[str, ...] = ()
 
     def axes(self):
         raise NotImplementedError
+
+
+GROUPS = {
+    "voc": ("vocabulary",),
+    "wn": ("vocabulary", "input", "hidden"),
+    "wgn": ("vocabulary", "input", "hidden", "gates"),
+}
 
 
 def _start(lstm, start_input, gain, forget_bias):
@@ -84,18 +59,14 @@ class Classifier(Model):
     logits [B, classes]; sequences are padded on the left.
     """
 
-    groups = {
-        "voc": ("vocabulary",),
-        "wn": ("vocabulary", "input", "hidden"),
-        "wgn": ("vocabulary", "input", "hidden", "gates"),
-    }
-    local_noise = ("head",)
+    groups = GROUPS
 
     def __init__(self, vocabulary, classes, embedding, hidden, layers=1, activation="hard", forget_bias=1.0):
         super().__init__()
         self.embedding = Embedding(vocabulary, embedding)
         self.lstm = LSTM(embedding, hidden, layers, activation=activation)
         self.head = Linear(hidden, classes)
+        self.head.local_noise = True
         nn.init.normal_(self.embedding.weight, std=0.1)
         _start(self.lstm, nn.init.xavier_uniform_, gain=1.1, forget_bias=forget_bias)
         nn.init.xavier_uniform_(self.head.weight), nn.init.zeros_(self.head.bias)
@@ -105,10 +76,9 @@ class Classifier(Model):
         inputs = _input_axis(self.embedding.embedding_dim)
         return [words, inputs, *recurrent_axes("lstm", self.lstm, ["head.weight"])]
 
-    def forward(self, tokens, lengths=None, state=None, scales=None, noise=None):
-        x = self.embedding(tokens, scales_of(scales, "embedding").get("input"))
-        y, state = self.lstm(x, state, scales_of(scales, "lstm"), lengths, padding="left")
-        return self.head(y[-1], (noise or {}).get("head")), state
+    def forward(self, tokens, lengths=None, state=None):
+        y, state = self.lstm(self.embedding(tokens), state, lengths=lengths, padding="left")
+        return self.head(y[-1]), state
 
 
 class LanguageModel(Model):
@@ -123,7 +93,7 @@ class LanguageModel(Model):
         super().__init__()
         self.lstm = LSTM(vocabulary, hidden, layers)
         self.head = Linear(hidden, vocabulary)
-        self.local_noise = () if word_noise else ("head",)
+        self.head.local_noise = not word_noise
         _start(self.lstm, nn.init.orthogonal_, gain=1.0, forget_bias=forget_bias)
         nn.init.orthogonal_(self.head.weight), nn.init.zeros_(self.head.bias)
 
@@ -131,9 +101,9 @@ class LanguageModel(Model):
         words = _vocabulary_axis(self.lstm.input_size, "lstm.weight_ih_l0", 1, "lstm.input_l0", False)
         return [words, *recurrent_axes("lstm", self.lstm, ["head.weight"])]
 
-    def forward(self, tokens, lengths=None, state=None, scales=None, noise=None):
-        y, state = self.lstm(tokens, state, scales_of(scales, "lstm"), lengths)
-        return self.head(y, (noise or {}).get("head")), state
+    def forward(self, tokens, lengths=None, state=None):
+        y, state = self.lstm(tokens, state, lengths=lengths)
+        return self.head(y), state
 
 
 class BagOfWords(Model):
@@ -146,8 +116,7 @@ class BagOfWords(Model):
     def axes(self):
         return [_vocabulary_axis(self.head.in_features, "head.weight", 1, "head.input", False)]
 
-    def forward(self, tokens, lengths=None, state=None, scales=None, noise=None):
+    def forward(self, tokens, lengths=None, state=None):
         counts = self.head.weight.new_zeros(tokens.shape[1], self.head.in_features)
         counts.scatter_add_(1, tokens.t(), counts.new_ones(()).expand(tokens.t().shape))
-        x, scale = counts.log1p(), scales_of(scales, "head").get("input")
-        return self.head(x if scale is None else x * scale), None
+        return self.head(counts.log1p()), None

@@ -33,13 +33,13 @@ class Reading:
 
 
 def call(model, example):
-    """The model on an example: a tensor, or a tuple or dict of arguments. No gradient."""
-    with torch.no_grad():
-        if isinstance(example, dict):
-            return model(**example)
-        return model(*example) if isinstance(example, tuple) else model(example)
+    """The model on an example: a tensor, or a tuple or dict of arguments."""
+    if isinstance(example, dict):
+        return model(**example)
+    return model(*example) if isinstance(example, tuple) else model(example)
 
 
+@torch.no_grad()
 def answer(model, example):
     """The tensors the model returns, but for states of its recurrent layers that it hands through."""
     states = []

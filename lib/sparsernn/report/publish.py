@@ -5,7 +5,6 @@ Figures are drawn from tracked tables alone: `results/<profile>.csv` and, per ru
 
 import json
 import shutil
-from dataclasses import fields
 from pathlib import Path
 
 import pandas as pd
@@ -14,7 +13,7 @@ from .. import records
 from ..files import project_root, replacing
 from ..study.config import RunConfig, begun, runs_root, study_configs
 from ..study.presets import PRESETS
-from ..study.training import schedule
+from ..study.runs import schedule
 from . import plots
 from . import tables as tidy
 
@@ -33,19 +32,19 @@ def stopped(profile, root=None):
 
     What their last epoch says, without a test figure: every configuration tried stays in the table.
     """
-    rows, known = [], {field.name for field in fields(RunConfig)}
+    rows = []
     for path in sorted(Path(root or runs_root()).glob(f"*/*/*/{profile}-s*/config.json")):
         metrics = path.with_name("metrics.csv")
         if path.with_name("record.json").exists() or not metrics.exists():
             continue
         there = begun(path)
-        config = RunConfig(**{name: value for name, value in there.items() if name in known})
+        config = RunConfig(**{name: value for name, value in there.items() if name not in ("metric", "data_sha256")})
         table = pd.read_csv(
             metrics, dtype={"hidden_kept": str, "gates_live": str}, keep_default_na=False, na_values=[""]
         )
         last = table.iloc[-1]
         row = {name: getattr(config, name) for name in ("task", "model", "method", "variant", "profile", "seed")}
-        row |= {name: there[name] for name in ("metric", "data_sha256")} | {"schedule": schedule(config.plan)}
+        row |= {name: there[name] for name in ("metric", "data_sha256")} | {"schedule": schedule(config)}
         kept = ("valid", "weights_kept", "compression", "vocabulary_kept", "input_kept", "hidden_kept", "gates_live")
         row |= {name: last[name] for name in kept} | {"epochs": last["epoch"], "steps": last["step"]}
         if last["weights_kept"]:  # with nothing left the compression is infinite, and says nothing of the total

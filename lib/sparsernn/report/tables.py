@@ -9,7 +9,8 @@ import torch
 
 from ..files import replacing
 from ..nets.compact import size_floor
-from ..nets.masks import CONSTANT, REMOVED, close, closed_count, effective, gate_states, paper_count
+from ..nets.masked import masked
+from ..nets.masks import CONSTANT, REMOVED, close, closed_count, gate_states, paper_count
 from ..records import joined
 
 BIN = 0.4  # width of a bin of log α
@@ -35,11 +36,11 @@ def tidy_metrics(metrics, record):
 
 def threshold_table(run, thresholds):
     """`run.threshold_curve` with the plan's own threshold among the thresholds: + metric, chosen. Validation only."""
-    if not run.method.log_alpha():
+    if not hasattr(run.config.options, "threshold"):
         return pd.DataFrame(
             columns=["threshold", "valid", "compression", "weights_kept", "gates_live", "metric", "chosen"]
         )
-    chosen = run.config.plan.threshold
+    chosen = run.config.options.threshold
     table = run.threshold_curve(sorted({*map(float, thresholds), chosen}))
     return table.assign(metric=run.record["metric"], chosen=table["threshold"] == chosen)
 
@@ -49,9 +50,11 @@ def log_alpha_table(run):
 
     Every bin of [−8, 8] has its row, empty ones too, so the threshold can be read off: where `kept` ends.
     """
-    cut, rows = run.config.plan.threshold, []
+    if not hasattr(run.config.options, "threshold"):
+        return pd.DataFrame(columns=["tensor", "low", "high", "count", "kept"])
+    cut, rows = run.config.options.threshold, []
     first, last = int((LOWEST - cut) // BIN), int((HIGHEST - cut) // BIN)
-    for name, values in run.method.log_alpha().items():
+    for name, values in run.study.scores().items():
         number = ((values.double() - cut) / BIN).floor().flatten()
         kept = (values < cut).flatten()  # as the method decides; a rounded quotient must not move a weight
         number = torch.where(kept, number.clamp(max=-1), number.clamp(min=0)).long()
@@ -64,7 +67,7 @@ def log_alpha_table(run):
 
 def count_table(run):
     """What is kept, counted twice: part, total, paper_count (the authors' pass), closed (what is stored)."""
-    masks = run.method.masks()
+    masks = run.study.masks()
     paper, closed = paper_count(masks), closed_count(close(masks))
     sizes = {axis.name: axis.size for axis in masks.axes}
 
@@ -96,9 +99,9 @@ def gate_table(run):
     value  what a constant gate always says, as the compact file has it (NaN: not constant)
     bias   b_ih + b_hh of the trained model: a constant gate is the squashed bias
     """
-    rows, closed = [], close(run.method.masks())
+    rows, closed = [], close(run.study.masks())
     for name, (letters, states) in gate_states(closed).items():
-        suffix = name.removeprefix("hidden")
+        suffix = name.removeprefix("gates")
         values = iter(run.compact.tensor("lstm.constant" + suffix).tolist())  # row by row, constants of kept neurons
         biases = sum(getattr(run.model.lstm, f"bias_{k}{suffix}").detach() for k in ("ih", "hh")).view(len(letters), -1)
         for gate, line, bias in zip(letters, states, biases.tolist(), strict=True):
@@ -215,28 +218,26 @@ def gate_trace(run, tokens, most=36):
     output, as another gate. Of more than `most` lines, which `of` counts, those are kept that move most.
     """
     columns = ["step", "word", "neuron", "gate", "value", "of"]
-    layer, masks = getattr(run.model, "lstm", None), run.method.masks()
+    layer, masks = getattr(run.model, "lstm", None), run.study.masks()
     if layer is None:
         return pd.DataFrame(columns=columns)
-    weights, scales = effective(run.model, masks, run.method.means())
-    names = {name: weights.get("lstm." + name, p) for name, p in layer.named_parameters()}
-    given = [names[kind + "_l0"] for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-    w_input, w_state, bias, gates = layer.cell.arrange(*given, scales.get("lstm.gates_l0"))
-    words = tokens[:, None]
-    if hasattr(run.model, "embedding"):
-        x = torch.nn.functional.embedding(words, weights["embedding.weight"])
-        voc = scales.get("embedding.input")
-        x = x if voc is None else x * voc[0][words][:, :, None]
-        products = (x * scales.get("lstm.input_l0", 1)) @ w_input.t()
+    network = masked(run.model, masks, run.study.means())
+    layer, words = network.lstm, tokens[:, None]
+    given = [getattr(layer, kind + "_l0") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
+    scale = {kind: layer.scale(kind + "_l0", 1) for kind in ("input", "recurrent", "output", "gates")}
+    w_input, w_state, bias, gates = layer.cell.arrange(*given, scale["gates"])
+    if hasattr(network, "embedding"):
+        x = network.embedding(words)
+        products = (x if scale["input"] is None else x * scale["input"]) @ w_input.t()
     else:
-        voc = scales.get("lstm.input_l0")
         products = torch.nn.functional.embedding(words, w_input.t())
-        products = products if voc is None else products * voc[0][words][:, :, None]
-    letters, states = gate_states(close(masks))["hidden_l0"]
+        products = products if scale["input"] is None else products * scale["input"][0][words][:, :, None]
+    letters, states = gate_states(close(masks))["gates_l0"]
     live = [(g, n) for g, line in enumerate(states) for n, state in enumerate(line) if state == "live"]
     block_of = {gate: layer.cell.gate_of_block.index(gate) for gate in range(len(letters))}
     state = [w_state.new_zeros(1, layer.hidden_size) for _ in range(layer.cell.n_states)]
-    recurrent, output, rows = scales.get("lstm.recurrent_l0", 1), scales.get("lstm.output_l0", torch.ones(1, 1)), []
+    recurrent, output = (1 if scale[kind] is None else scale[kind] for kind in ("recurrent", "output"))
+    rows = []
     for step, product in enumerate(products):
         values = product + (state[0] * recurrent) @ w_state.t()
         values = (values if gates is None else values * gates) + bias

@@ -1,102 +1,202 @@
-"""What the training loop asks of a method. The base class is a method that does nothing: `dense`."""
+"""What training asks of a method. The base class is a method that does nothing: `dense`."""
 
-from contextlib import nullcontext
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
 
 import torch
-from torch import nn
-from torch.func import functional_call
 
 from ..nets.masks import Masks
-
-
-@dataclass
-class Draw:
-    """One sample of everything a method touches: what the model is called with in this step.
-
-    weights  parameter name → tensor to use instead          scales  `layer.scale` → [B, n]
-    noise    linear layer → (variance, ε)                    tokens  the batch's ids, as the drawn weights number them
-    """
-
-    tokens: torch.Tensor
-    weights: dict = field(default_factory=dict)
-    scales: dict = field(default_factory=dict)
-    noise: dict = field(default_factory=dict)
-
-    def run(self, model, lengths=None, state=None):
-        extras = {"lengths": lengths, "state": state, "scales": self.scales, "noise": self.noise}
-        return functional_call(model, self.weights, (self.tokens,), extras)
+from .options import Options, option
 
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of training: `share` of the epochs; only from `selectable` phases is an epoch chosen on validation."""
+    """A stretch of training: `share` of the steps; only from `selectable` phases is an epoch chosen on validation."""
 
     name: str
     share: float
     selectable: bool
 
 
-class Method(nn.Module):
-    """A way of making a recurrent network small. Subclasses override what they need; this base is `dense`."""
+@dataclass(frozen=True)
+class Thresholded(Options):
+    """Options of a method whose scores decide what is kept."""
 
-    default_model: str | None = None  # the preset to use where none is named; None: the task's own
+    threshold: float = option(0.0, "what is kept has its score below it")
+    fine_tune: float = option(
+        0.0,
+        "share of the training, at the end, in which what is kept is fixed and trained on without noise and penalty "
+        "(papers: 0); a schedule too short for the scores to settle needs it",
+        least=0,
+        below=1,
+    )
 
-    def prepare(self, model, plan, n_examples, steps_per_epoch):
-        """Add the method's parameters. plan: hyper-parameters; n_examples: what the penalty is divided by."""
-        object.__setattr__(self, "model", model)  # not a submodule: its parameters are not the method's
 
-    def parameter_groups(self, plan):
-        """The method's own parameters for the optimiser: groups with their `lr`, and `decays=True` where it follows
-        the weights' towards `lr_end`."""
-        return []
+class Method:
+    """A way of making a recurrent network small. Subclasses override what they need; this base is `dense`.
 
-    def phases(self):
-        return (Phase("learn", 1.0, selectable=True),)
+    It works on items (`carried.Weight`, `carried.Group`), which live in the layers, and knows no model and no task.
+
+    Options        its hyper-parameters (a frozen dataclass of `option`s); `self.options` holds this run's
+    default_model  the preset to use where none is named; None: the task's own
+    kinds          which axes get a group: a key of the model's `groups` ("voc", "wn", "wgn"), or axis kinds themselves
+    touches        whether weights are items too
+    draws_words    whether weights and scales can be drawn for the words of a batch alone
+    noise_on_output  whether linear layers with `local_noise` take their noise on the output (`variance`)
+    a_draw_each    whether a neuron's scales are drawn apart, one for each place where it is read
+    """
+
+    Options = Options
+    default_model: str | None = None
+    kinds: str | tuple[str, ...] = ()
+    touches = False
+    draws_words = False
+    noise_on_output = False
+    a_draw_each = False
+
+    def __init__(self, options=None):
+        self.options = options or self.Options()
+        self.weights, self.groups, self.axes, self.shapes = {}, {}, (), {}
+        self.step, self.scope, self._inside = 0, None, 0
+
+    # ---- what a subclass may say
 
     def needs(self):
-        """Methods whose finished runs of the same task and model this one reads."""
+        """Names of methods whose finished runs of the same task and model this one starts from."""
         return ()
 
-    def fit(self, task, plan):
-        """For methods that do not learn by gradient steps: fit the model; → rows of metrics.csv (one has `chosen`).
-        None: train it."""
+    def start_from(self, finished):
+        """finished: name of `needs()` → state_dict of that run's model. Called before `prepare`."""
+
+    def prepare(self):
+        """Add the method's parameters to the items. There are `self.weights` and `self.groups` (name → item), `self.axes`,
+        `self.shapes` (of every parameter), `self.n_examples`, `self.steps` of the whole training, `self.steps_per_epoch`."""
+
+    def parameter_groups(self, lr):
+        """The method's own parameters for the optimiser: groups with their `lr` and, where it follows the weights' towards
+        `lr_end`, `decays=True`. lr: the weights' own."""
+        parameters = [p for item in self.items() for p in item.parameters()]
+        return [{"params": parameters, "lr": lr, "decays": True}] if parameters else []
+
+    def draw(self, weight, lines=None):
+        """What a layer computes with in a training step. lines: (dimension, positions) that are wanted alone; None: all."""
+        return weight.theta.view_as(weight.theta)
+
+    def draw_scale(self, group, batch, words=None):
+        """[batch|1, n] of a group for a forward pass; words: those that are wanted alone."""
+        raise NotImplementedError
+
+    def variance(self, weight):
+        """Of the noise of a linear layer's weights, where it is drawn on the output."""
+        raise NotImplementedError
+
+    def kept(self, item):
+        """What a layer computes with in evaluation: θ, or μ of a group, or 0. Gradients pass. None: no scale."""
+        score = self.score(item)
+        return item.theta if score is None else item.theta * self.keeps(score)
+
+    def score(self, item):
+        """A number for each weight or neuron that says whether it stays; None: it stays."""
         return None
 
-    def resting(self, optimizer):
-        """A context for one epoch, in which what no longer matters may be cut out of the parameters and their state."""
-        return nullcontext()
-
-    def sample(self, batch):
-        """→ Draw for one training step."""
-        return Draw(batch.tokens, self.sample_weights(), self.sample_scales(batch.tokens.shape[1]))
-
-    def sample_weights(self):
-        """Parameter name → the tensor to use in this step, for those that are not used as they are."""
-        return {}
-
-    def sample_scales(self, batch_size):
-        """`layer.scale` → [batch_size|1, n] to use in this step."""
-        return {}
+    def keeps(self, score, threshold=None):
+        return score < (self.options.threshold if threshold is None else threshold)
 
     def penalty(self, step):
         """What is added to the loss, nats per example."""
         return 0.0
 
     def after_step(self, step):
-        """Thresholds, masks, clipping: called after every optimiser step."""
+        """Thresholds, masks, clipping: called after every optimiser step, once it is over."""
+
+    def phases(self):
+        if share := getattr(self.options, "fine_tune", 0.0):
+            return Phase("learn", 1 - share, selectable=False), Phase("fine-tune", share, selectable=True)
+        return (Phase("learn", 1.0, selectable=True),)
+
+    def schedule(self):
+        """What happens when: [(words, first step, step after the last)], in steps of this training."""
+        return []
+
+    def fit(self, model, task, plan):
+        """For methods that do not learn by gradient steps: fit the model; → rows of metrics.csv (one has `chosen`).
+        None: train it."""
+        return None
+
+    def without_pruned(self, model, optimizer):
+        """A context for one epoch, in which what no longer matters may be cut out of the parameters and their state."""
+        return nullcontext()
+
+    def says(self):
+        """Its options in a few words, for a record."""
+        return ""
+
+    # ---- what they all share
+
+    def items(self):
+        """Every item, weights first."""
+        return (*self.weights.values(), *self.groups.values())
+
+    @contextmanager
+    def reading(self):
+        """Inside, a layer itself reads its weights."""
+        self._inside += 1
+        try:
+            yield
+        finally:
+            self._inside -= 1
+
+    @property
+    def inside(self):
+        return self._inside > 0
+
+    @property
+    def learning_steps(self):
+        """Steps before what is kept is fixed."""
+        epochs = self.steps // self.steps_per_epoch
+        share = getattr(self.options, "fine_tune", 0.0)
+        return min(round((1 - share) * epochs), epochs - 1) * self.steps_per_epoch
+
+    def may_fix(self):
+        """Give every scored item a place for the scores and the mask that fine-tuning holds on to."""
+        for item in self.items():
+            if getattr(self.options, "fine_tune", 0.0) and self.score(item) is not None:
+                item.register_buffer("held_score", torch.zeros_like(item.theta))
+                item.register_buffer("mask", torch.ones_like(item.theta, dtype=torch.bool))
+
+    @torch.no_grad()
+    def fix(self):
+        """From now on what is kept is kept: scores are read once, noise and penalty end."""
+        for item in self.items():
+            if (score := self.score(item)) is not None:
+                item.held_score.copy_(score)
+                item.mask.copy_(self.keeps(score))
+                item.fixed.fill_(True)
+
+    @property
+    def fixed(self):
+        return any(bool(item.fixed) for item in self.items())
+
+    @torch.no_grad()
+    def scores(self):
+        """Name of a weight or axis → its scores, as they were when they were fixed; those that have any."""
+        found = {item.name: item.held_score if item.fixed else self.score(item) for item in self.items()}
+        return {name: score for name, score in found.items() if score is not None}
 
     def masks(self, threshold=None):
-        """What is kept (`Masks`), at `threshold` or the plan's."""
-        return Masks.all_kept(self.model)
+        """What is kept (`Masks`), at `threshold` or the options'."""
+        return self.masks_of({name: self.keeps(score, threshold) for name, score in self.scores().items()})
+
+    def masks_of(self, keep):
+        """`Masks` of a bool tensor a scored item; everything else is kept."""
+        keep = {name: mask.cpu() for name, mask in keep.items()}
+        groups = {name: keep.pop(name) for name in self.groups if name in keep}
+        weights = {name: torch.ones(shape, dtype=torch.bool) for name, shape in self.shapes.items() if len(shape) == 2}
+        return Masks(self.axes, weights | keep, groups)
 
     def means(self):
-        """Axis name → mean of its group variable, for evaluation."""
-        return {}
-
-    def log_alpha(self):
-        """Parameter or axis name → log α, for reading and drawing. Empty where the method has none."""
-        return {}
+        """Axis name → mean of its group variable, for evaluation; of those that have one."""
+        return {name: group.theta.detach() for name, group in self.groups.items() if group.theta is not None}
 
 
 class Dense(Method):

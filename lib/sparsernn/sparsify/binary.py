@@ -5,49 +5,78 @@ that evaluation uses 1. What a layer hands on is masked apart from what it reads
 that learns less by heart; its prior is the weight decay.
 """
 
+from dataclasses import dataclass
+
 import torch
 
-from ..nets.masks import weight_matrices
 from .base import Method
-from .sleep import cut
-from .sparse_vd import SparseVD
+from .options import Options, option
+from .pruned import cut
+from .sparse_vd import SparseVD, SparseVDOptions
+
+READ = ("input", "hidden")  # the axes whose neurons are dropped
 
 
-def bernoulli_scales(axes, p, batch_size, like):
-    """`layer.scale` → [batch_size, n] for every place where an input or hidden neuron is read."""
-    keep, scales = 1 - p, {}
-    for axis in axes:
-        if p and axis.kind in ("input", "hidden"):
-            for member in axis.having("scale"):
-                drawn = torch.rand(batch_size, axis.size, dtype=like.dtype, device=like.device) < keep
-                scales[member.tensor] = drawn.to(like) / keep
-    return scales
+def p():
+    return option(0.0, "share of input and hidden neurons dropped for a sequence", least=0, below=1)
+
+
+@dataclass(frozen=True)
+class BinaryDropoutOptions(Options):
+    """Of binary dropout."""
+
+    dropout: float = p()
+    weight_decay: float = option(0.0, "multiplies half the sum of squared weights", least=0)
+
+
+@dataclass(frozen=True)
+class BinarySparseVDOptions(SparseVDOptions):
+    """Of sparse weights under binary dropout."""
+
+    dropout: float = p()
+
+
+def bernoulli(group, batch, p, like):
+    """[batch, n]: 1 / (1 − p) where a neuron stays, else 0."""
+    keep = 1 - p
+    return (torch.rand(batch, group.size, dtype=like.dtype, device=like.device) < keep).to(like) / keep
 
 
 class BinaryDropout(Method):
-    """Weights as they are, masks on what is read, weight decay: `plan.dropout` is p, `plan.weight_decay` multiplies ½ Σ w²."""
+    """Weights as they are, masks on what is read, weight decay."""
 
-    def prepare(self, model, plan, n_examples, steps_per_epoch):
-        super().prepare(model, plan, n_examples, steps_per_epoch)
-        self.plan, self.axes, self.theta = plan, model.axes(), weight_matrices(model)
+    Options = BinaryDropoutOptions
+    kinds, a_draw_each, touches = READ, True, True
 
-    def sample_scales(self, batch_size):
-        return bernoulli_scales(self.axes, self.plan.dropout, batch_size, next(iter(self.theta.values())))
+    def draw_scale(self, group, batch, words=None):
+        return bernoulli(group, batch, self.options.dropout, next(iter(self.weights.values())).theta)
+
+    def kept(self, item):
+        return item.theta
 
     def penalty(self, step):
-        decay = self.plan.weight_decay
-        return decay / 2 * sum((theta * theta).sum() for theta in self.theta.values()) if decay else 0.0
+        decay = self.options.weight_decay
+        if not decay:
+            return 0.0
+        with self.reading():
+            return decay / 2 * sum((weight.theta * weight.theta).sum() for weight in self.weights.values())
 
 
 class BinarySparseVD(SparseVD):
     """Noise on the weights and binary masks on what is read: the configuration of 1708.00077."""
 
-    def sample(self, batch):
-        draw = super().sample(batch)
-        if self.fixed:
-            draw.scales |= self.sample_scales(batch.tokens.shape[1])
-        return draw
+    Options = BinarySparseVDOptions
+    a_draw_each = True
 
-    def sample_scales(self, batch_size, lines=None):
-        scales = bernoulli_scales(self.axes, self.plan.dropout, batch_size, next(iter(self.theta.values())))
-        return {name: cut(scale, self.lines.get(name)) for name, scale in scales.items()}
+    def __init__(self, options=None):
+        super().__init__(options, READ)
+
+    def uncertain(self):
+        return tuple(self.weights.values())
+
+    def draw_scale(self, group, batch, words=None):
+        mask = bernoulli(group, batch, self.options.dropout, next(iter(self.weights.values())).theta)
+        return cut(mask, [(1, at) for _, at in self.lines.get(group.name, ())])
+
+    def kept(self, item):
+        return item.theta if item.name in self.groups else super().kept(item)

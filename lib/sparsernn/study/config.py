@@ -2,189 +2,168 @@
 
 import ast
 import json
+import math
 import os
-import types
-from dataclasses import MISSING, asdict, dataclass, fields, replace
+from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
 
 from .. import sparsify
 from ..files import nearest, project_root
 from ..records import KEY, run_key
-from .presets import PRESETS, Plan, preset
+from ..sparsify.options import check, names_of, refuse_unknown, typed
+from ..sparsify.plan import Plan
+from .presets import PLAN, PRESETS, preset
 
-CHOICES = {  # what the plan's words may be
-    "products": ("float32", "bfloat16", "bfloat16-state"),
-    "kl_fit": ("molchanov", "1812.05692"),
-}
 PROFILES = ("smoke", "quick", "short", "paper")  # seconds · a minute or two · what a CPU can afford · the paper's
+NAMES = ("task", "model", "method", "profile", "seed")
+LARGEST_SEED = 2**32 - 1
 
 
 def runs_root():
-    """Where runs are written: `SPARSERNN_RUNS`, else `runs/` in the project."""
-    return Path(os.environ.get("SPARSERNN_RUNS") or project_root() / "runs")
+    """Where runs are written: `SPARSERNN_RUNS` (relative to the project, wherever the caller stands), else `runs/` in it."""
+    given = os.environ.get("SPARSERNN_RUNS") or "runs"
+    return Path(given) if Path(given).is_absolute() else project_root() / given
 
 
-@dataclass(frozen=True)
 class RunConfig:
-    """task × model × method × profile × seed, and overrides of the plan (`presets.Plan`; None: the preset's value).
+    """task × model × method × profile × seed, and overrides of the training's plan and the method's options.
 
-    Raises ValueError for an unknown name or choice, with the nearest right one, and TypeError for a wrong type.
+    plan, options   what the run is trained with: the preset's, with the overrides (None: the preset's value)
+    Raises ValueError for an unknown name, an option the method does not have, a number out of range, always with the
+    nearest right one, and TypeError for a wrong type.
     """
 
-    task: str = "pydocs-topic"
-    model: str | None = None
-    method: str = "sparse-vd-wgn"
-    profile: str = "smoke"
-    seed: int = 0
-    epochs: int | None = None
-    batch_size: int | None = None
-    steps: int | None = None
-    lr: float | None = None
-    clip: float | None = None
-    lr_hold: float | None = None
-    lr_rest: float | None = None
-    lr_end: float | None = None
-    word_dropout: float | None = None
-    dropout: float | None = None
-    weight_decay: float | None = None
-    lr_log_sigma: float | None = None
-    log_sigma: float | None = None
-    log_sigma_groups: float | None = None
-    kl_weight: float | None = None
-    kl_weight_neurons: float | None = None
-    kl_peak: float | None = None
-    kl_press: float | None = None
-    kl_settle: float | None = None
-    kl_start: float | None = None
-    kl_full: float | None = None
-    threshold: float | None = None
-    fine_tune: float | None = None
-    kl_fit: str | None = None
-    kl_every: int | None = None
-    sleep_above: float | None = None
-    products: str | None = None
-
-    def __post_init__(self):
-        for field in fields(self):
-            object.__setattr__(self, field.name, _typed(field.name, field.type, getattr(self, field.name)))
-        if self.task not in PRESETS:
-            raise ValueError(nearest("task", self.task, PRESETS))
-        method = sparsify.make(self.method)
-        if self.model is None:
-            object.__setattr__(self, "model", method.default_model or next(iter(PRESETS[self.task])))
-        plans = preset(self.task, self.model).plans
-        if method.default_model not in (None, self.model):
-            raise ValueError(f"method {self.method!r} is for the model {method.default_model!r}, not {self.model!r}")
-        if self.profile not in plans:
-            raise ValueError(nearest(f"profile of {self.task}/{self.model}", self.profile, plans))
-        if self.seed < 0:
-            raise ValueError(f"seed is {self.seed}; it must be 0 or more")
-        for name, allowed in CHOICES.items():
-            if (given := getattr(self.plan, name)) not in allowed:
-                raise ValueError(nearest(name, given, allowed))
-        for name in ("epochs", "batch_size", "kl_every"):
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; it must be at least 1")
-        for name in ("lr_hold", "fine_tune", "word_dropout", "dropout"):
-            if not 0 <= getattr(self.plan, name) < 1:
-                raise ValueError(f"{name} is {getattr(self.plan, name)}; it is a share, from 0 to below 1")
-        if not self.plan.lr_hold < self.plan.lr_rest <= 1:
+    def __init__(self, task="pydocs-topic", model=None, method="sparse-vd-wgn", profile="smoke", seed=0, **overrides):
+        for name, kind, value in (
+            ("task", str, task),
+            ("model", str | None, model),
+            ("method", str, method),
+            ("profile", str, profile),
+        ):
+            typed(name, kind, value)
+        check("seed", int, seed, least=0, most=LARGEST_SEED)
+        if task not in PRESETS:
+            raise ValueError(nearest("task", task, PRESETS))
+        only = sparsify.make(method).default_model
+        model = model or only or next(iter(PRESETS[task]))
+        profiles = preset(task, model).profiles
+        if only not in (None, model):
+            raise ValueError(f"method {method!r} is for the model {only!r}, not {model!r}")
+        if profile not in profiles:
+            raise ValueError(nearest(f"profile of {task}/{model}", profile, profiles))
+        refuse_unknown(overrides, {*NAMES, *PLAN, *sparsify.every_option()}, "parameter")
+        given = {name: value for name, value in overrides.items() if value is not None}
+        plan, options = profiles[profile].plan, profiles[profile].of(method)
+        ours = {name: value for name, value in given.items() if name in PLAN}
+        theirs = {name: value for name, value in given.items() if name not in PLAN}
+        sparsify.options_of(method, theirs)  # refuses what the method does not have
+        values = {"plan": replace(plan, **ours), "options": replace(options, **theirs)}
+        values |= {"task": task, "model": model, "method": method, "profile": profile, "seed": seed}
+        changed = {n: v for n, v in asdict(values["plan"]).items() if n in ours and v != getattr(plan, n)}
+        changed |= {n: v for n, v in asdict(values["options"]).items() if n in theirs and v != getattr(options, n)}
+        self.__dict__.update(values | {"overrides": changed})
+        begins = getattr(self.options, "kl_start", 0.0)
+        if begins and begins >= self.plan.epochs:
             raise ValueError(
-                f"lr_rest is {self.plan.lr_rest}; it is a share, above lr_hold = {self.plan.lr_hold}, up to 1"
+                f"kl_start is {begins:g} and the run has {self.plan.epochs} epochs; its penalty would never begin"
             )
-        if self.plan.fine_tune and self.plan.sleep_above:  # log α is read within an epoch, when what sleeps is cut out
-            raise ValueError("fine_tune and sleep_above do not go together; set one of them to 0")
 
-    @property
-    def plan(self) -> Plan:
-        """The preset's plan with this run's overrides."""
-        return replace(preset(self.task, self.model).plans[self.profile], **self._overrides())
+    def __setattr__(self, name, value):
+        raise AttributeError(f"a RunConfig does not change; make another with {name}={value!r}")
 
-    def _overrides(self):
-        plan = preset(self.task, self.model).plans[self.profile]
-        given = {field.name: getattr(self, field.name) for field in fields(Plan)}
-        return {name: value for name, value in given.items() if value is not None and value != getattr(plan, name)}
+    def __eq__(self, other):
+        return isinstance(other, RunConfig) and self.as_dict() == other.as_dict()
+
+    def __hash__(self):
+        return hash(tuple(self.as_dict().items()))
+
+    def __repr__(self):
+        return f"RunConfig({', '.join(f'{name}={value!r}' for name, value in self.given().items())})"
+
+    def given(self):
+        """What makes this run and no other: names, and overrides that differ from the preset."""
+        return {name: getattr(self, name) for name in NAMES} | self.overrides
 
     @property
     def variant(self):
         """Sorted overrides that differ from the preset, `kl_weight=2,lr=0.001`; empty if none."""
-        return ",".join(
-            f"{name}={value}" if isinstance(value, str) else f"{name}={value:g}"
-            for name, value in sorted(self._overrides().items())
-        )
+        return ",".join(f"{name}={_short(value)}" for name, value in sorted(self.overrides.items()))
 
     @property
     def directory(self) -> Path:
         return runs_root() / run_key({name: getattr(self, name) for name in KEY})
 
     def as_dict(self):
-        """What a resumed run must agree on: the names and the whole plan."""
-        names = {name: getattr(self, name) for name in ("task", "model", "method", "profile", "seed")}
-        return names | asdict(self.plan)
+        """What a resumed run must agree on: the names, the whole plan and every option of the method."""
+        return {name: getattr(self, name) for name in NAMES} | asdict(self.plan) | asdict(self.options)
 
     @classmethod
     def from_notebook(cls, namespace, **extra):
         """The config a notebook's parameters describe. `extra`: names the notebook itself defines, with their types.
 
-        Parameters are the names assigned in cells that hold nothing but constants (the `parameters` cell and
+        Parameters are the names assigned in cells that hold nothing but assignments (the `parameters` cell and
         papermill's). One that is no parameter, or of a wrong type (`"1e-4"`), is refused with the nearest right name.
         """
-        known = {field.name: field.type for field in fields(cls)}
+        known = dict.fromkeys((*PLAN, *sparsify.every_option()), object)  # their types are checked with the run
+        known |= {"task": str, "model": str | None, "method": str, "profile": str, "seed": int}
         given = check_parameters(namespace, **known, **extra)
         return cls(**{name: value for name, value in given.items() if name in known})
 
 
+def _short(value):
+    """2.0 as 2; every digit of a number that needs more than six."""
+    if isinstance(value, str):
+        return value
+    return f"{value:g}" if float(f"{value:g}") == value else repr(value)
+
+
 def begun(path):
-    """config.json of a run. A field of the plan that is younger than the run stands at its default, which changes nothing."""
-    return {f.name: f.default for f in fields(Plan) if f.default is not MISSING} | json.loads(Path(path).read_text())
+    """config.json of a run. A parameter younger than the run stands at its default, which changes nothing; one that its
+    method does not have (runs once listed all) is left out."""
+    found = json.loads(Path(path).read_text())
+    options = sparsify.make(found["method"]).Options
+    defaults = {f.name: f.default for kind in (Plan, options) for f in fields(kind) if f.default is not MISSING}
+    foreign = set(sparsify.every_option()) - set(names_of(options))
+    return defaults | {name: value for name, value in found.items() if name not in foreign}
 
 
 def study_configs(study):
     """The runs a study (study.yaml as read) asks for: `method` or `{method: {parameter: value}}` per task, for each of its
     seeds, or for the one that the parameters name."""
     configs = []
+    if study["profile"] == "smoke":
+        raise ValueError("profile is 'smoke', whose runs are kept nowhere; a study asks for quick, short or paper")
     for task, methods in study["tasks"].items():
         for entry in methods:
-            (method, overrides), *_ = entry.items() if isinstance(entry, dict) else [(entry, {})]
+            (method, overrides), *more = entry.items() if isinstance(entry, dict) else [(entry, {})]
+            if more:
+                raise ValueError(
+                    f"{task}: {', '.join(entry)} stand in one entry of the list; give each a line of its own"
+                )
             given = {"task": task, "method": method, "profile": study["profile"]} | overrides
-            if unknown := given.keys() - {field.name for field in fields(RunConfig)}:
-                known = sorted(field.name for field in fields(RunConfig))
-                raise ValueError(nearest(f"parameter of {task}, {method}", min(unknown), known))
-            configs += [RunConfig(**({"seed": seed} | given)) for seed in study["seeds"]]
+            try:
+                configs += [RunConfig(**({"seed": seed} | given)) for seed in study["seeds"]]
+            except (TypeError, ValueError) as problem:
+                raise type(problem)(f"{task}, {method}: {problem}") from None
     return configs
 
 
 def check_parameters(namespace, **kinds):
     """The parameters of a notebook that is about no run: name → value, each of a known name and of its type.
 
-    kinds: every parameter's name and type. Refuses as `RunConfig.from_notebook` does.
+    kinds: every parameter's name and type (`object`: any). Refuses as `RunConfig.from_notebook` does; a number must be finite.
     """
-    given = _parameters(namespace)
-    for name in given:
-        if name not in kinds:
-            raise ValueError(nearest("parameter", name, sorted(kinds)))
-    return {name: _typed(name, kinds[name], value) for name, value in given.items()}
+    given = _parameters(namespace, kinds)
+    refuse_unknown(given, kinds, "parameter")
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"{name} is {value}; it must be a finite number")
+    return {name: value if kinds[name] is object else typed(name, kinds[name], value) for name, value in given.items()}
 
 
-def _typed(name, kind, value):
-    """The value if it is of that type (an int will do for a float), else TypeError in words."""
-    kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
-    if type(value) in kinds:
-        return value
-    if type(value) is int and float in kinds:
-        return float(value)
-    hint = ""
-    if isinstance(value, str) and float in kinds:
-        try:
-            hint = f" (YAML reads 1e-4 as text; write {float(value)!r} as a number, for example 1.0e-4)"
-        except ValueError:
-            pass
-    expected = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in kinds)
-    raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected {expected}{hint}")
-
-
-def _parameters(namespace):
-    """Names and values assigned by the cells run so far that hold constants only."""
+def _parameters(namespace, known):
+    """Names and values assigned by the cells run so far that hold assignments only: every name where all are constants, and
+    those that are known where something is computed."""
     cells = [cell for cell in namespace.get("In", []) if cell.strip()]
     names = {}
     for cell in cells:
@@ -192,25 +171,33 @@ def _parameters(namespace):
             body = ast.parse(cell).body
         except SyntaxError:  # a magic or a shell line
             continue
-        if body and all(_is_constant_assignment(statement) for statement in body):
-            for statement in body:
-                target = statement.target if isinstance(statement, ast.AnnAssign) else statement.targets[0]
-                names[target.id] = namespace[target.id]
+        targets = [_assigned(statement) for statement in body]
+        if body and all(targets):
+            constant = all(_is_constant(statement.value) for statement in body)
+            names |= {name: namespace[name] for name in targets if name in namespace and (constant or name in known)}
     if not cells:  # a script, or a kernel that keeps no history (nbval): every public constant but IPython's `In`
         constants = (str, int, float, bool, type(None), list)
         names = {n: v for n, v in namespace.items() if n != "In" and n[0] != "_" and type(v) in constants}
     return names
 
 
-def _is_constant_assignment(statement):
-    if isinstance(statement, ast.AnnAssign):
-        target, value = statement.target, statement.value
+def _assigned(statement):
+    """The one name a statement assigns to; None where it does anything else."""
+    if isinstance(statement, ast.AnnAssign) and statement.value is not None:
+        target = statement.target
     elif isinstance(statement, ast.Assign) and len(statement.targets) == 1:
-        target, value = statement.targets[0], statement.value
+        target = statement.targets[0]
     else:
-        return False
+        return None
+    return target.id if isinstance(target, ast.Name) else None
+
+
+def _is_constant(value):
+    """Whether an expression is a literal, or float("inf") and float("nan"), as papermill writes them."""
+    if isinstance(value, ast.Call) and getattr(value.func, "id", None) == "float" and len(value.args) == 1:
+        value = value.args[0]
     try:
         ast.literal_eval(value)
     except (ValueError, TypeError):
         return False
-    return isinstance(target, ast.Name)
+    return True

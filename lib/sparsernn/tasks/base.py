@@ -23,21 +23,30 @@ SPLITS = ("train", "valid", "test")
 class Batch:
     """A batch of sequences, time-major.
 
-    tokens   int64 [T, B]
+    inputs   what the model is called with: one tensor, or several as a tuple; ids int64 [T, B] or floats [T, B, n]
     targets  classification int64 [B]; language model int64 [T, B]
     lengths  int64 [B], real steps; sequences are padded on the LEFT with id 0. None = no padding
     carry    language model: the state of the previous batch goes on
     """
 
-    tokens: torch.Tensor
+    inputs: tuple[torch.Tensor, ...]
     targets: torch.Tensor
     lengths: torch.Tensor | None
     carry: bool = False
 
+    def __post_init__(self):
+        if isinstance(self.inputs, torch.Tensor):
+            object.__setattr__(self, "inputs", (self.inputs,))
+
+    @property
+    def tokens(self) -> torch.Tensor:
+        """The first input: the ids, where there is but one."""
+        return self.inputs[0]
+
     def to(self, device) -> Batch:
         """The same batch on a device."""
         lengths = None if self.lengths is None else self.lengths.to(device)
-        return Batch(self.tokens.to(device), self.targets.to(device), lengths, self.carry)
+        return Batch(tuple(x.to(device) for x in self.inputs), self.targets.to(device), lengths, self.carry)
 
 
 class Task:

@@ -1,14 +1,15 @@
-"""Words and neurons that are gone for good are cut out of the training, so that the late epochs of a long schedule cost
-what the small network costs."""
+"""Words and neurons that are pruned during training are cut out of it, so that the late epochs of a long schedule cost what
+the small network costs."""
 
 from contextlib import contextmanager
 
 import torch
 
+from ..nets.axes import gates_of
 from ..nets.masks import close
 
 
-def awake(masks):
+def kept_axes(masks):
     """Vocabulary, input and hidden axes → bool [size], what is left of `masks` by closure; an axis keeps at least one.
 
     A stack of several layers keeps its hidden neurons: their states are carried in one tensor.
@@ -21,30 +22,32 @@ def awake(masks):
     return found
 
 
-def lines_left(axes, awake, shapes):
-    """Parameter, scale or axis → [(dimension, positions that stay)], for those in which something of `awake` sleeps.
+def lines_left(axes, kept, shapes):
+    """Parameter, scale or axis → [(dimension, positions that stay)], for those of which `kept` leaves something out.
 
     shapes: of the parameters; a scale runs along its axis.
     """
-    gone = {}
+    left = {}
+
+    def leave(tensor, dim, keep):
+        left[tensor, dim] = left.get((tensor, dim), True) & keep
+
     for axis in axes:
-        asleep = ~awake[axis.name] if axis.name in awake else None
-        if asleep is None or not asleep.any():
+        if axis.name not in kept or kept[axis.name].all():
             continue
-        gone[axis.name, 0] = asleep
+        keep = kept[axis.name]
+        leave(axis.name, 0, keep)
         for member in axis.members:
             size = shapes[member.tensor][member.dim] if member.tensor in shapes else axis.size
-            gone.setdefault((member.tensor, member.dim), torch.zeros(size, dtype=torch.bool))[
-                member.positions[asleep].flatten()
-            ] = True
-        for gates in (other for other in axes if other.name == axis.gates and axis.kind == "hidden"):
-            gone[gates.name, 0] = asleep.repeat(len(gates.gates))
+            leave(member.tensor, member.dim, member.along(keep, size, rest=True))
+        for gates in gates_of(axes, axis):
+            leave(gates.name, 0, gates.of_gates(keep))
             for member in gates.having("scale"):
-                gone[member.tensor, member.dim] = gone[gates.name, 0]
-    left = {}
-    for (tensor, dim), lines in gone.items():
-        left.setdefault(tensor, []).append((dim, (~lines).nonzero().flatten()))
-    return left
+                leave(member.tensor, member.dim, gates.of_gates(keep))
+    lines = {}
+    for (tensor, dim), keep in left.items():
+        lines.setdefault(tensor, []).append((dim, keep.nonzero().flatten()))
+    return lines
 
 
 def cut(tensor, lines):
@@ -65,7 +68,7 @@ def put_back(tensor, part, lines):
 @contextmanager
 def narrowed(lines, optimizer):
     """Parameters, and what the optimiser keeps of each, cut to `lines` (parameter → [(dimension, positions)]) inside; what
-    became of them is put back where it was outside, beside what slept."""
+    became of them is put back where it was outside, beside what was cut out."""
     whole = []
     for parameter, left in lines.items():
         state = optimizer.state.get(parameter, {})

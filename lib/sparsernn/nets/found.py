@@ -1,0 +1,113 @@
+"""A model as methods, masks and compaction see it: its layers by name, its matrices, its axes. Declared, or found."""
+
+import torch
+from torch import nn
+
+from .axes import Axis, Member, each, recurrent_axes
+from .layers import RECURRENT, kind_of
+from .models import GROUPS
+
+READS_ITS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
+
+
+class Found:
+    """Layers of a model that a method knows, and what to call their parameters.
+
+    layers       name → module: exactly nn.LSTM, nn.GRU, nn.RNN, nn.Linear, nn.Embedding, or our stand-ins
+    left         name → why a layer is left as it is
+    weights      name → matrix, of every known layer; one tied to another goes by the first one's name
+    canonical    name → the name it goes by
+    Raises ValueError for a bare layer, a model without a recurrent layer, and proj_size.
+    """
+
+    def __init__(self, model):
+        self.model, self.layers, self.left = model, {}, {}
+        guarded = {}
+        for module in model.modules():
+            if isinstance(module, READS_ITS_CHILDREN):
+                guarded |= {child: type(module).__name__ for child in module.modules() if child is not module}
+        for name, module in model.named_modules():
+            kind = kind_of(module)
+            if kind is None:
+                parents = [k for k in (*RECURRENT, nn.Linear, nn.Embedding) if isinstance(module, k)]
+                if parents:
+                    self.left[name] = f"{type(module).__name__} is a {parents[0].__name__} of its own kind"
+            elif module in guarded:
+                self.left[name] = f"its weight is read by {guarded[module]} without a call"
+            elif getattr(module, "proj_size", 0):
+                raise ValueError(
+                    f"{name}: proj_size is {module.proj_size}; projections are not supported, use proj_size=0"
+                )
+            else:
+                self.layers[name] = module
+        if "" in self.layers:
+            raise ValueError(f"the model is a bare {type(model).__name__}; put it inside an nn.Module of your own")
+        self.canonical, self.parameters, first = {}, {}, {}
+        for name, module in self.layers.items():
+            for own in parameter_names(module):
+                parameter, full = getattr(module, own), f"{name}.{own}"
+                self.canonical[full] = first.setdefault(id(parameter), full)
+                self.parameters.setdefault(self.canonical[full], parameter)
+
+    @property
+    def recurrent(self):
+        return {name: module for name, module in self.layers.items() if kind_of(module) in RECURRENT}
+
+    @property
+    def weights(self):
+        return {name: parameter for name, parameter in self.parameters.items() if parameter.dim() == 2}
+
+    @property
+    def groups(self):
+        """Which axis kinds take group variables, by "voc", "wn", "wgn"."""
+        return getattr(self.model, "groups", GROUPS)
+
+    def is_tied(self, layer):
+        """Whether a layer's weight is another layer's too."""
+        canonical = self.canonical.get(f"{layer}.weight")
+        return canonical is not None and list(self.canonical.values()).count(canonical) > 1
+
+    def axes(self):
+        """What the model declares; else words of embeddings, inputs, neurons and gates of recurrent layers."""
+        return tuple(self.model.axes() if hasattr(self.model, "axes") else self._axes())
+
+    def _axes(self):
+        for name, module in self.layers.items():
+            kind = kind_of(module)
+            if kind is nn.Embedding:
+                size = module.num_embeddings
+                members = (Member(self.canonical[f"{name}.weight"], 0, each(size), "in"),)
+                scale = Member(f"{name}.input", 1, each(size), "scale")
+                yield Axis(f"{name}.vocabulary", "vocabulary", size, (*members, scale), variable_decides=True)
+            elif kind in RECURRENT:
+                size, twin = module.input_size, Shape(module)
+                ends = [s for s in twin.suffixes() if s.startswith("_l0")]
+                members = [Member(f"{name}.weight_ih{end}", 1, each(size), "in") for end in ends]
+                members += [Member(f"{name}.input{end}", 1, each(size), "scale") for end in ends]
+                yield Axis(f"{name}.input", "input", size, tuple(members))
+                yield from recurrent_axes(name, twin, [], prefix=f"{name}.")
+
+
+class Shape:
+    """What of a recurrent layer, torch's or ours, its axes depend on."""
+
+    def __init__(self, module):
+        ours = RECURRENT[kind_of(module)]
+        self.hidden_size, self.bias, self.num_layers = module.hidden_size, module.bias, module.num_layers
+        self.bidirectional, self.cell = (
+            module.bidirectional,
+            ours.cell_type(getattr(module, "nonlinearity", "logistic")),
+        )
+        self.suffixes = lambda: ours.suffixes(module)
+
+
+def parameter_names(module):
+    """The names of a known layer's weights and biases, also where they are computed (pruning, weight_norm)."""
+    if kind_of(module) in RECURRENT:
+        return list(module._flat_weights_names)
+    return ["weight"] + (["bias"] if getattr(module, "bias", None) is not None else [])
+
+
+def is_computed(module, name):
+    """Whether a weight is no parameter of its layer: torch's pruning, weight_norm, or a value assigned in forward."""
+    return not isinstance(module._parameters.get(name), torch.nn.Parameter)

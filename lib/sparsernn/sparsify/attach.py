@@ -1,0 +1,393 @@
+"""Put a method on a model: its layers carry what the method adds, and nothing is held beside the model.
+
+study = attach(model, "sparse-vd-wgn", steps=2000, n_examples=len(data))
+optimizer = torch.optim.Adam(study.parameter_groups(lr=1e-3))
+for x, y in batches:
+    loss = criterion(model(x), y) + study.penalty()
+    optimizer.zero_grad(), loss.backward(), optimizer.step()
+    study.after_step()
+model.eval()  # now it runs pruned
+"""
+
+import copy
+from contextlib import contextmanager
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from ..files import nearest
+from ..nets.found import Found, is_computed
+from ..nets.layers import STAND_INS, kind_of, stand_in
+from ..nets.readers import call
+from . import make, options_of
+from .carried import Carried, Group, Weight
+from .options import check, names_of
+from .plan import Plan
+
+
+def attach(
+    model, method, steps, n_examples, *, only=None, skip=None, example=None, reference=None, batch_dim=None,
+    steps_per_epoch=1, **options,
+):  # fmt: skip
+    """Put a method on `model`, in place → `Study`.
+
+    Layers that are exactly nn.LSTM, nn.GRU, nn.RNN, nn.Linear or nn.Embedding become stand-ins of the same name that carry
+    what the method adds; attributes, hooks, parameters and their identity stay. Left as it is, and named in `study.left`,
+    is what the method could not govern: a weight that is frozen (requires_grad=False), computed (weight_norm, torch's
+    pruning, an assignment in forward) or read without a call of its layer (tied by F.linear), a layer that is not called,
+    and a subclass with ways of its own.
+
+    method       a name of `sparsify.names()`, for example "sparse-vd-w", "sparse-vd-wgn"
+    steps        optimiser steps the training will have
+    n_examples   training examples as your loss counts them (its mean is over examples): the penalty is divided by it
+    only, skip   layers (names or modules) that alone are touched, or that are not
+    example      what the model is called with (a tensor, a tuple or dict of arguments): a copy of it is run to find what is
+                 not called or read otherwise; without one the first step finds it, and raises
+    reference    for a method that starts from a finished run: the state_dict of that run's model
+    batch_dim    the dimension of an embedding's ids that runs over sequences; None: that of the recurrent layers
+    steps_per_epoch  what options that count in epochs are multiplied with; 1: they count in steps
+    options      of the method (`sparsify.options_of`)
+
+    Raises ValueError or TypeError, in words, for anything it cannot take: an unknown name, a number out of range, a model
+    without a recurrent layer, proj_size, a second method on one model, a method that trains no network (`linear`).
+    """
+    if Study.of(model) is not None:
+        raise ValueError("this model has a method on it already; study.detach() takes it off")
+    if needed := make(method).default_model:
+        raise ValueError(f"method {method!r} is for the model {needed!r} alone, and trains no other")
+    if idle := [name for name in options if name in names_of(Plan)]:
+        raise ValueError(
+            f"{idle[0]} belongs to a training loop; in yours you set it yourself, here it would do nothing"
+        )
+    chosen = make(method, options_of(method, options))
+    return put_on(
+        model, chosen, steps, n_examples, only=only, skip=skip, example=example, reference=reference,
+        batch_dim=batch_dim, steps_per_epoch=steps_per_epoch,
+    )  # fmt: skip
+
+
+def put_on(
+    model, method, steps, n_examples, *, only=None, skip=None, example=None, reference=None, batch_dim=None,
+    steps_per_epoch=1, needs_recurrent=True,
+):  # fmt: skip
+    """`attach` of a `Method` that is made already."""
+    check("steps", int, steps, least=1), check("n_examples", int, n_examples, least=1)
+    check("steps_per_epoch", int, steps_per_epoch, least=1)
+    found = Found(model)
+    if needs_recurrent and not found.recurrent:
+        raise ValueError(
+            f"{type(model).__name__} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
+        )
+    if missing := [name for name in method.needs() if reference is None]:
+        raise ValueError(
+            f"this method starts from a finished run of {missing[0]!r}: give attach reference=, the state_dict of its model"
+        )
+    if reference is not None:
+        method.start_from({name: reference for name in method.needs()} if method.needs() else {})
+    left = dict(found.left) | _not_wanted(found, only, skip)
+    _carry(found, method, left, batch_dim)
+    if example is not None:
+        for name, why in _ungoverned(model, found, example).items():
+            left[name] = why
+            _put_down(found.layers[name])
+    method.axes, method.shapes = found.axes(), {name: p.shape for name, p in found.parameters.items()}
+    method.steps, method.steps_per_epoch, method.n_examples = steps, steps_per_epoch, n_examples
+    _collect(found, method)
+    if method.touches and not method.weights:
+        reasons = "; ".join(f"{name}: {why}" for name, why in left.items())
+        raise ValueError(f"no layer is left for the method to touch ({reasons})")
+    method.prepare()
+    return Study(model, method, left, known=example is not None)
+
+
+def _not_wanted(found, only, skip):
+    """name → why, of the layers that the caller leaves out. Raises ValueError for a name that is no layer."""
+
+    def names(given):
+        known = {id(module): name for name, module in found.layers.items()}
+        for one in [given] if isinstance(given, str | nn.Module) else given:
+            name = known.get(id(one), type(one).__name__) if isinstance(one, nn.Module) else one
+            inside = [layer for layer in found.layers if layer == name or layer.startswith(f"{name}.")]
+            if isinstance(one, nn.Module) and not inside:
+                inside = [layer for layer, module in found.layers.items() if module in set(one.modules())]
+            if not inside:
+                raise ValueError(nearest("layer", name, found.layers))
+            yield from inside
+
+    skipped = set(names(skip)) if skip is not None else set()
+    if only is not None:
+        skipped |= set(found.layers) - set(names(only))
+    return dict.fromkeys((name for name in found.layers if name in skipped), "left out by the caller")
+
+
+def _carry(found, method, left, batch_dim):
+    """Give every layer that the method may touch a `Carried` with its weights; what it may not goes to `left`."""
+    orders = {module.batch_first for module in found.recurrent.values()}
+    if batch_dim is None and len(orders) == 1:
+        batch_dim = 0 if orders.pop() else 1
+    items = {}
+    for name, layer in found.layers.items():
+        if name in left:
+            continue
+        kind = kind_of(layer)
+        if kind is nn.Embedding and batch_dim is None and found.groups and method.kinds:
+            raise ValueError(
+                f"{name}: some recurrent layers have batch_first=True and some False; say with batch_dim= which dimension of "
+                "its ids runs over sequences (0 or 1)"
+            )
+        if kind is nn.Embedding and layer.sparse and method.touches:
+            raise ValueError(
+                f"{name} has sparse=True; the penalty reaches every row, use sparse=False (or skip={[name]!r})"
+            )
+        carried, reasons = Carried(layer, method, batch_dim or 0), []
+        for own in [n for n in _matrices(layer) if method.touches]:
+            if is_computed(layer, own):
+                reasons.append(f"its {own} is computed (weight_norm, pruning or an assignment), not a parameter")
+            elif not getattr(layer, own).requires_grad:
+                reasons.append(f"its {own} is frozen (requires_grad=False)")
+            else:
+                canonical = found.canonical[f"{name}.{own}"]
+                item = items.get(canonical)
+                if item is None:
+                    item = items[canonical] = Weight(canonical, layer, own)
+                else:
+                    item.owners.append((layer, own))
+                carried.weights[own] = item
+        if reasons:
+            left[name] = "; ".join(reasons)
+        if len(carried.weights) or method.kinds and not reasons:
+            stand_in(layer).carried = carried
+    opened = found.groups.get(method.kinds, ()) if isinstance(method.kinds, str) else method.kinds
+    for axis in found.axes() if opened else ():
+        if axis.kind not in opened:
+            continue
+        owner = axis.having("scale")[0].tensor.rpartition(".")[0]
+        layer = found.layers.get(owner)
+        carried = None if layer is None else getattr(layer, "carried", None)
+        mine = [m.tensor for m in axis.having("in", "out") if m.tensor.startswith(owner + ".")]
+        untouched = [t for t in mine if t.rpartition(".")[2] not in (carried.weights if carried is not None else ())]
+        if carried is not None and not (method.touches and untouched and len(untouched) == len(mine)):
+            carried.groups[axis.name.rpartition(".")[2]] = Group(axis)
+    for layer in found.layers.values():
+        carried = getattr(layer, "carried", None)
+        if carried is not None and not carried.items():
+            _put_down(layer)
+
+
+def _matrices(layer):
+    names = getattr(layer, "_flat_weights_names", ["weight"])
+    return [name for name in names if name.startswith("weight")]
+
+
+def _put_down(layer):
+    """The layer without what it carries, and of the class it had."""
+    carried = layer._modules.pop("carried", None)
+    if carried is not None:
+        for item in carried.weights.values():
+            item.owners[:] = [(owner, own) for owner, own in item.owners if owner is not layer]
+        layer.__class__ = carried.before
+
+
+def _collect(found, method):
+    """`method.weights` and `method.groups`: every item once, weights in the model's order, groups in that of the axes."""
+    weights, groups = {}, {}
+    for layer in found.layers.values():
+        carried = getattr(layer, "carried", None)
+        for item in carried.items() if carried is not None else ():
+            (weights if isinstance(item, Weight) else groups)[item.name] = item
+    method.weights = {name: weights[name] for name in found.parameters if name in weights}
+    method.groups = {axis.name: groups[axis.name] for axis in method.axes if axis.name in groups}
+
+
+LOOKS = {"new", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "zeros_like", "ones_like", "empty_like"}
+LOOKS |= {"full_like", "rand_like", "randn_like"}  # what reads a tensor's dtype and device, not its numbers
+
+
+class _Watch(TorchFunctionMode):
+    """Sees every operation on a weight that happens outside its layer's own reading."""
+
+    def __init__(self, method, weights):
+        super().__init__()
+        self.method, self.names, self.read = method, {id(item.theta): item.name for item in weights}, set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        result, name = function(*args, **(kwargs or {})), getattr(function, "__name__", "")
+        if not self.method.inside and name not in LOOKS and isinstance(result, torch.Tensor | tuple | list):
+            given = args[:1] if name in ("to", "type_as") else (*args, *(kwargs or {}).values())
+            for value in given:
+                for one in value if isinstance(value, tuple | list) else (value,):
+                    if id(one) in self.names and _holds_tensor(result):
+                        self.read.add(self.names[id(one)])
+        return result
+
+
+def _holds_tensor(result):
+    return isinstance(result, torch.Tensor) or any(isinstance(one, torch.Tensor) for one in result)
+
+
+def _ungoverned(model, found, example):
+    """name → why, of the layers whose weights the example shows to be used otherwise than by their call. Runs a copy."""
+    twin = copy.deepcopy(model)
+    layers = {
+        name: twin.get_submodule(name)
+        for name, layer in found.layers.items()
+        if getattr(layer, "carried", None) is not None
+    }
+    method = next((layer.carried.method for layer in layers.values()), None)
+    items = {item.name: item for layer in layers.values() for item in layer.carried.weights.values()}
+    if method is None:
+        return {}
+    why = {}
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        for training, gradient in ((False, False), (False, True), (True, True)):
+            twin.train(training)
+            for layer in layers.values():
+                layer.carried.called = False
+                layer.carried.eval()  # nothing is drawn yet
+            watch = _Watch(method, items.values())
+            with watch, torch.set_grad_enabled(gradient), _as_they_are(method):
+                call(twin, example)
+            for name, layer in layers.items():
+                if read := [item.name for item in layer.carried.weights.values() if item.name in watch.read]:
+                    why[name] = f"{read[0]} is read without a call of its layer"
+                elif not layer.carried.called:
+                    why.setdefault(name, "the example never calls it")
+    return why
+
+
+@contextmanager
+def _as_they_are(method):
+    """Inside, layers compute with θ, before the method has its parameters."""
+    kept = method.kept
+    method.kept = lambda item: None if item.theta is None else item.theta.view_as(item.theta)
+    try:
+        yield
+    finally:
+        method.kept = kept
+
+
+class Study:
+    """A method at work on a model: noise while the model is in training mode, masks and means in evaluation.
+
+    model, method   what it is on, and which
+    left            layer → why it is left as it is
+    step            optimiser steps so far
+    weights, groups name → item: what the method works on (`carried.Weight`, `carried.Group`)
+    A copy of the model (copy.deepcopy, torch.save) has a study of its own: `Study.of(copy)`.
+    """
+
+    def __init__(self, model, method, left, known):
+        self.model, self.method, self.left, self.step = model, method, left, 0
+        self.known, self.depth, self.watch = known, 0, None
+        self.hooks = [
+            model.register_forward_pre_hook(self._begin),
+            model.register_forward_hook(self._end, always_call=True),
+        ]
+        model.__dict__["_sparsernn_study"] = self
+
+    @classmethod
+    def of(cls, model):
+        """The study attached to a model; None where there is none."""
+        return getattr(model, "__dict__", {}).get("_sparsernn_study")
+
+    def detach(self):
+        """The model as it was, with its weights as they are now."""
+        for module in list(self.model.modules()):
+            if kind_of(module) in STAND_INS and getattr(module, "carried", None) is not None:
+                _put_down(module)
+        for hook in self.hooks:
+            hook.remove()
+        del self.model.__dict__["_sparsernn_study"]
+
+    @property
+    def weights(self):
+        return self.method.weights
+
+    @property
+    def groups(self):
+        return self.method.groups
+
+    def parameters(self):
+        """What the method learns beside the model's own parameters."""
+        return (parameter for item in self.method.items() for parameter in item.parameters())
+
+    def parameter_groups(self, lr=2.0e-3):
+        """Groups for an optimiser: the model's own parameters at `lr`, and the method's at their own rates."""
+        mine = {id(parameter) for parameter in self.parameters()}
+        own = [p for p in self.model.parameters() if id(p) not in mine and p.requires_grad]
+        return [{"params": own, "lr": lr, "decays": True}, *self.method.parameter_groups(lr)]
+
+    def penalty(self):
+        """What to add to the loss, in its unit (nats per example)."""
+        return self.method.penalty(self.step)
+
+    def after_step(self):
+        """To be called after every optimiser step. The first one raises ValueError for layers that were not called, or whose
+        weights were read otherwise, where no example has shown it before."""
+        if not self.known:
+            self._look()
+        self.method.after_step(self.step)
+        if (
+            getattr(self.method.options, "fine_tune", 0.0)
+            and not self.method.fixed
+            and self.step >= self.method.learning_steps
+        ):
+            self.method.fix()
+        self.step += 1
+        self.method.step = self.step
+
+    def masks(self, threshold=None):
+        """What is kept (`Masks`), at `threshold` or the options'."""
+        return self.method.masks(threshold)
+
+    def means(self):
+        """Axis → mean of its group variable, for evaluation."""
+        return self.method.means()
+
+    def scores(self):
+        """Weight or axis → its scores, of those that have any."""
+        return self.method.scores()
+
+    def state_dict(self):
+        """What the model's state_dict does not hold: the count of steps."""
+        return {"step": self.step}
+
+    def load_state_dict(self, state):
+        self.step = self.method.step = check("step", int, state["step"], least=0)
+
+    # ---- one forward of the whole model is a scope: a sequence keeps its scales in it
+
+    def _begin(self, *_):
+        if self.depth == 0:
+            self.method.scope = object()
+            if not self.known and self.model.training and self.step == 0:
+                self.watch = self.watch or _Watch(self.method, self.weights.values())
+                self.watch.__enter__()
+        self.depth += 1
+
+    def _end(self, *_):
+        self.depth -= 1
+        if self.depth == 0:
+            self.method.scope = None
+            if self.watch is not None and not self.known and self.model.training and self.step == 0:
+                self.watch.__exit__(None, None, None)
+
+    def _look(self):
+        self.known, read = True, self.watch.read if self.watch is not None else set()
+        self.watch = None
+        for name, module in self.model.named_modules():
+            carried = getattr(module, "carried", None) if kind_of(module) is not None else None
+            if carried is None:
+                continue
+            otherwise = [item.name for item in carried.weights.values() if item.name in read]
+            if otherwise or not carried.called:
+                why = (
+                    f"{otherwise[0]} is read without a call of its layer"
+                    if otherwise
+                    else "it was not called in the first step"
+                )
+                raise ValueError(
+                    f"{name}: {why}, so the method would charge and prune what it does not govern; give attach "
+                    f"example= (then it is left as it is), or skip=[{name!r}]"
+                )

@@ -1,0 +1,248 @@
+"""Runs that are found, resumed or trained once, whatever interrupts them, and turned into a compact model and a record.
+
+`ensure(config)` is the one entry. It trains on the GPU where there is one (CUDA_VISIBLE_DEVICES hides it); a finished run
+lives on the CPU.
+"""
+
+import atexit
+import fcntl
+import itertools
+import json
+import os
+import shutil
+import tempfile
+import time
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+import torch
+
+from .. import sparsify, tasks
+from ..files import replacing
+from ..nets.compact import compact, load, save
+from ..nets.masks import close, closed_count, paper_count, weight_matrices
+from ..records import constant_gates, count_fields, where_and_with
+from .config import RunConfig, begun
+from .evaluation import compact_error, evaluate, predictor
+from .presets import preset
+from .training import Session
+
+
+class Run:
+    """A finished run, at the epoch chosen on validation.
+
+    config, directory, task     what it is, where its files are, its data
+    model, study                trained, and what is on it: `study.masks()` says what is kept, `study.scores()` why
+    compact, record, metrics    the small model (`Compact`), its row (dict), a row an epoch (DataFrame)
+    """
+
+    def __init__(self, config, directory, session):
+        self.config, self.directory, self.task = config, directory, session.task
+        self.model, self.study = session.model.eval(), session.study
+        self.compact = load(directory / "model.safetensors")
+        self.record = json.loads((directory / "record.json").read_text())
+        self.metrics = pd.read_csv(directory / "metrics.csv")
+
+    def predictor(self, masks):
+        """The model under masks, as `evaluate` calls it."""
+        return predictor(self.model, masks, self.study.means())
+
+    def threshold_curve(self, thresholds):
+        """Quality against threshold, on validation: DataFrame of threshold, valid, compression, weights_kept, gates_live."""
+        rows = []
+        for threshold in thresholds:
+            masks = self.study.masks(threshold)
+            count = paper_count(masks)
+            valid = evaluate(self.predictor(masks), self.task, "valid", self.config.plan)
+            kept = {"weights_kept": count.weights_kept, "gates_live": sum(count.gates_live)}
+            rows.append({"threshold": threshold, "valid": valid, "compression": count.compression} | kept)
+        return pd.DataFrame(rows)
+
+
+def ensure(config: RunConfig, report=None) -> Run:
+    """A finished run of `config`: found, resumed or trained. `report(line)` is told the cost, then a line an epoch.
+
+    The profile `smoke` always trains anew, in a temporary directory, on one thread. Raises ValueError when the run's
+    directory holds another configuration (naming the field), RuntimeError when another process is writing it.
+    """
+    report = report or (lambda line: None)
+    if config.profile == "smoke":
+        with _one_thread():
+            scratch = Path(tempfile.mkdtemp(prefix="sparsernn-smoke-"))
+            atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+            return _ensure(config, scratch, report)
+    return _ensure(config, config.directory, report)
+
+
+def _ensure(config, directory, report):
+    directory.mkdir(parents=True, exist_ok=True)
+    with _only_writer(directory):
+        finished = _finished(config, report)
+        session = Session(config, tasks.load(config.task, config.profile), training_device(config), finished)
+        _check_config(config, session.task, directory)
+        checkpoint = directory / "checkpoint.safetensors"
+        _train(session, directory, checkpoint, report)
+        session.model.load_state_dict(session.best)
+        session.model.cpu()
+        if not (directory / "record.json").exists():
+            _finish(session, directory, report)
+    return Run(config, directory, session)
+
+
+def _finished(config, report):
+    """The trained weights that the method starts from: of the finished run it needs, same task, model, profile and seed,
+    which is trained first where it is not there. None: it starts from nothing."""
+    for name in sparsify.make(config.method).needs():
+        before = RunConfig(config.task, config.model, name, config.profile, config.seed)
+        report(f"{config.method} starts from a finished run of {name}")
+        return ensure(before, report).model.state_dict()
+    return None
+
+
+def training_device(config):
+    """A GPU, where there is one; the profile `smoke` says the same everywhere, and stays on the CPU."""
+    return "cuda" if torch.cuda.is_available() and config.profile != "smoke" else "cpu"
+
+
+@contextmanager
+def _one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@contextmanager
+def _only_writer(directory):
+    """A lock that dies with its process."""
+    with open(directory / ".lock", "a+") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            raise RuntimeError(
+                f"{directory} is being written by process {lock.read().strip() or '?'}; wait for it"
+            ) from None
+        lock.truncate(0)
+        lock.write(str(os.getpid()))
+        lock.flush()
+        yield
+
+
+def _check_config(config, task, directory):
+    """Write config.json, or refuse to go on with a run that was begun as something else."""
+    path, now = directory / "config.json", config.as_dict() | {"data_sha256": task.data_sha256, "metric": task.metric}
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(now, indent=1) + "\n")
+        return
+    before = begun(path)
+    for name in sorted(now.keys() | before.keys()):
+        if now.get(name) != before.get(name):
+            raise ValueError(
+                f"{directory} was begun with {name} = {before.get(name)!r}, now it is {now.get(name)!r}; "
+                "put it back, or remove the directory to train anew"
+            )
+
+
+def _train(session, directory, checkpoint, report):
+    """From wherever it stands to the last epoch; metrics.csv and the checkpoint are replaced after every epoch."""
+    rows, epochs = [], session.plan.epochs
+    if checkpoint.exists():
+        session.restore(checkpoint)
+        rows = pd.read_csv(directory / "metrics.csv", dtype={"hidden_kept": str, "gates_live": str}).to_dict("records")
+        rows = [row for row in rows if row["epoch"] <= session.epoch]  # what came after the checkpoint happens again
+        _write(rows, directory / "metrics.csv")
+    else:
+        start = time.perf_counter()
+        fitted = session.method.fit(session.model, session.task, session.plan)
+        if fitted is not None:
+            rows, session.epoch, session.seconds = fitted, len(fitted), round(time.perf_counter() - start, 3)
+            session.note_best(session.read_off()["valid"])
+            session.best_epoch = next(row["epoch"] for row in rows if row["chosen"])
+            _write(rows, directory / "metrics.csv")
+            session.save(checkpoint)
+    if session.epoch < epochs:
+        report(_forecast(session))
+        for words, first, end in session.method.schedule():
+            report(f"{words}: steps {first:,} to {end:,} of {session.method.steps:,}")
+    while session.epoch < epochs:
+        start = time.perf_counter()
+        loss, penalty = (sum(values) / len(values) for values in zip(*session.steps(), strict=True))
+        phase = session.phase(session.epoch)
+        session.epoch += 1
+        row = {"epoch": session.epoch, "step": session.epoch * session.steps_per_epoch, "phase": phase.name}
+        row |= {"train_loss": loss, "penalty": penalty} | session.read_off()
+        if phase.selectable:
+            session.note_best(row["valid"])
+        row["seconds"] = round(time.perf_counter() - start, 3)
+        session.seconds += row["seconds"]
+        rows.append(row)
+        _write(rows, directory / "metrics.csv")
+        session.save(checkpoint)
+        report(
+            f"epoch {session.epoch}/{epochs}  loss {loss:.4f} + {penalty:.4f}  valid {session.task.metric} "
+            f"{row['valid']:.4f}  {row['compression']:.1f}x  gates {row['gates_live']}  {row['seconds']:.1f} s"
+        )
+
+
+def _write(rows, path):
+    with replacing(path) as temporary:
+        pd.DataFrame(rows).to_csv(temporary, index=False)
+
+
+def _forecast(session, trial=4):
+    """What is ahead, from a few steps of a twin that is thrown away."""
+    with torch.random.fork_rng():
+        steps = Session(session.config, session.task, session.device, session.finished).steps()
+        next(steps)  # warms up
+        start = time.perf_counter()
+        trial = sum(1 for _ in itertools.islice(steps, trial))
+        seconds = (time.perf_counter() - start) / max(trial, 1) * session.steps_per_epoch
+    left = session.plan.epochs - session.epoch
+    return f"{left} epochs × {seconds:.0f} s (training alone) = {left * seconds / 60:.1f} min"
+
+
+def _finish(session, directory, report):
+    """Masks → compact model, proven equal, measured, recorded. The test split is read here, once, after every choice."""
+    config, task, plan, study = session.config, session.task, session.plan, session.study
+    masks, means = study.masks(), study.means()
+    closed = close(masks)
+    masked = predictor(session.model, masks, means)
+    size = save(compact(session.model, masks, means), directory / "model.safetensors")
+    small = load(directory / "model.safetensors")
+    error = compact_error(session.model, masks, means, task, plan)
+    tests = {name: evaluate(predict, task, "test", plan) for name, predict in (("masked", masked), ("compact", small))}
+    spec = preset(config.task, config.model)
+    dense = preset(config.task, spec.equivalent or config.model).build(task)
+    total, full = (sum(p.numel() for p in part) for part in (weight_matrices(dense).values(), dense.parameters()))
+    record = {name: getattr(config, name) for name in ("task", "model", "method", "variant", "profile", "seed")}
+    record |= {"cell": small.meta.get("cell", ""), "schedule": schedule(config), "metric": task.metric}
+    record |= {
+        "valid": evaluate(small, task, "valid", plan),
+        "test": tests["compact"],
+        "epoch_selected": session.best_epoch,
+    }
+    record |= count_fields(paper_count(masks), closed_count(closed), total) | {"gates_constant": constant_gates(closed)}
+    record |= {"size_bytes": size, "size_bytes_dense": 4 * full, "compact_error": error}
+    record |= {"metric_difference": abs(tests["compact"] - tests["masked"])}
+    record |= {
+        "epochs": session.epoch,
+        "steps": session.epoch * session.steps_per_epoch,
+        "train_seconds": session.seconds,
+    }
+    record |= {"data_sha256": task.data_sha256, "data_note": task.data_note} | where_and_with(session.device)
+    with replacing(directory / "record.json") as temporary:
+        temporary.write_text(json.dumps(record, indent=1) + "\n")
+    report(f"test {task.metric} {record['test']:.4f}  {record['compression']:.1f}x  compact error {error:.1e}")
+
+
+def schedule(config):
+    """A training in a few words, for a record."""
+    plan, rate = config.plan, getattr(config.options, "lr_log_sigma", None)
+    window = f"x{plan.steps}" if plan.steps else ""
+    rates = f"adam {plan.lr:g}" + (f"/{rate:g}" if rate else "")
+    return f"{rates} batch {plan.batch_size}{window} {sparsify.make(config.method, config.options).says()}".strip()
