@@ -1,11 +1,14 @@
 """What the tests compare the library with: slow, obvious, written from the formulas of the papers, not from the code."""
 
+import copy
+
 import torch
 
 from sparsernn.nets.axes import Axis, Member, each, recurrent_axes
-from sparsernn.nets.layers import LSTM
+from sparsernn.nets.layers import LSTM, Linear, stand_in
+from sparsernn.nets.masked import Fixed
 from sparsernn.nets.masks import weight_matrices
-from sparsernn.nets.models import Linear, Model, scales_of
+from sparsernn.nets.models import Model
 
 VALUES = {torch.float64: 1e-12, torch.float32: 1e-6}
 GRADIENTS = {torch.float64: 1e-12, torch.float32: 5e-6}
@@ -117,9 +120,22 @@ class Tagger(Model):
         words = Axis("vocabulary", "vocabulary", size, (*reads, *scales))
         return [words, *recurrent_axes("lstm", self.lstm, ["head.weight"])]
 
-    def forward(self, tokens, lengths=None, state=None, scales=None, noise=None):
-        y, state = self.lstm(tokens, state, scales_of(scales, "lstm"), lengths)
-        return self.head(y, (noise or {}).get("head")), state
+    def forward(self, tokens, lengths=None, state=None):
+        y, state = self.lstm(tokens, state, lengths=lengths)
+        return self.head(y), state
+
+
+def with_scales(model, weights=None, scales=None):
+    """A copy of the model with these parameters (by name) and scales (`layer.scale` → [B|1, n])."""
+    model, by_layer = copy.deepcopy(model), {}
+    model.load_state_dict(weights or {}, strict=False)
+    for name, scale in (scales or {}).items():
+        layer, _, kind = name.rpartition(".")
+        by_layer.setdefault(layer, {})[kind] = scale
+    for name, given in by_layer.items():
+        layer = stand_in(model.get_submodule(name))
+        layer.carried = Fixed(layer, given, batch_dim=1)
+    return model
 
 
 def logits_by_hand(model, weights, scales, tokens, lengths=None, state=None):

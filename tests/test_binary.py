@@ -2,16 +2,16 @@
 
 import pytest
 import torch
-from oracles import Tagger, error, randomise, step_loop
+from oracles import Tagger, error, logits_by_hand, masked_by_hand, randomise
 from torch import nn
 
-from sparsernn import sparsify
+from sparsernn import attach, compact, sparsify
 from sparsernn.nets.models import Classifier, LanguageModel
-from sparsernn.own import attach, compact
-from sparsernn.study.presets import Plan
-from sparsernn.tasks.base import Batch
+from sparsernn.sparsify.attach import put_on
 
 V, B = 9, 50
+TOKENS = torch.randint(V, (7, B), generator=torch.Generator().manual_seed(0))  # every word occurs
+LENGTHS = torch.full((B,), 7)
 MODELS = {
     "classifier": lambda: Classifier(V, 3, embedding=6, hidden=5),
     "classifier, 2 layers": lambda: Classifier(V, 3, embedding=6, hidden=5, layers=2),
@@ -23,24 +23,41 @@ every_model = pytest.mark.parametrize("name", MODELS)
 binary = pytest.mark.parametrize("method", BINARY)
 
 
-def prepared(name, method, **plan):
-    model = randomise(MODELS[name](), 0)
-    made = sparsify.make(method)
-    made.prepare(model, Plan(**({"epochs": 4, "batch_size": B} | plan)), n_examples=100, steps_per_epoch=10)
-    return model, made
+def prepared(name, method, **options):
+    model = randomise(MODELS[name](), 0).requires_grad_(True)
+    made = sparsify.make(method, sparsify.options_of(method, options))
+    return model, put_on(model, made, steps=40, steps_per_epoch=10, n_examples=100, batch_dim=1)
 
 
-def batch():
-    tokens = torch.randint(V, (7, B), generator=torch.Generator().manual_seed(0))
-    return Batch(tokens, torch.zeros(B, dtype=torch.int64), torch.full((B,), 7))
+def drawn(model, study):
+    """What the layers compute with in a pass (weights, scales, noise of linear layers; name → tensor), and the logits."""
+    weights, scales, noise, axes = {}, {}, {}, study.method.axes
+    over_words = {member.tensor for axis in axes if axis.kind == "vocabulary" for member in axis.having("in")}
+
+    def look(*_):  # at the end of the pass, while its draws are held
+        for name, item in study.weights.items():
+            layer, _, own = name.rpartition(".")
+            layer = model.get_submodule(layer)
+            weights[name] = layer.used(own, layer.look_up(TOKENS)[0] if name in over_words else None)
+            if item.local and (found := layer.carried.noise(own, B)) is not None:
+                noise[name] = found
+        for member in (member for axis in axes for member in axis.having("scale")):
+            layer, _, own = member.tensor.rpartition(".")
+            if (scale := model.get_submodule(layer).scale(own, B)) is not None:
+                scales[member.tensor] = scale
+
+    handle = model.register_forward_hook(look, prepend=True)
+    logits, _ = model(TOKENS, lengths=LENGTHS)
+    handle.remove()
+    return weights, scales, noise, logits
 
 
 @every_model
 @binary
 def test_a_mask_is_zero_or_the_inverse_of_what_is_kept(name, method):
-    _, made = prepared(name, method, dropout=0.2)
+    model, study = prepared(name, method, dropout=0.2)
     torch.manual_seed(0)
-    scales = made.sample(batch()).scales
+    _, scales, _, _ = drawn(model, study)
     assert scales
     for mask in scales.values():
         assert mask.shape[0] == B and set(mask.unique().tolist()) <= {0.0, 1 / 0.8}
@@ -51,8 +68,8 @@ def test_a_mask_is_zero_or_the_inverse_of_what_is_kept(name, method):
 @every_model
 @binary
 def test_what_is_read_back_and_what_is_handed_on_are_masked_apart(name, method):
-    _, made = prepared(name, method, dropout=0.5)
-    scales = made.sample(batch()).scales
+    _, scales, _, _ = drawn(*prepared(name, method, dropout=0.5))
+    assert any("recurrent" in key for key in scales)
     for key, mask in scales.items():
         if "recurrent" in key:
             assert not torch.equal(mask, scales[key.replace("recurrent", "output")])
@@ -60,45 +77,55 @@ def test_what_is_read_back_and_what_is_handed_on_are_masked_apart(name, method):
 
 @binary
 def test_the_layer_computes_the_masked_formulas(method):
-    model, made = prepared("classifier", method, dropout=0.4)
-    draw = made.sample(batch())
-    logits, _ = draw.run(model, torch.full((B,), 7))
-    p = {n: q for n, q in model.named_parameters()} | draw.weights
-    cells = {n.removeprefix("lstm."): q for n, q in p.items() if n.startswith("lstm.")}
-    own = {n.removeprefix("lstm."): s for n, s in draw.scales.items() if n.startswith("lstm.")}
-    y, _ = step_loop(model.lstm, cells, p["embedding.weight"][draw.tokens], scales=own)
-    expected = y[-1] @ p["head.weight"].T + p["head.bias"]
-    if "head" in draw.noise:
-        variance, epsilon = draw.noise["head"]
-        expected = expected + epsilon * torch.sqrt((y[-1] ** 2) @ variance.T + 1e-8)
+    model, study = prepared("classifier", method, dropout=0.4)
+    weights, scales, noise, logits = drawn(model, study)
+    expected, _, read = logits_by_hand(model, weights, scales, TOKENS, LENGTHS)
+    assert set(noise) == ({"head.weight"} if method == "sparse-vd-w-binary" else set())
+    for variance, epsilon in noise.values():
+        expected = expected + epsilon * torch.sqrt((read**2) @ variance.T + 1e-8)
     assert error(logits, expected) <= 1e-12
 
 
+@every_model
 @binary
-def test_without_dropout_there_is_no_mask(method):
-    assert prepared("classifier", method)[1].sample(batch()).scales == {}
+def test_without_dropout_there_is_no_mask(name, method):
+    model, study = prepared(name, method)
+    weights, scales, noise, logits = drawn(model, study)
+    assert all((mask == 1).all() for mask in scales.values())
+    expected, _, read = logits_by_hand(model, weights, {}, TOKENS, LENGTHS)
+    for variance, epsilon in noise.values():
+        expected = expected + epsilon * torch.sqrt((read**2) @ variance.T + 1e-8)
+    assert error(logits, expected) <= 1e-12
 
 
+@every_model
 @binary
-def test_evaluation_has_no_mask(method):
-    assert prepared("classifier", method, dropout=0.5)[1].means() == {}
+def test_evaluation_has_no_mask(name, method):
+    model, study = prepared(name, method, dropout=0.5)
+    assert study.means() == {}
+    expected = masked_by_hand(model, study.masks(), {}, TOKENS, LENGTHS)[0]
+    assert error(model.eval()(TOKENS, lengths=LENGTHS)[0], expected) <= 1e-12
 
 
 def test_masks_stay_while_what_is_kept_is_trained_on():
-    model, made = prepared("classifier", "sparse-vd-w-binary", dropout=0.5, fine_tune=0.5)
-    made.after_step(10**6)
-    draw = made.sample(batch())
-    assert made.fixed and draw.scales and not draw.noise
+    model, study = prepared("classifier", "sparse-vd-w-binary", dropout=0.5, fine_tune=0.5)
+    model(TOKENS)
+    for _ in range(21):  # half of its 40 steps, and the one after which it is decided
+        study.after_step()
+    (weights, scales, noise, _), (_, others, _, _) = drawn(model, study), drawn(model, study)
+    assert study.method.fixed and scales and not noise
+    for key, mask in scales.items():
+        assert set(mask.unique().tolist()) == {0.0, 2.0} and not torch.equal(mask, others[key])
     assert torch.equal(
-        draw.weights["lstm.weight_hh_l0"], model.lstm.weight_hh_l0 * made.masks().weights["lstm.weight_hh_l0"]
+        weights["lstm.weight_hh_l0"], model.lstm.weight_hh_l0 * study.masks().weights["lstm.weight_hh_l0"]
     )
 
 
 def test_weight_decay_is_half_the_sum_of_squares():
-    model, made = prepared("classifier", "binary-dropout", weight_decay=0.3)
+    model, study = prepared("classifier", "binary-dropout", weight_decay=0.3)
     squares = sum((w * w).sum() for name, w in model.named_parameters() if w.dim() == 2)
-    assert float((made.penalty(0) - 0.15 * squares).detach()) == pytest.approx(0, abs=1e-12)
-    assert prepared("classifier", "binary-dropout")[1].penalty(0) == 0
+    assert float((study.penalty() - 0.15 * squares).detach()) == pytest.approx(0, abs=1e-12)
+    assert prepared("classifier", "binary-dropout")[1].penalty() == 0
 
 
 @binary
@@ -113,7 +140,8 @@ def test_a_model_of_ones_own_takes_binary_masks(method):
 
     torch.manual_seed(0)
     model, x = Mine().double(), torch.randn(5, 3, 4).double()
-    study = attach(model, method, steps=10, n_examples=10, dropout=0.5, log_sigma=-60.0)
+    noiseless = {"log_sigma": -60.0} if method == "sparse-vd-w-binary" else {}
+    study = attach(model, method, steps=10, n_examples=10, dropout=0.5, **noiseless)
     assert not torch.equal(model(x), model(x))
     (model(x).sum() + study.penalty()).backward()
     small, proof = compact(model, example=x)

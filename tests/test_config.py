@@ -42,7 +42,7 @@ def test_text_that_is_a_number_is_told_how_to_be_one():
 
 
 def test_a_whole_number_will_do_for_a_rate():
-    assert RunConfig(kl_weight=2).plan.kl_weight == 2.0
+    assert RunConfig(kl_weight=2).options.kl_weight == 2.0
 
 
 @pytest.mark.parametrize(
@@ -66,7 +66,7 @@ def test_a_number_out_of_range_is_refused(given):
 def test_fine_tuning_and_sleeping_refuse_each_other():
     with pytest.raises(ValueError, match="fine_tune and sleep_above do not go together; set one of them to 0"):
         RunConfig(profile="quick", sleep_above=4.0)
-    assert RunConfig(profile="quick", sleep_above=4.0, fine_tune=0.0).plan.sleep_above == 4
+    assert RunConfig(profile="quick", sleep_above=4.0, fine_tune=0.0).options.sleep_above == 4
 
 
 def test_variant_names_what_differs_from_the_preset_sorted():
@@ -120,5 +120,5 @@ def test_a_study_asks_for_its_seeds_or_for_the_one_that_a_run_names():
     assert found == [("sparse-vd-w", "", 0), ("sparse-vd-w", "", 1), (*half, 0), (*half, 1)]
     configs = study_configs({"profile": "quick", "seeds": [0], "tasks": {"pydocs-topic": asked[2:]}})
     assert [(c.method, c.seed) for c in configs] == [("sparse-vd-wgn", 7)]
-    with pytest.raises(ValueError, match="unknown parameter of pydocs-topic, dense 'sed'; did you mean 'seed'"):
+    with pytest.raises(ValueError, match="pydocs-topic, dense: unknown parameter 'sed'; did you mean 'seed'"):
         study_configs({"profile": "quick", "seeds": [0], "tasks": {"pydocs-topic": [{"dense": {"sed": 1}}]}})

@@ -5,10 +5,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from oracles import Tagger, error, masked_by_hand, randn, random_masks, random_means, randomise, scale_names
-from torch.func import functional_call
+from oracles import (
+    Tagger,
+    error,
+    masked_by_hand,
+    randn,
+    random_masks,
+    random_means,
+    randomise,
+    scale_names,
+    with_scales,
+)
 
 from sparsernn.nets.layers import GRU, RNN
+from sparsernn.nets.masked import masked
 from sparsernn.nets.masks import (
     CONSTANT,
     LIVE,
@@ -16,7 +26,6 @@ from sparsernn.nets.masks import (
     Masks,
     close,
     closed_count,
-    effective,
     gate_states,
     paper_count,
     weight_matrices,
@@ -44,7 +53,7 @@ def built(name, seed=0):
 
 def logits(model, weights=None, scales=None, state=None):
     state = state[0] if state is not None and len(state) == 1 else state  # of GRU and RNN h alone
-    return functional_call(model, weights or {}, (TOKENS,), {"scales": scales, "state": state})[0]
+    return with_scales(model, weights, scales)(TOKENS, state=state)[0]
 
 
 def lines(weights, member, j):
@@ -118,7 +127,7 @@ def test_out_and_bias_lines_are_all_that_moves_a_neuron(name):
     for axis in (axis for axis in model.axes() if axis.kind == "hidden"):
         row = suffixes.index(axis.name.removeprefix("hidden"))
         for j in range(axis.size):
-            _, state = functional_call(model, zeroed(model, axis, j, "out", "bias"), (TOKENS,))
+            _, state = with_scales(model, zeroed(model, axis, j, "out", "bias"))(TOKENS)
             h = state if isinstance(state, torch.Tensor) else state[0]
             assert (h[row, :, j] == 0).all() and (h[row, :, torch.arange(axis.size) != j] != 0).all()
 
@@ -144,8 +153,8 @@ def test_evaluation_under_masks_is_theta_or_zero_and_mean_or_zero(name):
     model = built(name)
     masks = random_masks(model, 3, 0.7, {axis.name: 0.7 for axis in model.axes()})
     for means in ({}, random_means(masks)):
-        weights, scales = effective(model, masks, means)
-        assert error(logits(model, weights, scales), masked_by_hand(model, masks, means, TOKENS)[0]) <= 1e-12
+        by_hand = masked_by_hand(model, masks, means, TOKENS)[0]
+        assert error(masked(model, masks, means)(TOKENS)[0], by_hand) <= 1e-12
 
 
 # ---- the authors' count, by hand
@@ -214,7 +223,7 @@ def test_closure_of_a_hand_made_classifier():
     }
     assert (count.weights_kept, count.vocabulary_kept, count.input_kept) == (3, 1, 1)
     assert (count.hidden_kept, count.gates_live) == ([1], [1])
-    letters, states = gate_states(closed)["hidden_l0"]
+    letters, states = gate_states(closed)["gates_l0"]
     assert letters == "ifgo" and states == [[s, REMOVED, REMOVED] for s in (LIVE, CONSTANT, CONSTANT, CONSTANT)]
 
 
@@ -333,7 +342,7 @@ def test_closure_does_not_change_the_function(name, seed, density, kept, with_me
     model = built(name)
     masks = random_masks(model, seed, density, {axis.name: kept for axis in model.axes()})
     means = random_means(masks, seed) if with_means else {}
-    before, after = (logits(model, *effective(model, m, means)) for m in (masks, close(masks)))
+    before, after = (masked(model, m, means)(TOKENS)[0] for m in (masks, close(masks)))
     assert error(after, before) <= 1e-12
 
 
@@ -344,7 +353,7 @@ def test_live_constant_and_removed_gates_are_all_gates(name, seed, density):
     masks = random_masks(model, seed, density, {axis.name: 0.7 for axis in model.axes()})
     closed = close(masks)
     for axis in closed.of_kind("hidden"):
-        letters, states = gate_states(closed)[axis.name]
+        letters, states = gate_states(closed)[axis.name.replace("hidden", "gates")]
         assert [len(states), len(states[0])] == [len(letters), axis.size]
         kept = closed.groups[axis.name].tolist()
         live = closed.groups["gates" + axis.name.removeprefix("hidden")].view(len(letters), -1).tolist()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from sparsernn.own import attach, compact
+from sparsernn import attach, compact
 
 CELLS = [nn.LSTM, nn.GRU, nn.RNN]
 V, E, H = 20, 6, 8
@@ -59,12 +59,12 @@ def pruned(method="sparse-vd-wgn", keep=0.6, **shape):
     study = attach(model, method, steps=10, n_examples=10)
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        for name, theta, log_sigma in study.method._pairs():
-            share = keep if "weight" not in name else 0.4
-            kept = torch.rand(theta.shape, generator=generator) < share
-            log_sigma.copy_(theta.abs().clamp(min=1e-3).log() + torch.where(kept, -4.0, 4.0))
-        for mean in study.method.group_theta.values():
-            mean.mul_(0.5 + torch.rand(mean.shape, generator=generator, dtype=torch.float64))
+        for item in (*study.weights.values(), *study.groups.values()):
+            share = keep if item.name in study.groups else 0.4
+            kept = torch.rand(item.theta.shape, generator=generator) < share
+            item.log_sigma.copy_(item.theta.abs().clamp(min=1e-3).log() + torch.where(kept, -4.0, 4.0))
+        for group in study.groups.values():
+            group.theta.mul_(0.5 + torch.rand(group.size, generator=generator, dtype=torch.float64))
     return model.eval(), study
 
 
@@ -82,7 +82,7 @@ def test_the_small_model_equals_the_pruned_one_on_other_data(cell, method, aroun
 
 def test_a_two_layer_bidirectional_gru_with_a_way_around_it_trains_and_shrinks():
     model = model_of(cell=nn.GRU)
-    plan = {"kl_weight": 0.3, "kl_weight_neurons": 10.0, "lr_log_sigma": 0.05, "fine_tune": 0.3}
+    plan = {"kl_weight": 0.3, "kl_weight_neurons": 1.0, "lr_log_sigma": 0.05, "fine_tune": 0.3}
     study = attach(model, "sparse-vd-wgn", steps=300, n_examples=300, **plan)
     optimizer = torch.optim.Adam(study.parameter_groups(lr=1e-2))
     losses, generator = [], torch.Generator().manual_seed(2)
@@ -210,26 +210,33 @@ def test_without_noise_the_model_computes_what_it_did(cell, method):
     model = model_of(cell=cell, dropout=0.0)
     x = words()
     before = model(x)
-    study = attach(model, method, steps=10, n_examples=10, log_sigma=-60.0, log_sigma_groups=-60.0)
+    quiet = {} if method == "dense" else {"log_sigma": -60.0, "log_sigma_groups": -60.0}
+    study = attach(model, method, steps=10, n_examples=10, **quiet)
     for mode in (True, False):
         assert error(model.train(mode)(x), before) <= 1e-12
     study.detach()
     assert torch.equal(model(x), before)
 
 
-def test_the_model_keeps_its_class_its_parameters_and_its_state_dict():
+def test_the_model_keeps_its_class_and_its_parameters_and_gets_them_back():
     model = model_of()
-    names, twin = list(model.state_dict()), copy.deepcopy(model)
-    attach(model, "sparse-vd-wgn", steps=10, n_examples=10)
-    assert list(model.state_dict()) == names and type(model.stack) is nn.GRU
+    parameters, names, twin = dict(model.named_parameters()), list(model.state_dict()), copy.deepcopy(model)
+    study = attach(model, "sparse-vd-wgn", steps=10, n_examples=10)
+    assert isinstance(model.stack, nn.GRU) and set(names) < set(model.state_dict())
+    assert all(model.get_parameter(name) is parameter for name, parameter in parameters.items())
+    study.detach()
+    assert type(model.stack) is nn.GRU and list(model.state_dict()) == names
     twin.load_state_dict(model.state_dict())
 
 
-def test_noise_is_new_in_every_training_pass_and_absent_in_evaluation():
+def test_noise_is_new_in_every_training_step_and_absent_in_evaluation():
     model = model_of(dropout=0.0)
-    attach(model, "sparse-vd-wgn", steps=10, n_examples=10)
+    study = attach(model, "sparse-vd-w", steps=10, n_examples=10)
     x = words()
-    assert not torch.equal(model(x), model(x))
+    first = model(x)
+    assert torch.equal(first, model(x))  # one draw of the weights a step
+    study.after_step()
+    assert not torch.equal(first, model(x))
     model.eval()
     assert torch.equal(model(x), model(x))
 
@@ -285,7 +292,7 @@ def test_a_layer_of_which_nothing_is_left_is_refused():
         compact(model, example=words())
 
 
-@pytest.mark.parametrize("field", [{"products": "bfloat16"}, {"sleep_above": 5.0}, {"kl_every": 4}])
+@pytest.mark.parametrize("field", [{"products": "bfloat16"}, {"clip": 5.0}, {"lr_end": 0.1}, {"word_dropout": 0.1}])
 def test_what_only_the_study_s_loop_does_is_refused(field):
-    with pytest.raises(ValueError, match=f"{next(iter(field))}: only the study's own training loop"):
-        attach(torch.nn.LSTM(3, 4), "sparse-vd-w", 5, 9, **field)
+    with pytest.raises(ValueError, match=f"{next(iter(field))} belongs to a training loop"):
+        attach(model_of(), "sparse-vd-w", 5, 9, **field)

@@ -9,7 +9,8 @@ import torch
 from oracles import randn, randomise
 
 from sparsernn.nets.compact import compact
-from sparsernn.nets.masks import Masks, effective
+from sparsernn.nets.masked import masked
+from sparsernn.nets.masks import Masks
 from sparsernn.nets.models import Classifier, LanguageModel
 from sparsernn.report import tables as reading
 from sparsernn.tasks.base import ClassificationTask
@@ -36,8 +37,8 @@ def reader(model, groups, means=None):
         kept[name][numbers] = True
     masks = Masks(masks.axes, masks.weights, kept)
     means = means or {}
-    method = SimpleNamespace(masks=lambda: masks, means=lambda: means)
-    return SimpleNamespace(model=model, method=method, compact=compact(model, masks, means), task=two_classes())
+    study = SimpleNamespace(masks=lambda: masks, means=lambda: means)
+    return SimpleNamespace(model=model, study=study, compact=compact(model, masks, means), task=two_classes())
 
 
 def test_log_odds_count_documents_not_words():
@@ -78,10 +79,9 @@ def test_a_trace_ends_where_the_masked_network_does(kind):
     run = reader(model, {"hidden_l0": [0, 2]}, means)
     tokens = torch.tensor([3, 5, 4, 3])
     trace = reading.gate_trace(run, tokens)
-    weights, scales = effective(model, run.method.masks(), means)
-    seen = []
-    hook = model.lstm.register_forward_hook(lambda *call: seen.append(call[-1][0]))
-    torch.func.functional_call(model, weights, (tokens[:, None],), {"scales": scales})
+    seen, network = [], masked(model, run.study.masks(), means)
+    hook = network.lstm.register_forward_hook(lambda *call: seen.append(call[-1][0]))
+    network(tokens[:, None])
     hook.remove()
     h = trace[trace["gate"] == "h"].pivot(index="step", columns="neuron", values="value")
     assert list(h.columns) == [0, 2]
@@ -95,9 +95,9 @@ def test_a_trace_shows_live_gates_under_their_names():
         model.lstm.weight_hh_l0.zero_()
         model.lstm.weight_ih_l0.copy_(torch.tensor([[0.0], [1.5], [0.0], [0.0]]))
     run = reader(model, {})
-    masks = run.method.masks()
+    masks = run.study.masks()
     weights = {name: p != 0 for name, p in model.named_parameters() if p.dim() == 2}
-    run.method = SimpleNamespace(masks=lambda: Masks(masks.axes, weights, {}), means=dict)
+    run.study = SimpleNamespace(masks=lambda: Masks(masks.axes, weights, {}), means=dict)
     trace = reading.gate_trace(run, torch.tensor([3, 4]))
     assert set(trace["gate"]) == {"f", "h"} and trace["word"].to_list() == ["good", "good", "bad", "bad"]
     bias = model.lstm.bias_ih_l0[1] + model.lstm.bias_hh_l0[1]
@@ -117,8 +117,8 @@ def test_a_trace_keeps_the_lines_that_move_most():
 def test_a_trace_without_a_live_gate_is_empty():
     model = randomise(LanguageModel(6, hidden=2), 1)
     run = reader(model, {})
-    axes, none = run.method.masks().axes, {n: p != p for n, p in model.named_parameters() if p.dim() == 2}
-    run.method = SimpleNamespace(masks=lambda: Masks(axes, none, {}), means=dict)
+    axes, none = run.study.masks().axes, {n: p != p for n, p in model.named_parameters() if p.dim() == 2}
+    run.study = SimpleNamespace(masks=lambda: Masks(axes, none, {}), means=dict)
     assert reading.gate_trace(run, torch.tensor([3, 4])).empty
 
 

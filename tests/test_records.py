@@ -64,10 +64,10 @@ def test_constant_gates_are_counted_by_type():
         Member("head", 1, each(2), "in"),
         Member("b", 0, each(8), "bias"),
     ]
-    gates = Axis("gates", "gates", 8, (Member("w", 0, each(8), "out"),), ("out",), gates="ifgo")
+    gates = Axis("gates", "gates", 8, (Member("w", 0, each(8), "out"),), ("out",), letters="ifgo", hidden="hidden")
     weights = {"w": torch.zeros(8, 3, dtype=torch.bool), "head": torch.ones(1, 2, dtype=torch.bool)}
     weights["w"][[0, 1, 2]] = True  # i of both neurons and f of the first are live
-    closed = close(Masks((Axis("hidden", "hidden", 2, tuple(hidden), gates="gates"), gates), weights, {}))
+    closed = close(Masks((Axis("hidden", "hidden", 2, tuple(hidden)), gates), weights, {}))
     assert records.constant_gates(closed) == "i0.f1.g2.o2"
 
 

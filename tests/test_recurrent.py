@@ -7,7 +7,7 @@ import torch
 from oracles import GRADIENTS, VALUES, error, gradients, one_hot, randn, step_loop
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
-from sparsernn.nets.layers import GRU, LSTM, RNN, from_torch, to_torch
+from sparsernn.nets.layers import GRU, LSTM, RNN, plain, stand_in
 
 KINDS = ("input", "recurrent", "output", "gates")
 CELLS = [(LSTM, "logistic"), (LSTM, "hard"), (GRU, "logistic"), (GRU, "hard"), (RNN, "tanh"), (RNN, "relu")]
@@ -129,22 +129,48 @@ def test_non_contiguous_input_equals_torch(view):
 def test_from_torch_and_back(cell, act, bias):
     ours = layer(4, 5, 2, 2, cell=cell, act=act)
     torchs = torch_twin(ours) if bias else getattr(torch.nn, cell.__name__)(4, 5, 2, bias=False).double()
-    x, copied = randn(7, 3, 4), from_torch(torchs)
-    assert type(copied) is cell and error(copied(x)[0], torchs(x)[0]) <= 1e-12
-    again = to_torch(copied)
-    assert type(again) is type(torchs) and torch.equal(again(x)[0], (torchs if bias else again)(x)[0])
-    with torch.no_grad():
-        copied.weight_hh_l0.zero_()
-    assert torchs.weight_hh_l0.any() and again.weight_hh_l0.any()
+    x, kind, parameters = randn(7, 3, 4), type(torchs), list(torchs.parameters())
+    before = torchs(x)[0]
+    swapped = stand_in(torchs)
+    assert swapped is torchs and type(swapped) is cell and isinstance(swapped, kind)
+    assert all(a is b for a, b in zip(swapped.parameters(), parameters, strict=True))
+    assert error(swapped(x)[0], before) <= 1e-12
+    again = plain(swapped)
+    assert type(again) is kind and torch.equal(again(x)[0], before)
+
+
+@every_cell_of_torch
+@pytest.mark.parametrize("form", ["batch first", "unbatched", "packed", "keyword"])
+def test_a_stand_in_is_called_as_torch_s_layer(cell, act, form):
+    theirs = getattr(torch.nn, cell.__name__)(4, 5, 2, batch_first=form == "batch first", bidirectional=True).double()
+    if act == "relu":
+        theirs = torch.nn.RNN(
+            4, 5, 2, nonlinearity="relu", batch_first=form == "batch first", bidirectional=True
+        ).double()
+    ours = stand_in(copy.deepcopy(theirs))
+    state = [randn(4, 3, 5, seed=i) for i in range(ours.cell.n_states)]
+    state = tuple(state) if len(state) == 2 else state[0]
+    if form == "unbatched":
+        x, hx = randn(7, 4), tuple(s[:, 0] for s in state) if isinstance(state, tuple) else state[:, 0]
+    elif form == "packed":
+        x, hx = pack_padded_sequence(randn(7, 3, 4), torch.tensor([2, 7, 4]), enforce_sorted=False), state
+    else:
+        x, hx = randn(*((3, 7, 4) if form == "batch first" else (7, 3, 4))), state
+    (y, final), (expected, last) = ours(input=x, hx=hx), theirs(x, hx)
+    if form == "packed":
+        y, expected = y.data, expected.data
+    assert error(y, expected) <= 1e-12
+    for a, b in zip(parts(final), parts(last), strict=True):
+        assert error(a, b) <= 1e-12
 
 
 def test_what_torch_has_not_is_refused_in_words():
     with pytest.raises(ValueError, match="torch has no hard gates"):
-        to_torch(layer(4, 5, act="hard"))
+        plain(layer(4, 5, act="hard"))
     with pytest.raises(ValueError, match="proj_size is 2; projections are not supported"):
-        from_torch(torch.nn.LSTM(4, 5, proj_size=2))
-    with pytest.raises(ValueError, match="Linear is none of LSTM, GRU, RNN"):
-        from_torch(torch.nn.Linear(4, 5))
+        stand_in(torch.nn.LSTM(4, 5, proj_size=2))
+    with pytest.raises(ValueError, match="Conv1d is none of LSTM, GRU, RNN, Linear, Embedding"):
+        stand_in(torch.nn.Conv1d(4, 5, 1))
 
 
 # ---- scales
@@ -165,9 +191,9 @@ def scales_for(ours, kinds, rows, seed=20):
 def assert_equals_loop(ours, x, scales, lengths, padding, tokens=None):
     """Values, and gradients of inputs, states, scales and parameters, against the step loop in float64."""
     state = initial(ours, x.shape[1])
-    how = {"state": state, "scales": scales, "lengths": lengths, "padding": padding}
-    y, final = ours(x if tokens is None else tokens, **how)
-    y_loop, final_loop = step_loop(ours, dict(ours.named_parameters()), x, **how)
+    how = {"scales": scales, "lengths": lengths, "padding": padding}
+    y, final = ours(x if tokens is None else tokens, state, **how)
+    y_loop, final_loop = step_loop(ours, dict(ours.named_parameters()), x, state, **how)
     state, final, final_loop = parts(state), parts(final), parts(final_loop)
     for a, b in zip((y, *final), (y_loop, *final_loop), strict=True):
         assert error(a, b) <= 1e-12
@@ -406,7 +432,7 @@ def test_a_scale_that_does_not_fit_is_refused_in_words(scale, shape, said):
     ("x", "said"),
     [
         (torch.zeros(6, 3, 5).double(), r"input has shape \(6, 3, 5\), expected \(T, B, 4\)"),
-        (torch.zeros(6, 4).double(), r"input has shape \(6, 4\), expected \(T, B, 4\)"),
+        (torch.zeros(6, 5).double(), r"input has shape \(6, 1, 5\), expected \(T, B, 4\)"),
         (torch.zeros(6, 3, 4).long(), r"token ids have shape \(6, 3, 4\), expected \(T, B\)"),
         (torch.zeros(0, 3, 4).double(), "no time step"),
         (torch.zeros(0, 3).long(), "no time step"),

@@ -13,7 +13,7 @@ from sparsernn.report.tables import gate_table, log_alpha_table, save, threshold
 from sparsernn.study.config import RunConfig
 from sparsernn.study.opponents import count_back_off
 from sparsernn.study.presets import PRESETS
-from sparsernn.study.training import ensure
+from sparsernn.study.runs import ensure
 from sparsernn.tasks.base import WordTask
 
 

@@ -1,23 +1,27 @@
 """Sparse variational dropout: what is drawn once and for whom (1812.05692, its code), what it costs, and what is kept."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
-from oracles import Tagger, error, logits_by_hand, masked_by_hand, randn, randomise, step_loop
+from oracles import Tagger, error, logits_by_hand, masked_by_hand, randn, randomise
 from scipy.special import psi
 from scipy.stats import poisson
+from torch import nn
 from torch.nn import functional as F
 
-from sparsernn.nets.masks import effective
-from sparsernn.nets.models import Classifier, LanguageModel, Linear
-from sparsernn.sparsify.binary import BinarySparseVD
-from sparsernn.sparsify.sleep import cut, narrowed
-from sparsernn.sparsify.sparse_vd import SparseVD, kl, log_alpha, noisy
-from sparsernn.study.presets import Plan
-from sparsernn.tasks.base import Batch
+from sparsernn.nets.layers import Linear
+from sparsernn.nets.masked import masked
+from sparsernn.nets.models import Classifier, LanguageModel
+from sparsernn.sparsify.attach import put_on
+from sparsernn.sparsify.binary import BinarySparseVD, BinarySparseVDOptions
+from sparsernn.sparsify.carried import Carried
+from sparsernn.sparsify.kl import kl, log_alpha, noisy
+from sparsernn.sparsify.pruned import cut, narrowed
+from sparsernn.sparsify.sparse_vd import SparseVD, SparseVDOptions
 
-V, N_EXAMPLES, STEPS_PER_EPOCH = 9, 250, 10
+V, N_EXAMPLES, EPOCHS, STEPS_PER_EPOCH = 9, 250, 4, 10
 MODELS = {
     "classifier": lambda: Classifier(V, 2, embedding=4, hidden=5),
     "classifier, 2 layers": lambda: Classifier(V, 2, embedding=4, hidden=5, layers=2),
@@ -36,24 +40,108 @@ TOKENS = torch.tensor(
 )  # sequences 0 and 2 are the same; 4 words of 9
 
 
-def prepared(name, groups="", log_sigma=-1.0, log_sigma_groups=-1.0, model=None, **plan):
+def prepared(name, groups="", log_sigma=-1.0, log_sigma_groups=-1.0, model=None, **options):
     model = model or randomise(MODELS[name](), 1).requires_grad_(True)
-    method = SparseVD(groups)
-    plan = Plan(epochs=4, batch_size=3, log_sigma=log_sigma, log_sigma_groups=log_sigma_groups, **plan)
-    method.prepare(model, plan, N_EXAMPLES, STEPS_PER_EPOCH)
-    return model, method
+    options = SparseVDOptions(log_sigma=log_sigma, log_sigma_groups=log_sigma_groups, **options)
+    return model, studied(model, SparseVD(options, groups or ()))
 
 
-def drawn(model, method, seed, tokens=TOKENS, lengths=None):
-    torch.manual_seed(seed)
-    draw = method.sample(Batch(tokens, tokens, lengths))
-    return draw, draw.run(model, lengths)[0]
+def studied(model, method):
+    steps = EPOCHS * STEPS_PER_EPOCH
+    return put_on(
+        model, method, steps=steps, steps_per_epoch=STEPS_PER_EPOCH, n_examples=N_EXAMPLES, batch_dim=1,
+        needs_recurrent=False,
+    )  # fmt: skip
 
 
-def every_pair(method):
-    """(θ, log σ) of every weight and group variable, by the names the method gives them."""
-    weights = [(theta, method.log_sigma[name.replace(".", "/")]) for name, theta in method.theta.items()]
-    return weights + [(method.group_theta[k], method.group_log_sigma[k]) for k in method.group_theta]
+def drawn(model, seed, tokens=TOKENS, lengths=None):
+    """A pass with that seed → what the layers computed with, and the logits.
+
+    weights, scales  name → tensor     noise  weight whose layer takes it on its output → (variance, ε)
+    tokens           the ids as the drawn lines number them
+    """
+    draw, spied = SimpleNamespace(weights={}, scales={}, noise={}, tokens=tokens), {}
+    for name, module in model.named_modules():
+        if isinstance(module, Carried):
+            spied[module] = _spies(draw, name.removesuffix("carried"), module)
+            vars(module).update(spied[module])
+    try:
+        torch.manual_seed(seed)
+        outputs = model(tokens, lengths=lengths)[0]
+    finally:
+        for module, spies in spied.items():
+            for name in spies:
+                del vars(module)[name]
+    for name in draw.noise:
+        assert torch.equal(draw.weights.pop(name), model.get_parameter(name))  # the mean, where noise is on the output
+    return draw, outputs
+
+
+def _spies(draw, prefix, carried):
+    """The layer's questions to what it carries, noting the answers."""
+
+    def noting(ask, answers):
+        def asked(name, *more):
+            if (answer := ask(name, *more)) is not None:
+                answers[prefix + name] = answer
+            return answer
+
+        return asked
+
+    def look_up(ids):
+        words, draw.tokens = Carried.look_up(carried, ids)
+        return words, draw.tokens
+
+    noted = {"weight": draw.weights, "scale": draw.scales, "noise": draw.noise}
+    return {"look_up": look_up} | {name: noting(getattr(carried, name), answers) for name, answers in noted.items()}
+
+
+def by_sequence(outputs):
+    return outputs if outputs.dim() == 2 else outputs.transpose(0, 1)
+
+
+def every_pair(study):
+    """(θ, log σ) of every weight and group variable."""
+    return [(item.theta, item.log_sigma) for item in (*study.weights.values(), *study.groups.values())]
+
+
+def over_words(model):
+    """What runs over words → along which dimension; of a scale's variables [V] along the first."""
+    if hasattr(model, "embedding"):
+        return {"embedding.weight": 0, "embedding.input": 0}
+    ends = ["_l0", "_l0_reverse"] if model.lstm.bidirectional else ["_l0"]
+    return {"lstm.weight_ih" + end: 1 for end in ends} | {"lstm.input" + end: 0 for end in ends}
+
+
+def pair_of(model, study, key, tokens=TOKENS):
+    """θ and log σ of a drawn weight or scale, of the words of `tokens` alone where it runs over words."""
+    kind, _, suffix = key.rpartition(".")[2].partition("_")
+    if kind == "weight":
+        item = study.weights[key]
+    elif kind == "input":
+        item = study.groups["vocabulary" if key in over_words(model) else "input"]
+    else:
+        item = study.groups[f"{'gates' if kind == 'gates' else 'hidden'}_{suffix}"]
+    pair = item.theta, item.log_sigma
+    if key in over_words(model):
+        pair = [p.index_select(over_words(model)[key], tokens.unique()) for p in pair]
+    return pair
+
+
+def by_plain_autograd(model, study, draw, tokens=TOKENS, lengths=None):
+    """The logits with θ + σ ε for what was drawn, ε read off it; the model is the step loop."""
+
+    def again(key, value):
+        theta, log_sigma = pair_of(model, study, key, tokens)
+        return theta + log_sigma.exp() * ((value - theta) / log_sigma.exp()).detach()
+
+    weights = {name: p for name, p in model.named_parameters() if "bias" in name or name in draw.noise}
+    weights |= {key: again(key, value) for key, value in draw.weights.items()}
+    scales = {key: again(key, value) for key, value in draw.scales.items()}
+    logits, _, read = logits_by_hand(model, weights, scales, draw.tokens, lengths)
+    for name, (_, epsilon) in draw.noise.items():
+        logits = logits + epsilon * torch.sqrt(read**2 @ torch.exp(2 * study.weights[name].log_sigma).T + 1e-8)
+    return logits
 
 
 # ---- weights: one sample for all time steps and all sequences
@@ -62,39 +150,41 @@ def every_pair(method):
 @pytest.mark.parametrize("name", MODELS)
 def test_weight_noise_is_shared_by_all_sequences_of_a_batch(name):
     """The same sequence twice in a batch, no noise on the head's output: the same logits bit for bit."""
-    model = randomise(MODELS[name](), 1)
-    model.local_noise = ()
-    model, method = prepared(name, model=model)
-    outputs = drawn(model, method, 0)[1]
-    by_sequence = outputs if outputs.dim() == 2 else outputs.transpose(0, 1)
-    assert torch.equal(by_sequence[0], by_sequence[2]) and not torch.equal(by_sequence[0], by_sequence[1])
+    model, _ = prepared(name)
+    model.head.local_noise = False
+    outputs = by_sequence(drawn(model, 0)[1])
+    assert torch.equal(outputs[0], outputs[2]) and not torch.equal(outputs[0], outputs[1])
 
 
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize(("name", "groups"), CASES)
 def test_the_output_is_that_of_one_set_of_weights_and_one_scale_a_sequence(name, groups, padded):
     """Rebuilt from the draw by the step loop: the weights at all steps, z of each sequence at all its steps, ε at the head."""
-    model, method = prepared(name, groups)
+    model, study = prepared(name, groups)
     lengths = torch.tensor([4, 2, 4, 3]) if padded else None
-    draw, outputs = drawn(model, method, 0, lengths=lengths)
-    weights, noise = dict(draw.weights), draw.noise.get("head")
-    expected, _, read = logits_by_hand(model, weights, draw.scales, draw.tokens, lengths)
-    if noise is not None:  # the authors: std = sqrt(h² σ² + 1e-8), the same noise of a sequence at all time steps
-        variance = torch.exp(2 * method.log_sigma["head/weight"])
+    draw, outputs = drawn(model, 0, lengths=lengths)
+    assert {*draw.weights, *draw.noise} == set(study.weights)
+    expected, _, read = logits_by_hand(model, draw.weights, draw.scales, draw.tokens, lengths)
+    if noise := draw.noise.get("head.weight"):
+        # the authors: std = sqrt(h² σ² + 1e-8), the same noise of a sequence at all time steps
+        variance = torch.exp(2 * study.weights["head.weight"].log_sigma)
         expected = expected + noise[1] * torch.sqrt(read**2 @ variance.T + 1e-8)
-        assert noise[1].shape == (4, model.head.out_features) and "head.weight" not in weights
-    else:
-        assert "head.weight" in weights
+        assert noise[1].shape == (4, model.head.out_features)
     assert error(outputs, expected) <= 1e-12
 
 
 def test_who_takes_its_noise_on_the_output():
     """Classifiers and character models: the last layer. The word model: nobody (the authors' BayesianDense_noLRT)."""
-    found = {name: set(prepared(name)[1].sample(Batch(TOKENS, TOKENS, None)).noise) for name in MODELS}
+    found = {}
+    for name in MODELS:
+        draw, outputs = drawn(prepared(name)[0], 0)
+        found[name] = set(draw.noise)
+        same = torch.equal(by_sequence(outputs)[0], by_sequence(outputs)[2])  # one ε a sequence tells equal ones apart
+        assert same == (not draw.noise)
     assert found == {
-        "classifier": {"head"},
-        "classifier, 2 layers": {"head"},
-        "character model": {"head"},
+        "classifier": {"head.weight"},
+        "classifier, 2 layers": {"head.weight"},
+        "character model": {"head.weight"},
         "word model": set(),
         "bidirectional": set(),
     }
@@ -103,33 +193,20 @@ def test_who_takes_its_noise_on_the_output():
 @pytest.mark.parametrize(("name", "groups"), CASES)
 def test_drawn_weights_are_theta_plus_sigma_times_standard_noise(name, groups):
     """Over 400 draws (w − θ)/σ has mean 0 and variance 1, every weight and group variable, within five standard errors."""
-    model, method = prepared(name, groups)
+    model, study = prepared(name, groups)
     with torch.no_grad():
-        for i, (_, log_sigma) in enumerate(every_pair(method)):
+        for i, (_, log_sigma) in enumerate(every_pair(study)):
             log_sigma.copy_(-1 + 0.5 * randn(*log_sigma.shape, seed=i))
-    touched, samples = TOKENS.unique(), {}
-    torch.manual_seed(0)
+    samples = {}
     with torch.no_grad():
-        for _ in range(400):
-            draw = method.sample(Batch(TOKENS, TOKENS, None))
+        for step in range(400):
+            draw, _ = drawn(model, step)
+            study.after_step()
             for key, value in (draw.weights | draw.scales).items():
                 samples.setdefault(key, []).append(value)
-    words = {"embedding.weight": 0, "embedding.input": 0, "lstm.weight_ih_l0": 1, "lstm.weight_ih_l0_reverse": 1}
-    words |= {"lstm.input_l0": 0, "lstm.input_l0_reverse": 0}
-    if "classifier" in name:
-        del words["lstm.weight_ih_l0"], words["lstm.input_l0"]
+    assert set(samples) >= set(study.weights) - set(draw.noise)
     for key, values in samples.items():
-        kind, _, suffix = key.rpartition(".")[2].partition("_")
-        if kind == "weight":
-            theta, log_sigma = model.get_parameter(key), method.log_sigma[key.replace(".", "/")]
-        else:
-            axis = {"recurrent": "hidden", "output": "hidden"}.get(kind, kind) + (
-                f"_{suffix}" if kind != "input" else ""
-            )
-            axis = "vocabulary" if key in words else axis
-            theta, log_sigma = method.group_theta[axis], method.group_log_sigma[axis]
-        if key in words:
-            theta, log_sigma = (p.index_select(words[key], touched) for p in (theta, log_sigma))
+        theta, log_sigma = pair_of(model, study, key)
         standard = (torch.stack(values) - theta) / log_sigma.exp()
         count = standard.shape[0]
         rows = standard.reshape(count, -1)
@@ -141,7 +218,7 @@ def test_drawn_weights_are_theta_plus_sigma_times_standard_noise(name, groups):
 
 def test_which_axes_take_group_variables():
     """1812.05692: classifiers open words with every letter; language models words for Voc only, else neurons and gates."""
-    opened = {(name, g): sorted(prepared(name, g)[1].group_theta) for name, g in CASES}
+    opened = {(name, g): sorted(prepared(name, g)[1].groups) for name, g in CASES}
     assert opened["classifier", ""] == opened["character model", ""] == []
     assert opened["classifier", "voc"] == opened["character model", "voc"] == ["vocabulary"]
     assert opened["classifier", "wn"] == ["hidden_l0", "input", "vocabulary"]
@@ -160,11 +237,11 @@ def test_which_axes_take_group_variables():
 
 def test_start_is_log_sigma_minus_three_and_group_means_one():
     model = MODELS["classifier"]()
-    method = SparseVD("wgn")
-    method.prepare(model, Plan(epochs=1, batch_size=1), N_EXAMPLES, STEPS_PER_EPOCH)
-    assert all((p == -3).all() for p in [*method.log_sigma.values(), *method.group_log_sigma.values()])
-    assert all((p == 1).all() for p in method.group_theta.values())
-    assert {n.replace("/", ".") for n in method.log_sigma} == {n for n, p in model.named_parameters() if p.dim() == 2}
+    matrices = {n for n, p in model.named_parameters() if p.dim() == 2}
+    study = studied(model, SparseVD(kinds="wgn"))
+    assert all((log_sigma == -3).all() for _, log_sigma in every_pair(study))
+    assert all((group.theta == 1).all() for group in study.groups.values())
+    assert set(study.weights) == matrices
 
 
 # ---- scales: one sample a sequence
@@ -173,27 +250,27 @@ def test_start_is_log_sigma_minus_three_and_group_means_one():
 @pytest.mark.parametrize("name", ["classifier", "character model", "bidirectional"])
 def test_scale_noise_differs_between_sequences(name):
     """Weights without noise: two equal sequences of a batch still get different outputs, by their scales alone."""
-    model, method = prepared(name, "wgn", log_sigma=-40.0)
-    method.model.local_noise = ()
-    draw, outputs = drawn(model, method, 0)
-    by_sequence = outputs if outputs.dim() == 2 else outputs.transpose(0, 1)
-    assert error(by_sequence[0], by_sequence[2]) > 1e-3
+    model, _ = prepared(name, "wgn", log_sigma=-40.0)
+    model.head.local_noise = False
+    draw, outputs = drawn(model, 0)
+    assert error(by_sequence(outputs)[0], by_sequence(outputs)[2]) > 1e-3
+    assert draw.scales
     for scale in draw.scales.values():
         assert scale.shape[0] == 4 and all((scale[a] != scale[b]).all() for a in range(4) for b in range(a))
 
 
 def test_one_neuron_has_one_scale_wherever_it_is_read():
-    draw, _ = drawn(*prepared("classifier, 2 layers", "wgn"), 0)
+    draw, _ = drawn(prepared("classifier, 2 layers", "wgn")[0], 0)
     for layer in ("l0", "l1"):
         assert torch.equal(draw.scales[f"lstm.recurrent_{layer}"], draw.scales[f"lstm.output_{layer}"])
     assert "lstm.input_l1" not in draw.scales  # the output scale below is it
 
 
 def test_the_same_word_in_a_sequence_gets_the_same_factor():
-    model, method = prepared("classifier", "voc")
+    model, _ = prepared("classifier", "voc")
     seen = []
     model.embedding.register_forward_hook(lambda module, given, out: seen.append(out))
-    drawn(model, method, 0)
+    drawn(model, 0)
     (rows,) = seen  # [T, B, I]; sequence 0 is 2 5 2 2
     assert torch.equal(rows[0, 0], rows[2, 0]) and torch.equal(rows[0, 0], rows[3, 0])
     assert (rows[0, 0] != rows[0, 2]).all()  # the same word in another sequence: another factor
@@ -201,28 +278,126 @@ def test_the_same_word_in_a_sequence_gets_the_same_factor():
     assert error(ratio, ratio[:1].expand(4)) <= 1e-12  # … and it is one factor for the whole row
 
 
+# ---- how long a draw lasts: weights a step, scales and ε a pass
+
+
 @pytest.mark.parametrize(("name", "groups"), CASES)
-def test_noise_differs_between_forwards_and_a_seed_repeats_it(name, groups):
-    model, method = prepared(name, groups)
-    (draw, first), (_, second), (_, again) = (drawn(model, method, seed) for seed in (0, 1, 0))
-    assert (first != second).any() and torch.equal(first, again)
-    assert not torch.equal(draw.run(model)[0], first - 1) and torch.equal(draw.run(model)[0], first)
+def test_noise_is_the_same_within_a_step_differs_between_steps_and_a_seed_repeats_it(name, groups):
+    model, study = prepared(name, groups)
+    draw, first = drawn(model, 0)
+    within, other = drawn(model, 1)
+    assert all(torch.equal(w, within.weights[key]) for key, w in draw.weights.items())
+    assert all((z != within.scales[key]).all() for key, z in draw.scales.items())
+    assert all((e != within.noise[key][1]).all() for key, (_, e) in draw.noise.items())
+    assert torch.equal(first, other) == (not draw.scales and not draw.noise)
+    study.after_step()
+    later, second = drawn(model, 1)
+    assert all((w != later.weights[key]).all() for key, w in draw.weights.items()) and (first != second).any()
+    study.after_step()
+    again, third = drawn(model, 0)
+    for one, two in ((draw.weights, again.weights), (draw.scales, again.scales)):
+        assert one.keys() == two.keys() and all(torch.equal(one[key], two[key]) for key in one)
+    assert all(torch.equal(e, again.noise[key][1]) for key, (_, e) in draw.noise.items()) and torch.equal(first, third)
+
+
+def test_a_step_is_over_when_the_optimiser_has_moved():
+    model, study = prepared("classifier")
+    (draw, outputs), optimizer = drawn(model, 0), torch.optim.SGD(study.parameter_groups(1e-3), lr=0.0)
+    outputs.sum().backward()
+    assert all(torch.equal(w, drawn(model, 1)[0].weights[key]) for key, w in draw.weights.items())
+    optimizer.step()
+    assert all((w != drawn(model, 2)[0].weights[key]).all() for key, w in draw.weights.items())
+
+
+@pytest.mark.parametrize("between", [True, False])
+@pytest.mark.parametrize(("name", "groups"), CASES)
+def test_micro_batches_of_a_step_share_one_draw_of_the_weights_and_their_gradients_add_up(name, groups, between):
+    """A backward pass after each (`between`) or after both; the words of the second are partly those of the first."""
+    model, study = prepared(name, groups)
+    leaves = [p for pair in every_pair(study) for p in pair]
+    leaves += [p for n, p in model.named_parameters() if "bias" in n]
+    mine, theirs, draws = 0.0, 0.0, []
+    for seed, tokens in enumerate((TOKENS, torch.tensor([[7, 3, 2], [8, 7, 7], [3, 3, 2]]))):
+        draw, outputs = drawn(model, seed, tokens)
+        projection = randn(*outputs.shape, seed=5 + seed)
+        if between:
+            (outputs * projection).sum().backward()
+        else:
+            mine = mine + (outputs * projection).sum()
+        draws.append(draw)
+        if seed:  # the drawn weight is one: where both calls have it, the first's
+            for key, w in draw.weights.items():
+                at = over_words(model).get(key)
+                if at is None:
+                    assert torch.equal(w, draws[0].weights[key])
+                    draw.weights[key] = draws[0].weights[key]
+        theirs = theirs + (by_plain_autograd(model, study, draw, tokens) * projection).sum()
+    if not between:
+        mine.backward()
+    for leaf, wanted in zip(leaves, torch.autograd.grad(theirs, leaves), strict=True):
+        assert error(leaf.grad, wanted) <= 1e-12
+
+
+@pytest.mark.parametrize("between", [True, False])
+@pytest.mark.parametrize(
+    ("name", "tensor", "dim"), [("classifier", "embedding.weight", 0), ("character model", "lstm.weight_ih_l0", 1)]
+)
+def test_lines_of_words_drawn_in_several_calls_of_a_step_agree_on_common_words(name, tensor, dim, between):
+    model, study = prepared(name)
+    calls = TOKENS, torch.tensor([[7, 3], [8, 2]]), torch.tensor([[3, 3], [5, 3]])
+
+    def lines(*seeds):
+        """word → its line, of each call."""
+        found = []
+        for seed, tokens in zip(seeds, calls, strict=True):
+            draw, outputs = drawn(model, seed, tokens)
+            if between:
+                outputs.sum().backward()
+            drawn_lines = draw.weights[tensor].detach().movedim(dim, 0)
+            found.append(dict(zip(tokens.unique().tolist(), drawn_lines, strict=True)))
+        return found
+
+    first, second, third = lines(0, 1, 2)
+    assert (set(first), set(second), set(third)) == ({2, 5, 7}, {2, 3, 7, 8}, {3, 5})
+    every = third | second | first
+    assert all(torch.equal(line, every[word]) for call in (first, second, third) for word, line in call.items())
+    theta, sigma = study.weights[tensor].theta.movedim(dim, 0), study.weights[tensor].log_sigma.exp().movedim(dim, 0)
+    noise = torch.cat([(line - theta[word]) / sigma[word] for word, line in every.items()])
+    assert len(noise.detach().unique()) == len(noise) and noise.abs().max() < 6  # every number its own
+    study.after_step()
+    assert all((line != every[word]).all() for call in lines(3, 4, 5) for word, line in call.items())
+
+
+def test_factors_of_words_drawn_in_several_calls_of_a_pass_agree_on_common_words():
+    model, study = prepared("classifier", "voc")
+    calls = [torch.tensor(words) for words in ([2, 5, 7], [2, 3, 7, 8], [3, 5])]
+
+    def factors():
+        study.method.now = object()  # as one pass of the model
+        found = [model.embedding.carried.scale("input", 4, words) for words in calls]
+        return [dict(zip(words.tolist(), z.t(), strict=True)) for words, z in zip(calls, found, strict=True)]
+
+    first, second, third = factors()
+    every = third | second | first
+    assert all(torch.equal(z, every[word]) for call in (first, second, third) for word, z in call.items())
+    assert len(torch.cat(list(every.values())).unique()) == 4 * len(every)  # a sequence and word its own
+    assert all((z != every[word]).all() for call in factors() for word, z in call.items())
+
+
+# ---- evaluation
 
 
 @pytest.mark.parametrize(("name", "groups"), CASES)
 def test_eval_is_deterministic_and_by_the_means(name, groups):
-    model, method = prepared(name, groups)
-    masks = method.masks()
-
-    def evaluate():
-        weights, scales = effective(model, method.masks(), method.means())
-        return torch.func.functional_call(model, weights, (TOKENS,), {"scales": scales})[0]
-
-    torch.manual_seed(0)
-    first = evaluate()
-    torch.manual_seed(1)
-    assert torch.equal(first, evaluate())
-    assert error(first, masked_by_hand(model, masks, method.means(), TOKENS)[0]) <= 1e-12
+    model, study = prepared(name, groups)
+    masks, means = study.masks(), study.means()
+    by_hand = masked_by_hand(model, masks, means, TOKENS)[0]
+    for one in (masked(model, masks, means), model.eval()):
+        torch.manual_seed(0)
+        first = one(TOKENS)[0]
+        torch.manual_seed(1)
+        assert torch.equal(first, one(TOKENS)[0])
+        assert error(first, by_hand) <= 1e-12
 
 
 # ---- only the words that occur
@@ -233,23 +408,23 @@ def test_eval_is_deterministic_and_by_the_means(name, groups):
 )
 @pytest.mark.parametrize("groups", ["", "voc"])
 def test_only_words_of_the_batch_are_drawn_and_the_others_feel_their_penalty_alone(name, tensor, dim, groups):
-    model, method = prepared(name, groups)
-    draw, outputs = drawn(model, method, 0)
+    model, study = prepared(name, groups)
+    draw, outputs = drawn(model, 0)
     touched = torch.tensor([2, 5, 7])
     assert draw.weights[tensor].shape[dim] == len(touched)
     assert torch.equal(touched[draw.tokens], TOKENS)
-    pairs = [(model.get_parameter(tensor), method.log_sigma[tensor.replace(".", "/")], dim)]
+    pairs = [(model.get_parameter(tensor), study.weights[tensor].log_sigma, dim)]
     if groups:
         scale = draw.scales["embedding.input" if dim == 0 else "lstm.input_l0"]
         assert scale.shape == (4, len(touched))
-        pairs.append((method.group_theta["vocabulary"], method.group_log_sigma["vocabulary"], 0))
+        pairs.append((study.groups["vocabulary"].theta, study.groups["vocabulary"].log_sigma, 0))
     rest = [word for word in range(V) if word not in touched]
     outputs.square().sum().backward(retain_graph=True)
     for theta, log_sigma, along in pairs:
         for parameter in (theta, log_sigma):
             assert (parameter.grad.movedim(along, 0)[rest] == 0).all()
             assert (parameter.grad.movedim(along, 0)[touched] != 0).all()
-    method.penalty(0).backward()
+    study.penalty().backward()
     for theta, log_sigma, along in pairs:
         plain = plain_kl(t := theta.detach().requires_grad_(), s := log_sigma.detach().requires_grad_()) / N_EXAMPLES
         for parameter, wanted in zip((theta, log_sigma), torch.autograd.grad(plain, (t, s)), strict=True):
@@ -257,63 +432,53 @@ def test_only_words_of_the_batch_are_drawn_and_the_others_feel_their_penalty_alo
             assert (wanted.movedim(along, 0)[rest] != 0).all()
 
 
-def test_gradients_through_a_draw_are_those_of_theta_plus_sigma_epsilon():
+@pytest.mark.parametrize(("name", "groups"), CASES)
+def test_gradients_through_a_draw_are_those_of_theta_plus_sigma_epsilon(name, groups):
     """All of it by plain autograd: ε is read off the draw, the model is the step loop."""
-    model, method = prepared("classifier", "wgn")
-    draw, outputs = drawn(model, method, 0)
-    leaves = [p for pair in every_pair(method) for p in pair] + [p for p in model.parameters() if p.dim() == 1]
+    model, study = prepared(name, groups)
+    draw, outputs = drawn(model, 0)
+    leaves = [p for pair in every_pair(study) for p in pair] + [p for n, p in model.named_parameters() if "bias" in n]
     projection = randn(*outputs.shape, seed=5)
     mine = torch.autograd.grad((outputs * projection).sum(), leaves)
-
-    touched = TOKENS.unique()
-    weights, scales = {}, {}
-    for key, w in draw.weights.items():
-        theta, sigma = model.get_parameter(key), method.log_sigma[key.replace(".", "/")].exp()
-        theta, sigma = (theta[touched], sigma[touched]) if key == "embedding.weight" else (theta, sigma)
-        weights[key] = theta + sigma * ((w - theta) / sigma).detach()
-    axes = {"embedding.input": "vocabulary", "lstm.input_l0": "input", "lstm.gates_l0": "gates_l0"}
-    axes |= {"lstm.recurrent_l0": "hidden_l0", "lstm.output_l0": "hidden_l0"}
-    for key, z in draw.scales.items():
-        theta, sigma = method.group_theta[axes[key]], method.group_log_sigma[axes[key]].exp()
-        theta, sigma = (theta[touched], sigma[touched]) if key == "embedding.input" else (theta, sigma)
-        scales[key] = theta + sigma * ((z - theta) / sigma).detach()
-    p = {n: q for n, q in model.named_parameters()} | weights
-    cells = {n.removeprefix("lstm."): q for n, q in p.items() if n.startswith("lstm.")}
-    own = {n.removeprefix("lstm."): s for n, s in scales.items() if n.startswith("lstm.")}
-    factor = torch.stack([scales["embedding.input"][b, draw.tokens[:, b]] for b in range(4)], 1)[:, :, None]
-    y, _ = step_loop(model.lstm, cells, p["embedding.weight"][draw.tokens] * factor, scales=own)
-    variance = torch.exp(2 * method.log_sigma["head/weight"])
-    logits = y[-1] @ p["head.weight"].T + p["head.bias"]
-    logits = logits + draw.noise["head"][1] * torch.sqrt(y[-1] ** 2 @ variance.T + 1e-8)
-    theirs = torch.autograd.grad((logits * projection).sum(), leaves)
+    theirs = torch.autograd.grad((by_plain_autograd(model, study, draw) * projection).sum(), leaves)
     assert all(error(a, b) <= 1e-12 for a, b in zip(mine, theirs, strict=True))
 
 
 # ---- the head's noise on its output
 
 
+def noisy_layer():
+    """A linear layer that takes its noise on the output, inside a model, and its σ."""
+    model = nn.Sequential(Linear(4, 3)).double()
+    model[0].local_noise = True
+    study = studied(model, SparseVD())
+    with torch.no_grad():
+        study.weights["0.weight"].log_sigma.copy_(randn(3, 4, seed=2) - 1)
+    return model, model[0], (randn(3, 4, seed=2) - 1).exp()
+
+
 def test_local_noise_has_the_mean_and_variance_of_weight_noise():
     """W ~ N(θ, σ²) 100,000 times, against the same number of ε: both moments within five standard errors."""
     torch.manual_seed(0)
-    n, layer, x = 100_000, Linear(4, 3).double(), randn(1, 4, seed=1)
-    sigma = (randn(3, 4, seed=2) - 1).exp()
+    n, x = 100_000, randn(1, 4, seed=1)
+    model, layer, sigma = noisy_layer()
     with torch.no_grad():
-        sums = (
-            F.linear(x, layer.weight)
-            + torch.einsum("noi,i->no", sigma * torch.randn(n, 3, 4).double(), x[0])
-            + layer.bias
-        )
-        local = layer(x.expand(n, 4), (sigma**2, torch.randn(n, 3).double()))
+        mean = F.linear(x, layer.weight, layer.bias)
+        sums = mean + torch.einsum("noi,i->no", sigma * torch.randn(n, 3, 4).double(), x[0])
+        local = model(x.expand(n, 4))
         exact = x**2 @ (sigma**2).T
     for sample in (sums, local):
-        assert ((sample.mean(0) - layer(x)).abs() < 5 * (exact / n).sqrt()).all()
+        assert ((sample.mean(0) - mean).abs() < 5 * (exact / n).sqrt()).all()
         assert ((sample.var(0) - exact).abs() < 5 * exact * math.sqrt(2 / n)).all()
 
 
 def test_local_noise_has_one_epsilon_a_sequence_for_all_steps():
-    layer, x = Linear(4, 3).double(), randn(6, 2, 4)
-    sigma, epsilon = randn(3, 4, seed=2).exp(), randn(2, 3, seed=3)
-    noise = (layer(x, (sigma**2, epsilon)) - layer(x)) / torch.sqrt(x**2 @ (sigma**2).T + 1e-8)
+    (model, layer, sigma), x, seen = noisy_layer(), randn(6, 2, 4), []
+    ask = layer.carried.noise
+    vars(layer.carried)["noise"] = lambda *of: seen.append(ask(*of)) or seen[-1]
+    noise = (model(x) - F.linear(x, layer.weight, layer.bias)) / torch.sqrt(x**2 @ (sigma**2).T + 1e-8)
+    ((variance, epsilon),) = seen
+    assert epsilon.shape == (2, 3) and error(variance, sigma**2) <= 1e-12
     assert error(noise, epsilon.expand(6, 2, 3)) <= 1e-12
 
 
@@ -369,12 +534,12 @@ def test_the_fit_of_the_paper_s_code_is_its_formula_and_flat_beyond_eight():
         assert error(x, y) <= 1e-12
 
 
-def test_the_plan_chooses_the_fit():
+def test_the_options_choose_the_fit():
     totals = {}
     for fit in ("molchanov", "1812.05692"):
-        _, method = prepared("classifier", "wgn", kl_fit=fit)
-        totals[fit] = method.penalty(0).item() * N_EXAMPLES
-        assert totals[fit] == pytest.approx(sum(kl(*pair, fit).item() for pair in every_pair(method)))
+        _, study = prepared("classifier", "wgn", kl_fit=fit)
+        totals[fit] = study.penalty().item() * N_EXAMPLES
+        assert totals[fit] == pytest.approx(sum(kl(*pair, fit).item() for pair in every_pair(study)))
     assert totals["molchanov"] != totals["1812.05692"]
 
 
@@ -453,26 +618,32 @@ def test_the_fit_of_the_kl_is_within_a_hundredth_of_a_nat_everywhere():
 # ---- what it adds to the loss, and when
 
 
+def charges(study):
+    """Name → its KL in nats."""
+    items = (study.weights | study.groups).items()
+    return {name: plain_kl(item.theta, item.log_sigma).item() for name, item in items}
+
+
 def test_penalty_is_the_kl_of_every_weight_and_group_variable_over_the_examples():
-    _, method = prepared("classifier", "wgn", kl_weight=0.7)
-    total = sum(plain_kl(theta, log_sigma) for theta, log_sigma in every_pair(method))
-    assert method.penalty(0).item() == pytest.approx(0.7 * total.item() / N_EXAMPLES, rel=1e-12)
-    assert len(every_pair(method)) == 4 + 4
+    _, study = prepared("classifier", "wgn", kl_weight=0.7)
+    total = sum(plain_kl(theta, log_sigma) for theta, log_sigma in every_pair(study))
+    assert study.penalty().item() == pytest.approx(0.7 * total.item() / N_EXAMPLES, rel=1e-12)
+    assert len(every_pair(study)) == 4 + 4
 
 
 def test_the_variables_of_neurons_may_be_charged_more_than_weights_and_words():
-    _, method = prepared("classifier", "wgn", kl_weight=0.5, kl_weight_neurons=2.0, kl_full=2.0)
-    charged = {name: plain_kl(theta, log_sigma).sum() for name, theta, log_sigma in method._pairs()}
+    _, study = prepared("classifier", "wgn", kl_weight=0.5, kl_weight_neurons=2.0, kl_full=2.0)
+    charged = charges(study)
     neurons = sum(charged.pop(name) for name in ("input", "hidden_l0", "gates_l0"))
-    expected = (0.5 * sum(charged.values()) + 2.0 * neurons).item() / N_EXAMPLES
-    assert method.penalty(10**6).item() == pytest.approx(expected, rel=1e-12)
-    assert method.penalty(STEPS_PER_EPOCH).item() == pytest.approx(expected / 2, rel=1e-12)
+    expected = (0.5 * sum(charged.values()) + 2.0 * neurons) / N_EXAMPLES
+    assert study.method.penalty(10**6).item() == pytest.approx(expected, rel=1e-12)
+    assert study.method.penalty(STEPS_PER_EPOCH).item() == pytest.approx(expected / 2, rel=1e-12)
 
 
 @pytest.mark.parametrize("peak", [0.0, 5.0])
 def test_pressing_neurons_and_the_rest_may_end_at_an_epoch(peak):
-    _, method = prepared("classifier", "wgn", kl_weight_neurons=20.0, kl_peak=peak, kl_settle=3.0)
-    charged = {name: plain_kl(theta, log_sigma).sum().item() for name, theta, log_sigma in method._pairs()}
+    _, study = prepared("classifier", "wgn", kl_weight_neurons=20.0, kl_peak=peak, kl_settle=3.0)
+    charged, method = charges(study), study.method
     neurons = sum(charged[name] for name in ("input", "hidden_l0", "gates_l0"))
     extra = 19 * neurons + (4 * (sum(charged.values()) - neurons) if peak else 0)
     assert method.kl_weight(0) == (peak or 1.0) and method.kl_weight(0, neurons=True) == 20.0
@@ -485,7 +656,7 @@ def test_pressing_neurons_and_the_rest_may_end_at_an_epoch(peak):
 @pytest.mark.parametrize("press", [0.0, 3.5])
 def test_kl_weight_is_zero_then_a_straight_line_then_full(neurons, peak, press):
     schedule = {"kl_start": 1.0, "kl_full": 3.0, "kl_peak": peak, "kl_press": press, "kl_settle": 4.0}
-    _, method = prepared("classifier", kl_weight=0.8, **schedule)
+    method = prepared("classifier", kl_weight=0.8, **schedule)[1].method
     weights = [method.kl_weight(step, neurons) for step in range(45)]
     pressed = 2.0 if peak and not neurons else 0.8
     assert weights[:11] == [0.0] * 11 and weights[40:] == [0.8] * 5
@@ -496,157 +667,220 @@ def test_kl_weight_is_zero_then_a_straight_line_then_full(neurons, peak, press):
 
 
 def test_without_a_warm_up_the_kl_is_full_from_the_first_step():
-    _, method = prepared("classifier", kl_weight=1.0)
+    method = prepared("classifier", kl_weight=1.0)[1].method
     assert [method.kl_weight(step) for step in (0, 1, 100)] == [1.0, 1.0, 1.0]
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.AdamW])
 def test_log_sigma_gets_no_weight_decay_whatever_the_optimiser_is_set_to(optimizer):
-    model, method = prepared("classifier", "wgn")
-    groups = [{"params": list(model.parameters())}, *method.parameter_groups(method.plan)]
-    run = optimizer(groups, lr=0.1, weight_decay=0.5)
-    before = [log_sigma.detach().clone() for _, log_sigma in every_pair(method)]
+    model, study = prepared("classifier", "wgn")
+    run = optimizer(study.parameter_groups(0.1), lr=0.1, weight_decay=0.5)
+    before = [(theta.detach().clone(), log_sigma.detach().clone()) for theta, log_sigma in every_pair(study)]
     for group in run.param_groups:
         for parameter in group["params"]:
             parameter.grad = torch.zeros_like(parameter)
     run.step()
-    assert all(torch.equal(new, old) for (_, new), old in zip(every_pair(method), before, strict=True))
+    for (theta, log_sigma), (old_theta, old_log_sigma) in zip(every_pair(study), before, strict=True):
+        assert torch.equal(log_sigma, old_log_sigma) and (theta != old_theta).all()
 
 
-def test_the_optimiser_gets_every_parameter_of_the_method_once():
-    model, method = prepared("classifier", "wgn")
-    given = [p for group in method.parameter_groups(method.plan) for p in group["params"]]
-    assert {id(p) for p in given} == {id(p) for p in method.parameters()} and len(given) == len(set(map(id, given)))
-    assert not {id(p) for p in given} & {id(p) for p in model.parameters()}
-    assert not {id(p) for p in method.parameters()} & {id(p) for p in model.parameters()}
+def test_the_optimiser_gets_every_parameter_once_and_the_model_s_own_apart():
+    model = randomise(MODELS["classifier"](), 1).requires_grad_(True)
+    own = list(model.parameters())
+    _, study = prepared("classifier", "wgn", model=model)
+    first, *more = study.parameter_groups(0.1)
+    given = [p for group in more for p in group["params"]]
+    assert {id(p) for p in given} == {id(p) for p in study.parameters()} and len(given) == len(set(map(id, given)))
+    assert [id(p) for p in first["params"]] == [id(p) for p in own]
+    assert not {id(p) for p in given} & {id(p) for p in own}
+    assert {id(p) for p in (*given, *own)} == {id(p) for p in model.parameters()}
+    assert {id(p) for p in given} == {id(p) for pair in every_pair(study) for p in pair} - {id(p) for p in own}
 
 
 # ---- training, and what is kept
 
 
-def train(model, method, steps, optimizer):
+def train(model, study, steps, optimizer):
     target = torch.tensor([0, 1, 0, 1])
     for step in range(steps):
-        _, outputs = drawn(model, method, step)
-        loss = F.cross_entropy(outputs, target) + method.penalty(step)
+        _, outputs = drawn(model, step)
+        loss = F.cross_entropy(outputs, target) + study.penalty()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
+        study.after_step()
 
 
-def adam(model, method):
-    return torch.optim.Adam([{"params": list(model.parameters()), "lr": 0.02}, *method.parameter_groups(method.plan)])
+def adam(study):
+    return torch.optim.Adam(study.parameter_groups(0.02))
 
 
 @pytest.mark.parametrize("groups", ["", "wgn"])
 def test_output_changes_after_an_optimizer_step(groups):
-    model, method = prepared("classifier", groups)
-    before, theta = drawn(model, method, 0)[1], {n: p.detach().clone() for n, p in model.named_parameters()}
-    log_sigma = [s.detach().clone() for _, s in every_pair(method)]
-    train(model, method, 1, adam(model, method))
-    assert (drawn(model, method, 0)[1] != before).all()
-    assert all((p != theta[n]).any() for n, p in model.named_parameters())
-    assert all((s != old).all() for (_, s), old in zip(every_pair(method), log_sigma, strict=True))
+    model, study = prepared("classifier", groups)
+    before, parameters = drawn(model, 0)[1], {n: p.detach().clone() for n, p in model.named_parameters()}
+    train(model, study, 1, adam(study))
+    assert (drawn(model, 0)[1] != before).all()
+    assert all((p != parameters[n]).any() for n, p in model.named_parameters())
+    assert all((s != parameters[n]).all() for n, s in model.named_parameters() if n.endswith(".log_sigma"))
+    assert sum(n.endswith(".log_sigma") for n in parameters) == len(every_pair(study))
 
 
 def test_pruned_weights_stay_zero_after_100_adam_steps_with_momentum():
     """The masks are read once and applied again: whatever momentum does to θ, what evaluates is exactly zero."""
-    model, method = prepared("classifier", "wgn", log_sigma=-2.0)
-    optimizer = adam(model, method)
-    train(model, method, 10, optimizer)
-    masks = method.masks(threshold=0.0)
+    model, study = prepared("classifier", "wgn", log_sigma=-2.0)
+    optimizer = adam(study)
+    train(model, study, 10, optimizer)
+    masks = study.masks(threshold=0.0)
     theta = {name: p.detach().clone() for name, p in model.named_parameters()}
-    train(model, method, 100, optimizer)
-    weights, scales = effective(model, masks, method.means())
-    for name, weight in weights.items():
-        assert (~masks.weights[name]).any() and (weight[~masks.weights[name]] == 0).all()
+    train(model, study, 100, optimizer)
+    small = masked(model, masks, study.means())
+    assert set(masks.weights) == set(study.weights)
+    for name, mask in masks.weights.items():
+        weight = small.get_parameter(name)
+        assert (~mask).any() and (weight[~mask] == 0).all()
         assert (model.get_parameter(name) != theta[name]).any()
-        assert torch.equal(weight[masks.weights[name]], model.get_parameter(name)[masks.weights[name]])
+        assert torch.equal(weight[mask], model.get_parameter(name)[mask])
     for axis in masks.axes:
         for member in axis.having("scale"):
-            assert (scales[member.tensor][0, ~masks.group(axis)] == 0).all()
+            layer, _, own = member.tensor.rpartition(".")
+            scale, kept = small.get_submodule(layer).carried.scale(own, 1)[0], masks.group(axis)
+            assert (scale[~kept] == 0).all() and torch.equal(scale[kept], study.means()[axis.name][kept])
 
 
 @pytest.mark.parametrize(("name", "groups"), CASES)
 def test_what_is_kept_has_squared_signal_to_noise_above_e_to_minus_three(name, groups):
-    model, method = prepared(name, groups, log_sigma=0.5, log_sigma_groups=1.4)
-    masks = method.masks()
-    assert set(masks.groups) == set(method.group_theta) and set(masks.weights) == set(method.theta)
-    for key, theta in method.theta.items():
-        wanted = theta.detach() ** 2 / torch.exp(2 * method.log_sigma[key.replace(".", "/")].detach()) > math.exp(-3)
+    _, study = prepared(name, groups, log_sigma=0.5, log_sigma_groups=1.4)
+    masks = study.masks()
+    assert set(masks.groups) == set(study.groups) and set(masks.weights) == set(study.weights)
+    for key, item in study.weights.items():
+        wanted = item.theta.detach() ** 2 / torch.exp(2 * item.log_sigma.detach()) > math.exp(-3)
         assert torch.equal(masks.weights[key], wanted) and wanted.any() and not wanted.all()
     assert all(kept.all() for kept in masks.groups.values())  # μ = 1: log α = 2.8
     with torch.no_grad():
-        for k in method.group_log_sigma:
-            method.group_log_sigma[k].copy_(torch.linspace(1.3, 1.61, len(method.group_log_sigma[k])))
-    for k, kept in method.masks().groups.items():
-        assert torch.equal(kept, method.group_log_sigma[k] < 1.5)
+        for group in study.groups.values():
+            group.log_sigma.copy_(torch.linspace(1.3, 1.61, group.size))
+    for key, kept in study.masks().groups.items():
+        assert torch.equal(kept, study.groups[key].log_sigma < 1.5)
 
 
 def test_log_alpha_is_read_between_minus_eight_and_eight():
-    model, method = prepared("classifier", "wgn", log_sigma=-30.0, log_sigma_groups=30.0)
-    found = method.log_alpha()
-    assert set(found) == {*method.theta, *method.group_theta}
-    assert all((found[name] == -8).all() for name in method.theta)
-    assert all((found[name] == 8).all() for name in method.group_theta)
+    _, study = prepared("classifier", "wgn", log_sigma=-30.0, log_sigma_groups=30.0)
+    found = study.scores()
+    assert set(found) == {*study.weights, *study.groups}
+    assert all((found[name] == -8).all() for name in study.weights)
+    assert all((found[name] == 8).all() for name in study.groups)
 
 
 def test_biases_have_no_posterior():
-    _, method = prepared("classifier", "wgn")
-    assert not any("bias" in name for name in [*method.log_sigma, *method.theta])
-    draw = method.sample(Batch(TOKENS, TOKENS, None))
+    model, study = prepared("classifier", "wgn")
+    assert not any("bias" in name for name in [*study.weights, *study.groups])
+    assert not any("bias" in name for name, _ in model.named_parameters() if ".carried." in name)
+    draw, _ = drawn(model, 0)
     assert not any("bias" in name for name in draw.weights)
+    for layer, name in ((model.lstm, "bias_ih_l0"), (model.lstm, "bias_hh_l0"), (model.head, "bias")):
+        assert layer.used(name) is getattr(layer, name)
+
+
+# ---- what is kept may be fixed and trained on
+
+
+@pytest.mark.parametrize(("name", "groups"), CASES)
+def test_fine_tuning_decides_once(name, groups):
+    """After half of the training: then θ and log σ may go where they like, the masks stay, without noise and penalty."""
+    model, study = prepared(name, groups, log_sigma=0.5, log_sigma_groups=1.4, fine_tune=0.5)
+    with torch.no_grad():
+        for group in study.groups.values():
+            group.log_sigma.copy_(torch.linspace(1.3, 1.61, group.size))
+    wanted = {
+        name: item.theta**2 / torch.exp(2 * item.log_sigma) > math.exp(-3) for name, item in study.weights.items()
+    }
+    wanted |= {name: group.log_sigma < 1.5 for name, group in study.groups.items()}
+    for step in range(EPOCHS * STEPS_PER_EPOCH // 2):
+        assert not study.method.fixed and study.penalty() > 0
+        draw, _ = drawn(model, step)
+        study.after_step()
+    study.after_step()
+    assert study.method.fixed and all((w != 0).all() for w in draw.weights.values())
+
+    scores = {name: score.clone() for name, score in study.scores().items()}
+    with torch.no_grad():
+        for i, ((theta, log_sigma), kept) in enumerate(zip(every_pair(study), wanted.values(), strict=True)):
+            theta.copy_(randn(*theta.shape, seed=50 + i))
+            log_sigma.copy_(theta.abs().log() + torch.where(kept, 3.0, -3.0))  # now it would be decided the other way
+            assert torch.equal(log_alpha(theta, log_sigma) < 3, ~kept)
+    for _ in range(3):
+        masks = study.masks()
+        found = masks.weights | masks.groups
+        assert found.keys() == wanted.keys() and all(torch.equal(found[name], wanted[name]) for name in wanted)
+        assert all(torch.equal(score, scores[name]) for name, score in study.scores().items())
+        study.after_step()
+    expected = masked_by_hand(model, masks, study.means(), TOKENS)[0]
+    (draw, outputs), (_, again) = drawn(model, 0), drawn(model, 1)
+    assert study.penalty() == 0 and not draw.noise and torch.equal(outputs, again)
+    assert error(outputs, expected) <= 1e-12 and error(model.eval()(TOKENS)[0], expected) <= 1e-12
+    outputs.square().sum().backward()
+    for name, item in (study.weights | study.groups).items():
+        assert (item.theta.grad[~wanted[name]] == 0).all() and item.log_sigma.grad is None
 
 
 # ---- economies of long runs
 
 
 def asleep(name, groups="wgn", numbers=(1,), words=()):
-    """A method whose input and hidden neurons `numbers` and whose `words` have log α far above the cut; noise is tiny."""
-    model, method = prepared(name, groups, log_sigma=-20.0, log_sigma_groups=-20.0, sleep_above=5.0)
-    gone = {a.name: list(words if a.kind == "vocabulary" else numbers) for a in method.group_axes if a.kind != "gates"}
+    """A study whose input and hidden neurons `numbers` and whose `words` have log α far above the cut; noise is tiny."""
+    model, study = prepared(name, groups, log_sigma=-20.0, log_sigma_groups=-20.0, sleep_above=5.0)
+    gone = {
+        name: list(words if group.kind == "vocabulary" else numbers)
+        for name, group in study.groups.items()
+        if group.kind != "gates"
+    }
     with torch.no_grad():
         for axis, which in gone.items():
-            method.group_log_sigma[axis][which] = 4.0
-    return model, method, gone
+            study.groups[axis].log_sigma[which] = 4.0
+    return model, study, gone
 
 
-def descent(model, method):
+def descent(model):
     """Plain gradient descent on everything."""
-    return torch.optim.SGD([*model.parameters(), *method.parameters()], lr=0.1)
+    return torch.optim.SGD(model.parameters(), lr=0.1)
 
 
 @pytest.mark.parametrize("words", [(), (5, 8)])
 @pytest.mark.parametrize("padded", [False, True])
 @pytest.mark.parametrize("name", ["classifier", "character model", "word model"])
 def test_a_step_without_sleepers_is_a_step_with_them_scaled_by_zero_and_leaves_them_as_they_are(name, padded, words):
-    model, method, gone = asleep(name, words=words)
-    batch = Batch(TOKENS, TOKENS, torch.tensor([4, 2, 4, 3]) if padded else None)
-    before = {n: p.detach().clone() for n, p in [*model.named_parameters(), *method.named_parameters()]}
-    whole, scales = {n: p.detach().clone().requires_grad_() for n, p in model.named_parameters()}, {}
-    for axis in method.group_axes:
-        z = method.group_theta[axis.name].detach().clone()
-        z[gone.get(axis.name, [])] = 0
-        scales |= {member.tensor: z[None] for member in axis.having("scale")}
-    expected = logits_by_hand(model, whole, scales, TOKENS, batch.lengths)[0]
+    model, study, gone = asleep(name, words=words)
+    model.head.local_noise = False  # its 1e-8 is more than these σ
+    lengths = torch.tensor([4, 2, 4, 3]) if padded else None
+    before = {n: p.detach().clone() for n, p in model.named_parameters()}
+    groups = {
+        axis: (group.theta.detach().clone(), group.log_sigma.detach().clone()) for axis, group in study.groups.items()
+    }
+    whole, scales = {n: p.clone().requires_grad_() for n, p in before.items() if ".carried." not in n}, {}
+    for axis in study.method.axes:
+        if axis.name in study.groups:
+            z = groups[axis.name][0].clone()
+            z[gone.get(axis.name, [])] = 0
+            scales |= {member.tensor: z[None] for member in axis.having("scale")}
+    expected = logits_by_hand(model, whole, scales, TOKENS, lengths)[0]
     slopes = dict(zip(whole, torch.autograd.grad(expected.square().sum(), list(whole.values())), strict=True))
 
-    optimizer = descent(model, method)
-    with method.resting(optimizer):
-        draw = method.sample(batch)
-        draw.noise = {}
+    optimizer = descent(model)
+    with study.method.without_pruned(model, optimizer):
+        draw, outputs = drawn(model, 0, lengths=lengths)
         assert draw.weights["lstm.weight_hh_l0"].shape == (16, 4)
-        outputs = draw.run(model, batch.lengths)[0]
         assert error(outputs, expected.detach()) <= 1e-7  # σ is e^−20
         outputs.square().sum().backward()
         optimizer.step()
-    after = {n: p.detach() for n, p in [*model.named_parameters(), *method.named_parameters()]}
+        study.after_step()
+    after = {n: p.detach() for n, p in model.named_parameters()}
     for n, slope in slopes.items():
         assert torch.allclose(after[n], before[n] - 0.1 * slope, rtol=1e-4, atol=1e-6)
     for axis, which in gone.items():
-        assert torch.equal(after[f"group_theta.{axis}"][which], before[f"group_theta.{axis}"][which])
-        assert torch.equal(after[f"group_log_sigma.{axis}"][which], before[f"group_log_sigma.{axis}"][which])
-    assert method.sample(batch).weights["lstm.weight_hh_l0"].shape == (20, 5)  # whole again
+        assert torch.equal(study.groups[axis].theta[which], groups[axis][0][which])
+        assert torch.equal(study.groups[axis].log_sigma[which], groups[axis][1][which])
+    assert drawn(model, 0)[0].weights["lstm.weight_hh_l0"].shape == (20, 5)  # whole again
 
 
 def test_the_optimiser_s_moments_are_cut_and_put_back_with_their_parameter():
@@ -674,66 +908,71 @@ def test_the_optimiser_s_moments_are_cut_and_put_back_with_their_parameter():
         assert torch.equal(cut(value, lines) if value.dim() else value, other.state[small][name])
 
 
-def test_what_was_cut_is_put_back_when_an_epoch_breaks_off():
-    model, method, _ = asleep("classifier", words=(5,))
+@pytest.mark.parametrize("reached", ["nothing", "a draw", "its gradient"])
+def test_what_was_cut_is_put_back_when_an_epoch_breaks_off(reached):
+    model, study, _ = asleep("classifier", words=(5,))
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
-    with pytest.raises(KeyboardInterrupt), method.resting(descent(model, method)):
+    with pytest.raises(KeyboardInterrupt), study.method.without_pruned(model, descent(model)):
+        if reached != "nothing":
+            draw, outputs = drawn(model, 0)
+            assert draw.weights["lstm.weight_hh_l0"].shape == (16, 4)
+        if reached == "its gradient":
+            outputs.sum().backward()
         raise KeyboardInterrupt
     assert all(torch.equal(p, before[n]) for n, p in model.named_parameters())
-    assert method.sample(Batch(TOKENS, TOKENS, None)).weights["lstm.weight_hh_l0"].shape == (20, 5)
+    assert drawn(model, 0)[0].weights["lstm.weight_hh_l0"].shape == (20, 5)
 
 
 def test_the_last_neuron_and_the_last_word_stay_awake():
-    model, method, _ = asleep("classifier", numbers=(0, 1, 2, 3), words=range(V))  # all 4 inputs, 4 of 5 hidden neurons
-    with method.resting(descent(model, method)):
+    model, study, _ = asleep("classifier", numbers=(0, 1, 2, 3), words=range(V))  # all 4 inputs, 4 of 5 hidden neurons
+    with study.method.without_pruned(model, descent(model)):
         assert model.embedding.weight.shape == (V, 4) and model.lstm.weight_hh_l0.shape == (4, 1)
 
 
 def test_weights_alone_put_neurons_and_words_to_sleep_by_closure():
     """Without group variables: a neuron all of whose readers are noise, a word all of whose numbers are."""
-    model, method = prepared("classifier", "", sleep_above=5.0)
+    model, study = prepared("classifier", "", sleep_above=5.0)
     with torch.no_grad():
-        for key, dim, at in (("lstm/weight_hh_l0", 1, 2), ("head/weight", 1, 2), ("embedding/weight", 0, 7)):
-            method.log_sigma[key].fill_(-4.0).select(dim, at).fill_(9.0)
-    with method.resting(descent(model, method)):
+        for key, dim, at in (("lstm.weight_hh_l0", 1, 2), ("head.weight", 1, 2), ("embedding.weight", 0, 7)):
+            study.weights[key].log_sigma.fill_(-4.0).select(dim, at).fill_(9.0)
+    with study.method.without_pruned(model, descent(model)):
         assert model.head.weight.shape == (2, 4) and model.embedding.weight.shape == (V - 1, 4)
-        assert method.lines["lstm.weight_hh_l0"][0][1].tolist() == [n for n in range(20) if n % 5 != 2]
+        assert study.method.lines["lstm.weight_hh_l0"][0][1].tolist() == [n for n in range(20) if n % 5 != 2]
 
 
 def test_a_word_that_sleeps_for_want_of_weights_is_not_kept_by_its_variable():
-    _, method, _ = asleep("classifier")
+    _, study, _ = asleep("classifier")
     with torch.no_grad():
-        method.log_sigma["embedding/weight"][7] = 9.0  # all its numbers are noise, its variable is not
-    assert method.masks().groups["vocabulary"].tolist() == [word != 7 for word in range(V)]
-    found = method.log_alpha()
+        study.weights["embedding.weight"].log_sigma[7] = 9.0  # all its numbers are noise, its variable is not
+    assert study.masks().groups["vocabulary"].tolist() == [word != 7 for word in range(V)]
+    found = study.scores()
     assert found["vocabulary"][7] == 8 and (found["embedding.weight"][7] == 8).all()
     assert (found["embedding.weight"][:, 1] == 8).all() and (found["embedding.weight"][0, [0, 2, 3]] == -8).all()
 
 
 def test_a_stack_keeps_its_hidden_neurons_awake():
-    model, method, _ = asleep("classifier, 2 layers")
-    with method.resting(descent(model, method)):
+    model, study, _ = asleep("classifier, 2 layers")
+    with study.method.without_pruned(model, descent(model)):
         assert model.embedding.weight.shape == (V, 3) and model.lstm.weight_hh_l0.shape == (20, 5)
 
 
 def test_binary_masks_are_of_those_awake():
     model = randomise(MODELS["classifier"](), 1).requires_grad_(True)
-    method = BinarySparseVD()
-    method.prepare(model, Plan(epochs=4, batch_size=3, dropout=0.5, sleep_above=5.0), N_EXAMPLES, STEPS_PER_EPOCH)
+    study = studied(model, BinarySparseVD(BinarySparseVDOptions(dropout=0.5, sleep_above=5.0)))
     with torch.no_grad():
-        method.log_sigma["lstm/weight_ih_l0"].fill_(-4.0).select(1, 2).fill_(9.0)
-    with method.resting(descent(model, method)):
-        draw = method.sample(Batch(TOKENS, TOKENS, None))
-        assert draw.scales["lstm.input_l0"].shape == (4, 3) and draw.run(model)[0].shape == (4, 2)
+        study.weights["lstm.weight_ih_l0"].log_sigma.fill_(-4.0).select(1, 2).fill_(9.0)
+    with study.method.without_pruned(model, descent(model)):
+        draw, outputs = drawn(model, 0)
+        assert draw.scales["lstm.input_l0"].shape == (4, 3) and outputs.shape == (4, 2)
 
 
 def test_the_penalty_s_gradient_is_held_for_kl_every_steps_of_an_epoch():
-    _, method = prepared("classifier", "wgn", kl_every=4)
-    pairs = every_pair(method)
+    _, study = prepared("classifier", "wgn", kl_every=4)
+    pairs = every_pair(study)
 
     def gradients(step):
         leaves = [p for pair in pairs for p in pair]
-        return torch.autograd.grad(method.penalty(step), leaves)
+        return torch.autograd.grad(study.method.penalty(step), leaves)
 
     def move():
         with torch.no_grad():

@@ -15,12 +15,16 @@ import pandas as pd
 import pytest
 import tiny
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from sparsernn import tasks
-from sparsernn.study import training
+from sparsernn.nets.layers import GRU, LSTM, RNN
+from sparsernn.nets.masks import Masks
+from sparsernn.study import runs, training
 from sparsernn.study.config import RunConfig
-from sparsernn.study.training import ensure
+from sparsernn.study.evaluation import predictor
+from sparsernn.study.runs import ensure
 
 HERE = Path(__file__).parent
 
@@ -58,16 +62,24 @@ def outcome(directory):
 
 def test_killed_and_resumed_run_is_bit_identical(tmp_path):
     """Slow (about half a minute): six processes, five of them killed at a random moment of their training."""
-    moments, leaf = random.Random(0), Path("tiny-topic/lstm-8/sparse-vd-wgn/quick-s0")
+    moments, leaf, reached = random.Random(0), Path("tiny-topic/lstm-8/sparse-vd-wgn/quick-s0"), []
     with process(tmp_path / "quiet", "tiny-topic", "sparse-vd-wgn") as running:
         assert running.wait() == 0
     for _ in range(5):
         with process(tmp_path / "killed", "tiny-topic", "sparse-vd-wgn") as running:
-            running.stdout.readline()  # the forecast: it trains
+            lines = [running.stdout.readline() for _ in range(3)]  # the forecast and the schedule: it trains
             time.sleep(moments.uniform(0, 0.6))
             running.send_signal(signal.SIGKILL)
+            assert running.wait() == -signal.SIGKILL and lines[0]
+        directory = tmp_path / "killed" / leaf
+        assert not (directory / "record.json").exists(), "the kill came too late to hit the training"
+        checkpoint = directory / "checkpoint.safetensors"
+        if checkpoint.exists():
+            with safe_open(checkpoint, "pt") as file:
+                reached.append(json.loads(file.metadata()["counters"])["epoch"])
     with process(tmp_path / "killed", "tiny-topic", "sparse-vd-wgn") as running:
         assert running.wait() == 0
+    assert len(set(reached)) >= 2, "kills hit the training in different epochs"
     quiet, killed = outcome(tmp_path / "quiet" / leaf), outcome(tmp_path / "killed" / leaf)
     assert quiet[0].keys() == killed[0].keys()
     assert all(torch.equal(value, killed[0][name]) for name, value in quiet[0].items())
@@ -90,8 +102,8 @@ ECONOMIES = {"kl_every": 3, "sleep_above": 0.5, "products": "bfloat16"}
 def test_a_run_stopped_after_any_epoch_goes_on_to_the_same_end(task, method, plan, tmp_path, monkeypatch):
     run = ensure(config(task, method, **plan))
     whole = outcome(run.directory)
-    if plan:  # some neurons did go to sleep, some did not
-        with run.method.resting(torch.optim.SGD(run.model.parameters())):
+    if plan:  # some neurons were pruned during training, some were not
+        with run.study.method.without_pruned(run.model, torch.optim.SGD(run.model.parameters())):
             assert 4 * 1 < run.model.lstm.weight_ih_l0.numel() < 4 * 8 * 6
     monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "stopped"))
 
@@ -170,7 +182,9 @@ def test_rates_of_what_decays_fall_on_a_straight_line_between_the_shares_held_an
 
     for done in (0.0, 0.1, 0.25, 0.5, 0.75, 1.0):
         expected = 0.1 if done <= hold else 0.02 if done >= rest else 0.1 * (1 - 0.8 * (done - hold) / (rest - hold))
-        assert rates(done * last) == pytest.approx({True: expected, False: session.plan.lr_log_sigma}, rel=1e-12)
+        assert rates(done * last) == pytest.approx(
+            {True: expected, False: session.config.options.lr_log_sigma}, rel=1e-12
+        )
 
 
 def test_fine_tuning_fixes_what_is_kept_and_drops_the_penalty():
@@ -178,10 +192,24 @@ def test_fine_tuning_fixes_what_is_kept_and_drops_the_penalty():
     tuned = run.metrics[run.metrics["phase"] == "fine-tune"]
     assert tuned["epoch"].tolist() == [10, 11, 12] and run.record["epoch_selected"] in (10, 11, 12)
     assert tuned["weights_kept"].nunique() == 1 and tuned["gates_live"].nunique() == 1
-    assert (tuned["penalty"].iloc[1:] == 0).all() and (run.metrics["penalty"].iloc[3:9] > 0).all()
+    assert (tuned["penalty"] == 0).all() and (run.metrics["penalty"].iloc[3:9] > 0).all()
     assert run.record["compact_error"] <= 1e-9
-    masks = run.method.masks()
-    assert run.record["weights_kept"] <= sum(int(mask.sum()) for mask in masks.weights.values())
+    head = run.study.weights["head.weight"]
+    kept = head.held_score < run.config.options.threshold
+    assert torch.equal(head.mask, kept) and torch.equal(run.study.masks().weights["head.weight"], kept)
+    moved = run.study.method.score(head)  # θ was trained on: what is kept would be another choice now, and is not asked
+    assert not torch.equal(moved, head.held_score)
+
+
+def test_fine_tuning_begins_after_exactly_the_steps_that_learn():
+    session = training.Session(config(fine_tune=0.25), tasks.load("tiny-topic", "quick"))
+    fixed = []
+    for session.epoch in range(9, 10):
+        session.study.load_state_dict({"step": 0})
+    session.epoch = 8
+    for _ in session.steps():
+        fixed.append(session.study.method.fixed)
+    assert fixed == [False] * (session.steps_per_epoch - 1) + [True]
 
 
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
@@ -221,7 +249,7 @@ def test_changed_data_refuses_to_resume():
 
 def test_two_writers_refuse_each_other():
     config(method="dense").directory.mkdir(parents=True)
-    with training._only_writer(config(method="dense").directory):
+    with runs._only_writer(config(method="dense").directory):
         with pytest.raises(RuntimeError, match=f"being written by process {os.getpid()}"):
             ensure(config(method="dense"))
     ensure(config(method="dense"))  # free again
@@ -253,9 +281,56 @@ def test_cost_is_said_before_the_first_epoch():
     assert "12 epochs" in lines[0] and "min" in lines[0] and lines[1].startswith("epoch 1/12")
 
 
+def test_a_run_says_in_its_own_steps_when_its_penalty_begins_and_ends():
+    lines = []
+    ensure(config(fine_tune=0.25), lines.append)
+    assert lines[1:4] == [
+        "penalty rises: steps 19 to 57 of 228",
+        "penalty full: steps 57 to 171 of 228",
+        "fine-tuned: steps 171 to 228 of 228",
+    ]
+
+
+def test_a_run_whose_penalty_would_never_begin_is_refused():
+    with pytest.raises(ValueError, match="kl_start is 20 and the run has 12 epochs; its penalty would never begin"):
+        config(kl_start=20.0, kl_full=30.0)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_at_once_and_says_where():
+    with pytest.raises(
+        RuntimeError, match=r"the loss is (nan|inf) in epoch \d+, step \d+ \(gradient norm .*\); .* Lower lr"
+    ):
+        ensure(config(method="dense", lr=3e38, clip=0.0))
+    directory = config(method="dense", lr=3e38, clip=0.0).directory
+    assert not (directory / "record.json").exists()
+
+
+def test_the_state_of_a_language_model_is_carried_whatever_its_cell(monkeypatch):
+    """GRU and RNN carry one tensor, the LSTM two."""
+    for kind in (GRU, RNN):
+        session = training.Session(config("tiny-char", "dense"), tasks.load("tiny-char", "quick"))
+        session.model.lstm = kind(12, 8)
+        session.optimizer = torch.optim.Adam(session.model.parameters(), lr=1e-2)
+        session.parameters = list(session.model.parameters())
+        losses = [loss for loss, _ in session.steps()]
+        assert losses[-1] < losses[0]
+
+
+def test_dropout_in_a_stack_acts_in_training_and_not_in_validation():
+    session = training.Session(config("tiny-topic", "dense"), tasks.load("tiny-topic", "quick"))
+    session.model.lstm = LSTM(6, 8, 2, dropout=0.5, activation="hard")
+    session.model.train()
+    batch = next(session.task.batches("valid", 16))
+    one, two = (session.model(*batch.inputs, lengths=batch.lengths)[0] for _ in range(2))
+    assert not torch.equal(one, two)
+    masks = Masks.all_kept(session.model)
+    one, two = (predictor(session.model, masks, {})(*batch.inputs, lengths=batch.lengths)[0] for _ in range(2))
+    assert torch.equal(one, two)
+
+
 def test_the_forecast_does_not_change_the_run(monkeypatch):
     record = ensure(config()).record
-    monkeypatch.setattr(training, "_forecast", lambda session: "")
+    monkeypatch.setattr(runs, "_forecast", lambda session: "")
     monkeypatch.setenv("SPARSERNN_RUNS", os.environ["SPARSERNN_RUNS"] + "-again")
     other = ensure(config()).record
     assert record["test"] == other["test"] and record["weights_kept"] == other["weights_kept"]

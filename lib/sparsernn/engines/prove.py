@@ -12,6 +12,7 @@ from ..files import error
 from ..nets.found import Found
 from ..nets.layers import kind_of
 from ..nets.masks import Masks
+from ..nets.outside import Watch, calls_of
 from ..nets.readers import answer
 from ..nets.swap import closed_over, folded, output_scale, plain_copy, reading_of, rebuilt
 from ..sparsify.attach import Study
@@ -70,21 +71,22 @@ def compact(model, example, consumers=None):
         before = answer(model, example)  # torch's pruning puts its products in place when a module is called
         if not before:
             raise ValueError("the model returns no tensor for the example, so nothing could be compared")
-        parameters = {name: _read(model, name) for name in found.parameters}
+        plain = plain_copy(model)
+        found = Found(plain)
+        parameters = {name: parameter.detach().cpu() for name, parameter in found.parameters.items()}
+        outside = _read_outside(plain, found, example)
         if study:
             masks, means = study.masks(), {name: mean.cpu() for name, mean in study.means().items()}
         else:
             masks = Masks(found.axes(), {n: p != 0 for n, p in parameters.items() if p.dim() == 2}, {})
             means = {}
         producers = [name for name, module in found.layers.items() if kind_of(module) is not nn.Linear]
-        plain = plain_copy(model)
-        found = Found(plain)
         readings = {name: reading_of(plain, found, name, example, consumers or {}) for name in producers}
         closed = closed_over(found, masks, readings)
         scales = {name: output_scale(found, name, masks, means) for name in found.recurrent}
         tensors = folded(found, closed, means, parameters, readings, scales)
         for narrow in (True, False):  # what lies between a layer and its reader may insist on the width
-            small, layers = rebuilt(copy.deepcopy(plain), found, closed, tensors, readings, scales, narrow)
+            small, layers = rebuilt(copy.deepcopy(plain), found, closed, tensors, readings, scales, narrow, outside)
             worst = _worst(small, example, before)
             if worst <= TOLERANCE.get(before[0].dtype, 1e-2):
                 break
@@ -111,10 +113,16 @@ def _worst(small, example, before):
     return max(error(a, b) for a, b in zip(after, before, strict=True))
 
 
-def _read(model, name):
-    """A parameter as the module uses it, on the CPU: with torch's pruning it is a plain tensor in the parameter's place."""
-    module, _, own = name.rpartition(".")
-    return getattr(model.get_submodule(module), own).detach().cpu()
+def _read_outside(plain, found, example):
+    """Names of layers that the model does not call, or whose weights it also reads otherwise: they stay as they are."""
+    owners = {}
+    for full, canonical in found.canonical.items():
+        owners.setdefault(canonical, []).append(found.layers[full.rpartition(".")[0]])
+    watched = {name: (parameter, owners[name]) for name, parameter in found.weights.items()}
+    with calls_of(found.layers) as called, Watch(watched) as watch:
+        answer(plain, example)
+    read = {full.rpartition(".")[0] for full, canonical in found.canonical.items() if canonical in watch.read}
+    return {name for name in found.layers if name in read or name not in called}
 
 
 def _weights(model):

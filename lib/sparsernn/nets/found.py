@@ -31,7 +31,9 @@ class Found:
             if kind is None:
                 parents = [k for k in (*RECURRENT, nn.Linear, nn.Embedding) if isinstance(module, k)]
                 if parents:
-                    self.left[name] = f"{type(module).__name__} is a {parents[0].__name__} of its own kind"
+                    self.left[name] = (
+                        f"{type(module).__name__} is a {parents[0].__name__} with {_own(type(module), parents[0])} of its own"
+                    )
             elif module in guarded:
                 self.left[name] = f"its weight is read by {guarded[module]} without a call"
             elif getattr(module, "proj_size", 0):
@@ -86,6 +88,10 @@ class Found:
                 members += [Member(f"{name}.input{end}", 1, each(size), "scale") for end in ends]
                 yield Axis(f"{name}.input", "input", size, tuple(members))
                 yield from recurrent_axes(name, twin, [], prefix=f"{name}.")
+
+
+def _own(kind, parent):
+    return "a forward" if kind.forward is not parent.forward else "a class"
 
 
 class Shape:

@@ -10,8 +10,6 @@ torch. Scales are multiplicative vectors, one per sequence, applied where a vect
 never scaled. With no scale a layer computes what torch's computes.
 """
 
-from contextlib import nullcontext
-
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -94,7 +92,10 @@ class Embedding(Carrying, nn.Embedding):
         rows = F.embedding(ids, self.used("weight", words), padding, scale_grad_by_freq=self.scale_grad_by_freq)
         batch_dim = self.carried.batch_dim
         scale = self.scale("input", input.shape[batch_dim] if input.dim() > 1 else 1, words)
-        return rows if scale is None else rows * word_scale(ids, scale, batch_dim)
+        rows = rows if scale is None else rows * word_scale(ids, scale, batch_dim)
+        if self.padding_idx is not None:  # a row that is not trained has no noise
+            rows = torch.where((input == self.padding_idx).unsqueeze(-1), self.weight[self.padding_idx].detach(), rows)
+        return rows
 
     @torch.no_grad()
     def _renormalise(self, ids):
@@ -152,11 +153,6 @@ class Recurrent(Carrying):
     @property
     def cell(self):
         return self.cell_type(self.activation)
-
-    def flatten_parameters(self):
-        """As torch's; it looks at weights, and that is no use of them."""
-        with nullcontext() if self.carried is None else self.carried.method.reading():
-            super().flatten_parameters()
 
     def suffixes(self):
         """torch's parameter suffixes in the order layers run: `_l0`, `_l0_reverse`, `_l1`, …"""

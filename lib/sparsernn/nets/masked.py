@@ -1,7 +1,6 @@
 """The model as it stands under masks, trained and not yet cut: weights at zero, scales fixed. Style: dense, masked, compact."""
 
 import copy
-from contextlib import nullcontext
 
 import torch
 from torch import nn
@@ -29,13 +28,6 @@ class Fixed(nn.Module):
 
     def noise(self, name, batch):
         return None
-
-    def reading(self):
-        return nullcontext()
-
-    @property
-    def method(self):
-        return self
 
 
 @torch.no_grad()

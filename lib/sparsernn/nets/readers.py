@@ -76,9 +76,14 @@ def watched(modules, see):
     """While it lasts, see(name, first argument) is told of every call of the modules; what it returns is used instead."""
 
     def hook(name):
-        return lambda module, args: (see(name, args[0]), *args[1:])
+        def look(module, args, kwargs):
+            if args:
+                return (see(name, args[0]), *args[1:]), kwargs
+            return args, kwargs | {"input": see(name, kwargs["input"])}
 
-    handles = [module.register_forward_pre_hook(hook(name)) for name, module in modules.items()]
+        return look
+
+    handles = [module.register_forward_pre_hook(hook(name), with_kwargs=True) for name, module in modules.items()]
     try:
         yield
     finally:

@@ -1,6 +1,5 @@
 """Small layers in the places of large ones: closure over who really reads whom, folding of scales, and the swap itself."""
 
-import copy
 from dataclasses import replace
 
 import torch
@@ -13,6 +12,7 @@ from .axes import Member
 from .found import Shape, parameter_names
 from .layers import kind_of
 from .masks import Masks, close
+from .outside import deep_copy
 from .readers import Reading, find, like
 
 
@@ -235,19 +235,24 @@ class SmallEmbedding(nn.Module):
 
 def plain_copy(model):
     """A copy of the model without the method; pruned by torch, its zeros are made permanent."""
-    copied = copy.deepcopy(model)
+    copied = deep_copy(model)
     if (study := copied.__dict__.get("_sparsernn_study")) is not None:
         study.detach()
     for module in copied.modules():
         for hook in list(module._forward_pre_hooks.values()):
             if isinstance(hook, prune.BasePruningMethod):
                 prune.remove(module, hook._tensor_name)
+        if kind_of(module) is nn.Embedding and module.max_norm is not None:  # as it would be at its first look-up
+            with torch.no_grad():
+                torch.embedding_renorm_(
+                    module.weight, torch.arange(len(module.weight)), module.max_norm, module.norm_type
+                )
     return copied.eval()
 
 
-def rebuilt(small, own, closed, tensors, readings, scales, narrow):
+def rebuilt(small, own, closed, tensors, readings, scales, narrow, outside=()):
     """`small`, a plain copy, with smaller modules in it → small, what became of each (name → words)."""
-    narrowed = {name for name, reading in readings.items() if narrow and reading.narrow}
+    narrowed = {name for name, reading in readings.items() if narrow and reading.narrow and name not in outside}
     kept = {name: _kept_outputs(own, name, closed, reading, tensors) for name, reading in readings.items()}
     incoming = {name: torch.ones(_inward(m), dtype=torch.bool) for name, m in own.layers.items() if _inward(m)}
     for name in narrowed:
@@ -262,7 +267,7 @@ def rebuilt(small, own, closed, tensors, readings, scales, narrow):
             scale = None if readings[name].complete or scales[name] is None else scales[name][kept[name]]
             outputs = kept[name][_last_kept(own, name, closed)]
             new = _small_recurrent(own, name, closed, full, incoming[name], outputs, spread, scale)
-        elif own.is_tied(name):
+        elif own.is_tied(name) or name in outside:
             continue
         elif kind_of(module) is nn.Embedding:
             weight = full["weight"][:, kept[name]] if name in narrowed else full["weight"]
@@ -279,7 +284,7 @@ def rebuilt(small, own, closed, tensors, readings, scales, narrow):
             layers[name] += f"; {why}, so the output keeps its width"
     for name in own.parameters:  # tied tensors stay where they are, with their zeros
         module, _, leaf = name.rpartition(".")
-        if own.is_tied(module):
+        if own.is_tied(module) or module in outside:
             getattr(small.get_submodule(module), leaf).data.copy_(tensors[name])
     return small, layers
 

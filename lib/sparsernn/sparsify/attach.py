@@ -9,16 +9,13 @@ for x, y in batches:
 model.eval()  # now it runs pruned
 """
 
-import copy
-from contextlib import contextmanager
-
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
 from ..files import nearest
 from ..nets.found import Found, is_computed
-from ..nets.layers import STAND_INS, kind_of, stand_in
+from ..nets.layers import kind_of, stand_in
+from ..nets.outside import Watch, calls_of, deep_copy
 from ..nets.readers import call
 from . import make, options_of
 from .carried import Carried, Group, Weight
@@ -97,7 +94,12 @@ def put_on(
     if method.touches and not method.weights:
         reasons = "; ".join(f"{name}: {why}" for name, why in left.items())
         raise ValueError(f"no layer is left for the method to touch ({reasons})")
+    for layer in found.layers.values():
+        if getattr(layer, "padding_idx", None) is not None and getattr(layer, "carried", None) is not None:
+            if (item := layer.carried["weight"]) is not None:
+                item.spared = layer.padding_idx
     method.prepare()
+    method.idle = False
     return Study(model, method, left, known=example is not None)
 
 
@@ -141,10 +143,14 @@ def _carry(found, method, left, batch_dim):
                 f"{name} has sparse=True; the penalty reaches every row, use sparse=False (or skip={[name]!r})"
             )
         carried, reasons = Carried(layer, method, batch_dim or 0), []
+        if computed := [own for own in _matrices(layer) if is_computed(layer, own)]:
+            left[name] = f"its {computed[0]} is computed (weight_norm, pruning or an assignment), not a parameter"
+            continue
+        if "forward" in vars(layer):
+            left[name] = "a forward of its own has been put on it"
+            continue
         for own in [n for n in _matrices(layer) if method.touches]:
-            if is_computed(layer, own):
-                reasons.append(f"its {own} is computed (weight_norm, pruning or an assignment), not a parameter")
-            elif not getattr(layer, own).requires_grad:
+            if not getattr(layer, own).requires_grad:
                 reasons.append(f"its {own} is frozen (requires_grad=False)")
             else:
                 canonical = found.canonical[f"{name}.{own}"]
@@ -153,10 +159,10 @@ def _carry(found, method, left, batch_dim):
                     item = items[canonical] = Weight(canonical, layer, own)
                 else:
                     item.owners.append((layer, own))
-                carried.weights[own] = item
+                carried[own] = item
         if reasons:
             left[name] = "; ".join(reasons)
-        if len(carried.weights) or method.kinds and not reasons:
+        if len(carried.matrices) or method.kinds and not reasons:
             stand_in(layer).carried = carried
     opened = found.groups.get(method.kinds, ()) if isinstance(method.kinds, str) else method.kinds
     for axis in found.axes() if opened else ():
@@ -166,7 +172,7 @@ def _carry(found, method, left, batch_dim):
         layer = found.layers.get(owner)
         carried = None if layer is None else getattr(layer, "carried", None)
         mine = [m.tensor for m in axis.having("in", "out") if m.tensor.startswith(owner + ".")]
-        untouched = [t for t in mine if t.rpartition(".")[2] not in (carried.weights if carried is not None else ())]
+        untouched = [t for t in mine if carried is None or carried[t.rpartition(".")[2]] is None]
         if carried is not None and not (method.touches and untouched and len(untouched) == len(mine)):
             carried.groups[axis.name.rpartition(".")[2]] = Group(axis)
     for layer in found.layers.values():
@@ -184,7 +190,7 @@ def _put_down(layer):
     """The layer without what it carries, and of the class it had."""
     carried = layer._modules.pop("carried", None)
     if carried is not None:
-        for item in carried.weights.values():
+        for item in carried.matrices.values():
             item.owners[:] = [(owner, own) for owner, own in item.owners if owner is not layer]
         layer.__class__ = carried.before
 
@@ -200,71 +206,28 @@ def _collect(found, method):
     method.groups = {axis.name: groups[axis.name] for axis in method.axes if axis.name in groups}
 
 
-LOOKS = {"new", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "zeros_like", "ones_like", "empty_like"}
-LOOKS |= {"full_like", "rand_like", "randn_like"}  # what reads a tensor's dtype and device, not its numbers
-
-
-class _Watch(TorchFunctionMode):
-    """Sees every operation on a weight that happens outside its layer's own reading."""
-
-    def __init__(self, method, weights):
-        super().__init__()
-        self.method, self.names, self.read = method, {id(item.theta): item.name for item in weights}, set()
-
-    def __torch_function__(self, function, types, args=(), kwargs=None):
-        result, name = function(*args, **(kwargs or {})), getattr(function, "__name__", "")
-        if not self.method.inside and name not in LOOKS and isinstance(result, torch.Tensor | tuple | list):
-            given = args[:1] if name in ("to", "type_as") else (*args, *(kwargs or {}).values())
-            for value in given:
-                for one in value if isinstance(value, tuple | list) else (value,):
-                    if id(one) in self.names and _holds_tensor(result):
-                        self.read.add(self.names[id(one)])
-        return result
-
-
-def _holds_tensor(result):
-    return isinstance(result, torch.Tensor) or any(isinstance(one, torch.Tensor) for one in result)
-
-
 def _ungoverned(model, found, example):
     """name → why, of the layers whose weights the example shows to be used otherwise than by their call. Runs a copy."""
-    twin = copy.deepcopy(model)
-    layers = {
-        name: twin.get_submodule(name)
-        for name, layer in found.layers.items()
-        if getattr(layer, "carried", None) is not None
-    }
-    method = next((layer.carried.method for layer in layers.values()), None)
-    items = {item.name: item for layer in layers.values() for item in layer.carried.weights.values()}
-    if method is None:
-        return {}
-    why = {}
+    twin = deep_copy(model)
+    carrying = [name for name, layer in found.layers.items() if getattr(layer, "carried", None) is not None]
+    layers, why = {name: twin.get_submodule(name) for name in carrying}, {}
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         for training, gradient in ((False, False), (False, True), (True, True)):
             twin.train(training)
-            for layer in layers.values():
-                layer.carried.called = False
-                layer.carried.eval()  # nothing is drawn yet
-            watch = _Watch(method, items.values())
-            with watch, torch.set_grad_enabled(gradient), _as_they_are(method):
+            with torch.set_grad_enabled(gradient), calls_of(layers) as called, Watch(_watched(layers)) as watch:
                 call(twin, example)
             for name, layer in layers.items():
-                if read := [item.name for item in layer.carried.weights.values() if item.name in watch.read]:
+                if read := [item.name for item in layer.carried.matrices.values() if item.name in watch.read]:
                     why[name] = f"{read[0]} is read without a call of its layer"
-                elif not layer.carried.called:
-                    why.setdefault(name, "the example never calls it")
+                elif name not in called:
+                    why.setdefault(name, "it is not called on the example")
     return why
 
 
-@contextmanager
-def _as_they_are(method):
-    """Inside, layers compute with θ, before the method has its parameters."""
-    kept = method.kept
-    method.kept = lambda item: None if item.theta is None else item.theta.view_as(item.theta)
-    try:
-        yield
-    finally:
-        method.kept = kept
+def _watched(layers):
+    """What a `Watch` is given of the layers (name → module) that carry something."""
+    items = {item.name: item for layer in layers.values() for item in layer.carried.matrices.values()}
+    return {name: (item.theta, [layer for layer, _ in item.owners]) for name, item in items.items()}
 
 
 class Study:
@@ -294,7 +257,7 @@ class Study:
     def detach(self):
         """The model as it was, with its weights as they are now."""
         for module in list(self.model.modules()):
-            if kind_of(module) in STAND_INS and getattr(module, "carried", None) is not None:
+            if kind_of(module) is not None and getattr(module, "carried", None) is not None:
                 _put_down(module)
         for hook in self.hooks:
             hook.remove()
@@ -331,7 +294,7 @@ class Study:
         if (
             getattr(self.method.options, "fine_tune", 0.0)
             and not self.method.fixed
-            and self.step >= self.method.learning_steps
+            and self.step + 1 >= self.method.learning_steps
         ):
             self.method.fix()
         self.step += 1
@@ -360,34 +323,42 @@ class Study:
 
     def _begin(self, *_):
         if self.depth == 0:
-            self.method.scope = object()
-            if not self.known and self.model.training and self.step == 0:
-                self.watch = self.watch or _Watch(self.method, self.weights.values())
+            self.method.now = self.method.last = object()
+            if self.looks:
+                self.watch = self.watch or Watch(_watched(self._carrying()))
                 self.watch.__enter__()
         self.depth += 1
 
     def _end(self, *_):
         self.depth -= 1
         if self.depth == 0:
-            self.method.scope = None
-            if self.watch is not None and not self.known and self.model.training and self.step == 0:
+            self.method.now = None
+            if self.watch is not None and self.watch.hooks:
                 self.watch.__exit__(None, None, None)
 
+    @property
+    def looks(self):
+        """Whether it still has to find out which layers are called."""
+        return not self.known and self.model.training and self.step == 0
+
+    def _carrying(self):
+        return {
+            name: module
+            for name, module in self.model.named_modules()
+            if kind_of(module) is not None and getattr(module, "carried", None) is not None
+        }
+
     def _look(self):
-        self.known, read = True, self.watch.read if self.watch is not None else set()
-        self.watch = None
-        for name, module in self.model.named_modules():
-            carried = getattr(module, "carried", None) if kind_of(module) is not None else None
-            if carried is None:
-                continue
-            otherwise = [item.name for item in carried.weights.values() if item.name in read]
-            if otherwise or not carried.called:
-                why = (
-                    f"{otherwise[0]} is read without a call of its layer"
-                    if otherwise
-                    else "it was not called in the first step"
-                )
-                raise ValueError(
-                    f"{name}: {why}, so the method would charge and prune what it does not govern; give attach "
-                    f"example= (then it is left as it is), or skip=[{name!r}]"
-                )
+        read, why = self.watch.read if self.watch is not None else set(), {}
+        self.known, self.watch = True, None
+        for name, layer in self._carrying().items():
+            if otherwise := [item.name for item in layer.carried.matrices.values() if item.name in read]:
+                why[name] = f"{otherwise[0]} is read without a call of its layer"
+            elif not layer.carried.called:
+                why[name] = "was not called in the first step"
+        if why:
+            raise ValueError(
+                "; ".join(f"{name}: {reason}" for name, reason in why.items())
+                + f". The method would charge and prune what it does not govern: give attach example= (then it is left as "
+                f"it is), or skip={list(why)}"
+            )

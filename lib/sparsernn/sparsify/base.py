@@ -1,11 +1,12 @@
 """What training asks of a method. The base class is a method that does nothing: `dense`."""
 
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
 
 from ..nets.masks import Masks
+from .carried import in_backward
 from .options import Options, option
 
 
@@ -57,7 +58,7 @@ class Method:
     def __init__(self, options=None):
         self.options = options or self.Options()
         self.weights, self.groups, self.axes, self.shapes = {}, {}, (), {}
-        self.step, self.scope, self._inside = 0, None, 0
+        self.step, self.now, self.last, self.idle = 0, None, None, True
 
     # ---- what a subclass may say
 
@@ -93,7 +94,7 @@ class Method:
     def kept(self, item):
         """What a layer computes with in evaluation: θ, or μ of a group, or 0. Gradients pass. None: no scale."""
         score = self.score(item)
-        return item.theta if score is None else item.theta * self.keeps(score)
+        return item.theta if score is None else item.theta * self.keep_of(item, score)
 
     def score(self, item):
         """A number for each weight or neuron that says whether it stays; None: it stays."""
@@ -101,6 +102,13 @@ class Method:
 
     def keeps(self, score, threshold=None):
         return score < (self.options.threshold if threshold is None else threshold)
+
+    def keep_of(self, item, score, threshold=None):
+        """bool: what stays of an item with these scores; what is spared always does."""
+        keep = self.keeps(score, threshold)
+        if item.spared is not None:
+            keep[item.spared] = True
+        return keep
 
     def penalty(self, step):
         """What is added to the loss, nats per example."""
@@ -137,18 +145,11 @@ class Method:
         """Every item, weights first."""
         return (*self.weights.values(), *self.groups.values())
 
-    @contextmanager
-    def reading(self):
-        """Inside, a layer itself reads its weights."""
-        self._inside += 1
-        try:
-            yield
-        finally:
-            self._inside -= 1
-
     @property
-    def inside(self):
-        return self._inside > 0
+    def scope(self):
+        """What a sequence keeps its scales in: one forward of the whole model; None outside of any. A part that is computed
+        again in the backward pass belongs to the last."""
+        return self.last if self.now is None and in_backward() else self.now
 
     @property
     def learning_steps(self):
@@ -170,7 +171,7 @@ class Method:
         for item in self.items():
             if (score := self.score(item)) is not None:
                 item.held_score.copy_(score)
-                item.mask.copy_(self.keeps(score))
+                item.mask.copy_(self.keep_of(item, score))
                 item.fixed.fill_(True)
 
     @property
@@ -185,7 +186,8 @@ class Method:
 
     def masks(self, threshold=None):
         """What is kept (`Masks`), at `threshold` or the options'."""
-        return self.masks_of({name: self.keeps(score, threshold) for name, score in self.scores().items()})
+        items = self.weights | self.groups
+        return self.masks_of({n: self.keep_of(items[n], score, threshold) for n, score in self.scores().items()})
 
     def masks_of(self, keep):
         """`Masks` of a bool tensor a scored item; everything else is kept."""

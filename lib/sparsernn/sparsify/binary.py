@@ -58,8 +58,7 @@ class BinaryDropout(Method):
         decay = self.options.weight_decay
         if not decay:
             return 0.0
-        with self.reading():
-            return decay / 2 * sum((weight.theta * weight.theta).sum() for weight in self.weights.values())
+        return decay / 2 * sum((weight.theta * weight.theta).sum() for weight in self.weights.values() if weight.learns)
 
 
 class BinarySparseVD(SparseVD):

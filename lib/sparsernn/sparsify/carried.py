@@ -29,13 +29,14 @@ class Item(nn.Module):
 
     name    its name in the model: of the matrix (`lstm.weight_hh_l0`), of the axis (`hidden_l0`)
     theta   the matrix, or the mean of the group variable [n]
+    spared  line of the matrix that a method neither moves nor removes (an embedding's padding); None: none
     fixed   True: what `mask` keeps is trained on as it is, without noise and penalty (see `Method.fix`)
     Whatever else a method adds is a parameter or a buffer of the item.
     """
 
     def __init__(self, name):
         super().__init__()
-        self.name, self.drawn = name, Transient()
+        self.name, self.drawn, self.spared = name, Transient(), None
         self.register_buffer("fixed", torch.tensor(False))
 
     def version(self):
@@ -43,12 +44,12 @@ class Item(nn.Module):
         parts = (self.theta, *self._parameters.values())
         return tuple((id(part), part._version) for part in parts if part is not None)
 
-    def draw(self, since, key, words, draw, dim):
+    def draw(self, since, scope, key, words, draw, dim):
         """draw(words) as it was drawn `since` then under that key, or anew; since None: anew."""
         if since is None or self.drawn.get("since") != since:
             self.drawn.clear()
             self.drawn["since"] = since
-        return self.drawn.setdefault(key, Pieces()).take(words, draw, dim)
+        return self.drawn.setdefault(key, Pieces()).take(words, draw, dim, scope)
 
 
 class Weight(Item):
@@ -64,6 +65,11 @@ class Weight(Item):
         return getattr(layer, own)
 
     @property
+    def learns(self):
+        """Whether it is trained at the moment: a frozen matrix has neither noise nor penalty."""
+        return self.theta.requires_grad
+
+    @property
     def local(self):
         """Whether its noise is drawn on the layer's output."""
         return getattr(self.owners[0][0], "local_noise", False)
@@ -71,6 +77,8 @@ class Weight(Item):
 
 class Group(Item):
     """The variables of an axis, one a neuron, and the names of the scales they are; a method may give it a `theta`."""
+
+    learns = True
 
     def __init__(self, axis):
         super().__init__(axis.name)
@@ -80,42 +88,49 @@ class Group(Item):
 
 
 class Pieces:
-    """A tensor drawn whole, or line by line of the words that were looked up: each once."""
+    """A tensor drawn whole, or line by line of the words that were looked up: each line once."""
 
     def __init__(self):
-        self.pieces = []
+        self.whole, self.parts = None, []
 
-    def take(self, words, draw, dim):
+    def take(self, words, draw, dim, scope):
         """draw(None), or the lines `words` (int64, different; −1: of no word) of it along `dim`."""
-        for piece in self.pieces:
-            if (words is None and piece.words is None) or (
-                words is not None and piece.words is not None and torch.equal(piece.words, words)
-            ):
-                return piece.tensor(draw)
-        if words is None or not self.pieces:
-            self.pieces.append(Piece(words))
-            return self.pieces[-1].tensor(draw)
-        new = words[~torch.isin(words, torch.cat([piece.words for piece in self.pieces]))]
-        if len(new):
-            self.pieces.append(Piece(new))
-        lines = torch.cat([piece.tensor(draw) for piece in self.pieces], dim)
-        order, place = torch.cat([piece.words for piece in self.pieces]).sort()
+        if words is None:
+            self.whole = self.whole or Piece(None)
+            drawn = self.whole.tensor(draw, scope)
+            for part in self.parts:  # lines that were drawn before are these
+                drawn = drawn.index_copy(dim, part.words, part.tensor(draw, scope))
+            return drawn
+        if self.whole is not None:
+            return self.take(None, draw, dim, scope).index_select(dim, words)
+        if not self.parts:
+            self.parts.append(Piece(words))
+        for part in self.parts:
+            if torch.equal(part.words, words):
+                return part.tensor(draw, scope)
+        known = torch.cat([part.words for part in self.parts])
+        if len(new := words[~torch.isin(words, known)]):
+            self.parts.append(Piece(new))
+        lines = torch.cat([part.tensor(draw, scope) for part in self.parts], dim)
+        order, place = torch.cat([part.words for part in self.parts]).sort()
         return lines.index_select(dim, place[torch.searchsorted(order, words)])
 
 
 class Piece:
-    """What was drawn, and how to draw it again: after a backward pass through it, or first without gradient, then with."""
+    """What was drawn, and how to draw it again: in another forward (each has a graph of its own, whose backward pass ends
+    it), or first without gradient, then with."""
 
     def __init__(self, words):
-        self.words, self.value, self.state, self.gradient = words, None, None, None
+        self.words, self.value, self.state, self.made = words, None, None, None
 
-    def tensor(self, draw):
-        if self.value is not None and self.gradient == torch.is_grad_enabled():
+    def tensor(self, draw, scope):
+        made = scope, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        if self.value is not None and scope is not None and self.made == made:
             return self.value
-        now, again, self.gradient = _generators(), self.state is not None, torch.is_grad_enabled()
+        now, again = _generators(), self.state is not None
         if again:
             _set_generators(self.state)
-        self.state = self.state or now
+        self.state, self.made = self.state or now, made
         self.value = draw(self.words)
         if again:
             _set_generators(now)
@@ -131,6 +146,11 @@ def _spent(piece):
         piece.value = None
 
 
+def in_backward():
+    """Whether this is called from a backward pass: a forward that is computed again (torch.utils.checkpoint)."""
+    return torch._C._current_graph_task_id() != -1
+
+
 def _generators():
     return torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
 
@@ -143,7 +163,8 @@ def _set_generators(states):
 class Carried(nn.Module):
     """What one layer carries (see `nets.layers.Carrying`): its items, and the method that knows what they mean.
 
-    weights    own name → `Weight`            groups   axis's own name → `Group`
+    matrices   `Weight` of each matrix, groups: `Group` of each axis; no name in them has the word weight or bias, by which
+               loops over a layer's parameters know its own
     batch_dim  the dimension of an embedding's ids that runs over sequences
     lookup     word → its line while words are cut out of the training (−1: cut out); None: each its own
     called     whether the layer was ever called with it        before   the class the layer had
@@ -151,63 +172,74 @@ class Carried(nn.Module):
 
     def __init__(self, layer, method, batch_dim):
         super().__init__()
-        self.weights, self.groups = nn.ModuleDict(), nn.ModuleDict()
+        self.matrices, self.groups = nn.ModuleDict(), nn.ModuleDict()
         self.__dict__["layer"], self.__dict__["method"] = layer, method  # parents, not children
         self.batch_dim, self.lookup, self.called, self.before = batch_dim, None, False, type(layer)
         self.word_dim = 0 if kind_of(layer) is nn.Embedding else 1
 
+    def __setitem__(self, own, item):
+        self.matrices[own.replace("weight", "w")] = item
+
+    def __getitem__(self, own):
+        """The `Weight` of a matrix by its name in the layer; None where there is none."""
+        return self.matrices._modules.get(own.replace("weight", "w"))
+
     def items(self):
-        return (*self.weights.values(), *self.groups.values())
+        return (*self.matrices.values(), *self.groups.values())
+
+    @property
+    def draws(self):
+        """Whether this is training."""
+        return self.layer.training and not self.method.idle
 
     def look_up(self, ids):
         self.called = True
-        shared = any(len(item.owners) > 1 for item in self.weights.values())
-        if not self.training or not self.method.draws_words or shared or any(item.fixed for item in self.items()):
+        shared = any(len(item.owners) > 1 for item in self.matrices.values())
+        whole = shared or any(item.fixed or not item.learns for item in self.items())
+        if whole or not self.draws or not self.method.draws_words:
             return None, ids
         words, ids = torch.unique(ids, return_inverse=True)
         return (words if self.lookup is None else self.lookup[words]), ids
 
     def weight(self, name, words=None):
         self.called = True
-        item, method = self.weights[name] if name in self.weights else None, self.method
+        item, method = self[name], self.method
         if item is None:
             theta = getattr(self.layer, name)
             return theta if words is None else theta.index_select(self.word_dim, words)
-        with method.reading():
-            if item.fixed:
-                return item.theta * item.mask
-            if not self.training:
-                return method.kept(item)
-            if item.local and method.noise_on_output:
-                return item.theta.view_as(item.theta)
-            since = method.step, item.version()
+        if method.idle:
+            return item.theta
+        if item.fixed:
+            return item.theta * item.mask
+        if not self.draws:
+            return method.kept(item)
+        if not item.learns or item.local and method.noise_on_output:
+            return item.theta
 
-            def draw(words):
-                return method.draw(item, None if words is None else (self.word_dim, words))
+        def draw(words):
+            return method.draw(item, None if words is None else (self.word_dim, words))
 
-            return item.draw(since, "", words, draw, self.word_dim)
+        return item.draw((method.step, item.version()), method.scope, "", words, draw, self.word_dim)
 
     def scale(self, name, batch, words=None):
         self.called = True
         item, method = next((group for group in self.groups.values() if name in group.scales), None), self.method
-        if item is None:
+        if item is None or method.idle:
             return None
-        with method.reading():
-            if item.fixed:
-                return (item.theta * item.mask)[None]
-            if not self.training:
-                kept = method.kept(item)
-                return None if kept is None else kept[None]
-            key = (batch, name) if method.a_draw_each else batch
-            return item.draw(method.scope, key, words, lambda words: method.draw_scale(item, batch, words), 1)
+        if item.fixed:
+            return (item.theta * item.mask)[None]
+        if not self.draws:
+            kept = method.kept(item)
+            return None if kept is None else kept[None]
+        key, scope = (batch, name) if method.a_draw_each else batch, method.scope
+        return item.draw(scope, scope, key, words, lambda words: method.draw_scale(item, batch, words), 1)
 
     def noise(self, name, batch):
-        item, method = self.weights[name] if name in self.weights else None, self.method
-        if item is None or item.fixed or not self.training or not method.noise_on_output:
+        item, method, scope = self[name], self.method, self.method.scope
+        if item is None or item.fixed or not self.draws or not item.learns or not method.noise_on_output:
             return None
 
         def draw(words):
             return torch.randn(batch, len(item.theta), dtype=item.theta.dtype, device=item.theta.device)
 
-        with method.reading():
-            return method.variance(item), item.draw(method.scope, ("noise", batch), None, draw, 0)
+        return method.variance(item), item.draw(scope, scope, ("noise", batch), None, draw, 0)

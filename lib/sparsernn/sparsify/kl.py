@@ -3,6 +3,7 @@
 import math
 
 import torch
+from torch.autograd.function import once_differentiable
 
 # name → k1, k2, k3 of KL ≈ k1 (1 − sigm(k2 + k3 log α)) + ½ log(1 + 1/α), and the |log α| beyond which it is flat.
 # Compared with the integral in notebooks/kl.ipynb; their gradients agree to about one per cent.
@@ -68,25 +69,46 @@ def kl(theta, log_sigma, fit="molchanov"):
 
 
 class _Noisy(torch.autograd.Function):
-    """θ + σ ε with one ε per element (θ may broadcast over the rows of ε); keeps σ ε for the gradient of log σ."""
+    """θ + σ ε with one ε per element of what is wanted; keeps σ ε for the gradient of log σ.
+
+    It saves no tensor the way autograd does, so that a draw may be shared by graphs whose backward passes come apart, and a
+    part of a network that is computed again finds it as it was.
+    """
 
     @staticmethod
-    def forward(ctx, theta, log_sigma, rows):
-        sigma = log_sigma.exp()
-        noise = torch.randn(rows + theta.shape, dtype=theta.dtype, device=theta.device).mul_(sigma)
-        ctx.save_for_backward(noise)
-        ctx.extra = len(rows)
-        return theta + noise
+    def forward(ctx, theta, log_sigma, rows, dim, at):
+        ctx.shape = theta.shape
+        if at is not None:
+            known = at if (at >= 0).all() else at[at >= 0]
+            theta, log_sigma = theta.index_select(dim, known), log_sigma.index_select(dim, known)
+        noise = torch.randn(rows + theta.shape, dtype=theta.dtype, device=theta.device).mul_(log_sigma.exp())
+        drawn = theta + noise
+        ctx.noise, ctx.rows, ctx.dim, ctx.known, ctx.place = noise, len(rows), dim, None, None
+        if at is not None:
+            ctx.known = known
+            if len(known) < len(at):
+                shape = list(drawn.shape)
+                shape[dim + len(rows)] = len(at)
+                ctx.place = (at >= 0).nonzero().flatten()
+                drawn = drawn.new_zeros(shape).index_copy_(dim + len(rows), ctx.place, drawn)
+        return drawn
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad):
-        (noise,) = ctx.saved_tensors
-        d_log_sigma = grad * noise
-        if ctx.extra:
-            return grad.sum(0), d_log_sigma.sum(0), None
-        return grad, d_log_sigma, None
+        if ctx.place is not None:
+            grad = grad.index_select(ctx.dim + ctx.rows, ctx.place)
+        d_theta, d_log_sigma = grad, grad * ctx.noise
+        if ctx.rows:
+            d_theta, d_log_sigma = d_theta.sum(0), d_log_sigma.sum(0)
+        if ctx.known is not None:
+            d_theta, d_log_sigma = (
+                part.new_zeros(ctx.shape).index_add_(ctx.dim, ctx.known, part) for part in (d_theta, d_log_sigma)
+            )
+        return d_theta, d_log_sigma, None, None, None
 
 
-def noisy(theta, log_sigma, rows=()):
-    """A sample of N(θ, σ²), shape rows + θ.shape."""
-    return _Noisy.apply(theta, log_sigma, tuple(rows))
+def noisy(theta, log_sigma, rows=(), lines=None):
+    """A sample of N(θ, σ²), shape rows + θ.shape. lines: (dimension, positions) of θ that are wanted alone, in this order;
+    zeros at positions of −1."""
+    return _Noisy.apply(theta, log_sigma, tuple(rows), *(lines or (0, None)))

@@ -105,10 +105,10 @@ class SparseVD(Method):
     # ---- what is drawn
 
     def draw(self, weight, lines=None):
-        return _drawn(weight.theta, weight.log_sigma, lines)
+        return noisy(weight.theta, weight.log_sigma, lines=lines)
 
     def draw_scale(self, group, batch, words=None):
-        return _drawn(group.theta, group.log_sigma, None if words is None else (0, words), (batch,))
+        return noisy(group.theta, group.log_sigma, (batch,), None if words is None else (0, words))
 
     def variance(self, weight):
         return (2 * weight.log_sigma).exp()
@@ -156,11 +156,20 @@ class SparseVD(Method):
         total = 0.0
         for item in self.uncertain():
             neuron = item.name in self.groups and item.kind != "vocabulary"
-            with self.reading():
-                if fresh or item.name not in self.held:
-                    self.held[item.name] = kl_and_gradients(item.theta, item.log_sigma, self.options.kl_fit)
-                total = total + factors[neuron] * _KL.apply(item.theta, item.log_sigma, *self.held[item.name])
+            if not item.learns:
+                continue
+            if fresh or item.name not in self.held:
+                self.held[item.name] = self.cost(item)
+            total = total + factors[neuron] * _KL.apply(item.theta, item.log_sigma, *self.held[item.name])
         return total / self.n_examples
+
+    def cost(self, item):
+        """KL of an item with its gradients; what is spared feels none."""
+        value, *gradients = kl_and_gradients(item.theta, item.log_sigma, self.options.kl_fit)
+        if item.spared is not None:
+            for gradient in gradients:
+                gradient[item.spared] = 0
+        return value, *gradients
 
     def schedule(self):
         plan, per = self.options, self.steps_per_epoch
@@ -188,13 +197,19 @@ class SparseVD(Method):
             parameter: lines.get(item.name) for item in self.items() for parameter in (item.theta, *item.parameters())
         }
         found |= {p: lines.get(name) for name, p in model.named_parameters() if ".carried." not in name}
-        self.held.clear()
+        self._forget()
         self.lines.update(lines)
         try:
             with narrowed({p: left for p, left in found.items() if left}, optimizer), self._renumbered(model, lines):
                 yield
         finally:
-            self.held.clear(), self.lines.clear()
+            self._forget(), self.lines.clear()
+
+    def _forget(self):
+        """Nothing drawn or held has the shapes of the parameters any more."""
+        self.held.clear()
+        for item in self.items():
+            item.drawn.clear()
 
     @contextmanager
     def _renumbered(self, model, lines):
@@ -222,17 +237,3 @@ class SparseVD(Method):
         lines = lines_left(self.axes, kept_axes(masks), self.shapes)
         device = next(iter(scores.values())).device
         return {name: [(dim, at.to(device)) for dim, at in left] for name, left in lines.items()}
-
-
-def _drawn(theta, log_sigma, lines=None, rows=()):
-    """`noisy` of what `lines` (dimension, positions) pick, and zero at positions of −1."""
-    if lines is None:
-        return noisy(theta, log_sigma, rows)
-    dim, at = lines
-    known = [(dim, at[at >= 0])]
-    drawn = noisy(cut(theta, known), cut(log_sigma, known), rows)
-    if (at < 0).any():
-        dim, shape = dim + len(rows), list(drawn.shape)
-        shape[dim] = len(at)
-        drawn = drawn.new_zeros(shape).index_copy(dim, (at >= 0).nonzero().flatten(), drawn)
-    return drawn

@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from ..nets.models import LanguageModel
-from ..sparsify.sparse_vd import kl, log_alpha, noisy
+from ..sparsify.kl import kl, log_alpha, noisy
 
 
 def _none(theta, log_sigma):
