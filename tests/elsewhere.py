@@ -87,7 +87,16 @@ def elsewhere():
     """Inside, `DEVICE` can be named, and modules moved to it keep their parameters' identity."""
     swapped, tensor = torch.__future__.get_swap_module_params_on_conversion(), torch.tensor
     torch.__future__.set_swap_module_params_on_conversion(True)
+    flat = torch.nn.RNNBase._init_flat_weights
+
+    def without_references(
+        layer,
+    ):  # parameters are swapped here, which torch refuses where something refers to them weakly
+        flat(layer)
+        layer._flat_weight_refs = [None] * len(layer._flat_weights)
+
     otherwise = (  # what torch does for a GPU, but not for this kind
+        mock.patch.object(torch.nn.RNNBase, "_init_flat_weights", without_references),
         mock.patch.object(torch, "tensor", lambda data, device=None, **how: tensor(data, **how).to(device)),
         mock.patch.object(torch, "autocast", lambda *args, **kwargs: nullcontext()),
         mock.patch.object(torch, "is_autocast_enabled", lambda device=None: False),

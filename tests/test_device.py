@@ -11,14 +11,14 @@ from elsewhere import elsewhere
 from layers import inputs, pruned
 from torch import nn
 
+from sparsernn import attach, compact
 from sparsernn.engines import find
 from sparsernn.engines.base import Unsupported
 from sparsernn.engines.models import Fast
 from sparsernn.nets.compact import load
-from sparsernn.own import attach, compact
-from sparsernn.study import training
+from sparsernn.study import runs
 from sparsernn.study.config import RunConfig
-from sparsernn.study.training import ensure
+from sparsernn.study.runs import ensure
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*copying from a non-meta")  # it does copy: `Elsewhere` sees to it
 SLEEP = {"sleep_above": 1.0, "kl_every": 4, "kl_start": 0.0, "kl_full": 0.0, "log_sigma_groups": -1.0}
@@ -27,7 +27,7 @@ SLEEP = {"sleep_above": 1.0, "kl_every": 4, "kl_start": 0.0, "kl_full": 0.0, "lo
 @pytest.fixture(autouse=True)
 def tiny_tasks(tmp_path, monkeypatch):
     monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "runs"))
-    monkeypatch.setattr(training, "where_and_with", lambda device: {"device": device})
+    monkeypatch.setattr(runs, "where_and_with", lambda device: {"device": device})
     tiny.register()
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -71,7 +71,7 @@ def test_a_run_elsewhere_is_the_run_on_the_cpu(task, method, plan, tmp_path, mon
             raise KeyboardInterrupt
 
     with elsewhere() as device:
-        monkeypatch.setattr(training, "training_device", lambda config: device)
+        monkeypatch.setattr(runs, "training_device", lambda config: device)
         if method != "linear":
             with pytest.raises(KeyboardInterrupt):  # and goes on from its checkpoint
                 ensure(config, stop)
@@ -138,7 +138,7 @@ def test_engines_of_torch_run_elsewhere(engine, cell):
 
 @pytest.mark.parametrize("task", ["tiny-topic", "tiny-char"])
 def test_a_compact_model_runs_elsewhere(task):
-    run = ensure(RunConfig(task=task, method="sparse-vd-wgn", profile="quick", epochs=1))
+    run = ensure(RunConfig(task=task, method="sparse-vd-wgn", profile="quick", epochs=2))
     batch = next(run.task.batches("valid", 8, 20))
     expected = run.compact(batch.tokens, batch.lengths)[0]
     with elsewhere() as device:

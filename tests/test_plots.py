@@ -370,7 +370,7 @@ def test_bins_of_log_alpha_cut_exactly_at_the_threshold(threshold):
         ]
     )
     values = values.clamp(-8, 8)
-    run = Stub(method=Stub(log_alpha=lambda: {"w": values}), config=Stub(plan=Stub(threshold=threshold)))
+    run = Stub(study=Stub(scores=lambda: {"w": values}), config=Stub(options=Stub(threshold=threshold)))
     table = tables.log_alpha_table(run)
     assert table["count"].sum() == len(values)
     assert table.loc[table["kept"], "count"].sum() == int((values < threshold).sum())

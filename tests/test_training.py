@@ -27,6 +27,7 @@ from sparsernn.study.evaluation import predictor
 from sparsernn.study.runs import ensure
 
 HERE = Path(__file__).parent
+EPOCHS = 60  # of the run that is killed: some seconds
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +48,7 @@ def config(task="tiny-topic", method="sparse-vd-wgn", **more):
 def process(runs, task, method):
     """A training process of its own, reaped in the end."""
     environment = os.environ | {"SPARSERNN_RUNS": str(runs), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(HERE / "tiny.py"), task, method]
+    command = [sys.executable, str(HERE / "tiny.py"), task, method, str(EPOCHS)]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as running:
         yield running
 
@@ -62,7 +63,7 @@ def outcome(directory):
 
 def test_killed_and_resumed_run_is_bit_identical(tmp_path):
     """Slow (about half a minute): six processes, five of them killed at a random moment of their training."""
-    moments, leaf, reached = random.Random(0), Path("tiny-topic/lstm-8/sparse-vd-wgn/quick-s0"), []
+    moments, leaf, reached = random.Random(0), Path(f"tiny-topic/lstm-8/sparse-vd-wgn/quick-s0-epochs={EPOCHS}"), []
     with process(tmp_path / "quiet", "tiny-topic", "sparse-vd-wgn") as running:
         assert running.wait() == 0
     for _ in range(5):

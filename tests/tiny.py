@@ -50,7 +50,7 @@ def register():
     PRESETS["tiny-char"] = {"lstm-8": Preset(LanguageModel, {"hidden": 8}, {"quick": chars})}
 
 
-if __name__ == "__main__":  # a training process of its own: python tiny.py task method → one line an epoch
+if __name__ == "__main__":  # a training process of its own: python tiny.py task method epochs → one line an epoch
     import torch
 
     from sparsernn.study.config import RunConfig
@@ -58,4 +58,5 @@ if __name__ == "__main__":  # a training process of its own: python tiny.py task
 
     register()
     torch.set_num_threads(1)
-    ensure(RunConfig(task=sys.argv[1], method=sys.argv[2], profile="quick"), lambda line: print(line, flush=True))
+    given = {"task": sys.argv[1], "method": sys.argv[2], "profile": "quick", "epochs": int(sys.argv[3])}
+    ensure(RunConfig(**given), lambda line: print(line, flush=True))
