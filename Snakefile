@@ -2,15 +2,17 @@
 # executor plug-ins do. A run's record is its output, its executed notebooks are its log: a failure leaves the notebook
 # with the error in it and does not stop the others; what was begun goes on where it stood.
 import re
+import shlex
 import yaml
 from pathlib import Path
 
-from sparsernn.study.config import study_configs
+from sparsernn.study.config import needed, study_configs
 from sparsernn.study.opponents import back_off_directory, count_back_off
 
 study = yaml.safe_load(Path(config.get("study", "study.yaml")).read_text())  # --config study=papers.yaml
 PROFILE = study["profile"]
-CONFIGS = {str(one.directory): one for one in study_configs(study)}
+ASKED = study_configs(study)
+CONFIGS = {str(one.directory): one for one in [*ASKED, *(before for one in ASKED for before in needed(one))]}
 NGRAMS = {
     str(back_off_directory(task, PROFILE, order)): (task, order)
     for task, orders in study.get("ngrams", {}).items()
@@ -19,7 +21,9 @@ NGRAMS = {
 
 
 def parameters(one):
-    return " ".join(f"-p {name} {value}" for name, value in one.given().items())
+    """What papermill is given: text by -r, for -p would read a number in it."""
+    given = ((("-r" if isinstance(value, str) else "-p"), name, value) for name, value in one.given().items())
+    return " ".join(f"{flag} {name} {shlex.quote(str(value))}" for flag, name, value in given)
 
 
 rule all:
@@ -33,6 +37,8 @@ for number, (run, one) in enumerate(CONFIGS.items()):
     rule:
         name:
             f"train_prune_gates_{number}"
+        input:
+            [f"{before.directory}/record.json" for before in needed(one)],
         output:
             f"{run}/record.json",
         log:
@@ -45,7 +51,7 @@ for number, (run, one) in enumerate(CONFIGS.items()):
         priority: len(CONFIGS) - number
         shell:
             "for name in train prune gates; do"
-            " python tools/kernels.py notebooks/$name.ipynb {params.run}/$name.ipynb -k python3"
+            " python tools/kernels.py notebooks/$name.ipynb {params.run:q}/$name.ipynb -k python3"
             " --no-progress-bar --log-level ERROR {params.given} || exit 1; done"
 
 

@@ -1,9 +1,17 @@
 """A config says a run completely, and refuses what it does not understand with the nearest right thing."""
 
-import pytest
+from dataclasses import fields
 
+import pytest
+import torch
+
+from sparsernn import sparsify
+from sparsernn.sparsify.attach import attach
+from sparsernn.sparsify.options import names_of
+from sparsernn.sparsify.plan import Plan
 from sparsernn.study import config
 from sparsernn.study.config import RunConfig, study_configs
+from sparsernn.study.presets import PLAN
 
 
 def test_defaults_are_the_smoke_run_of_the_first_model():
@@ -122,3 +130,73 @@ def test_a_study_asks_for_its_seeds_or_for_the_one_that_a_run_names():
     assert [(c.method, c.seed) for c in configs] == [("sparse-vd-wgn", 7)]
     with pytest.raises(ValueError, match="pydocs-topic, dense: unknown parameter 'sed'; did you mean 'seed'"):
         study_configs({"profile": "quick", "seeds": [0], "tasks": {"pydocs-topic": [{"dense": {"sed": 1}}]}})
+
+
+@pytest.mark.parametrize("value", ["float('inf')", "float('nan')", "2 * 3"])
+def test_a_cell_with_a_computed_value_is_checked_all_the_same(value):
+    cells = [f"kl_wieght = 2\nlr = {value}"]
+    given = {"lr": eval(value), "kl_wieght": 2}
+    if "float" in value:
+        with pytest.raises(ValueError, match="'kl_wieght'; did you mean 'kl_weight'"):
+            RunConfig.from_notebook(notebook(*cells, **given))
+        with pytest.raises(ValueError, match="lr is (inf|nan); it must be a finite number"):
+            RunConfig.from_notebook(notebook(f"lr = {value}", lr=given["lr"]))
+    else:
+        assert RunConfig.from_notebook(notebook(f"lr = {value}", lr=6)).plan.lr == 6.0
+
+
+def test_an_option_the_method_does_not_have_is_refused_with_those_it_has():
+    with pytest.raises(ValueError, match="dense has no kl_weight; its options: none"):
+        RunConfig(method="dense", kl_weight=2.0)
+    with pytest.raises(ValueError, match="binary-dropout has no threshold; its options: dropout, weight_decay"):
+        RunConfig(method="binary-dropout", threshold=2.0)
+    assert RunConfig(method="dense", kl_weight=None).overrides == {}
+
+
+def test_a_relative_runs_folder_is_the_project_s_wherever_the_caller_stands(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSERNN_ROOT", str(tmp_path / "project"))
+    monkeypatch.setenv("SPARSERNN_RUNS", "elsewhere/runs")
+    monkeypatch.chdir(tmp_path)
+    assert config.runs_root() == tmp_path / "project" / "elsewhere" / "runs"
+
+
+def test_a_number_that_needs_all_its_digits_keeps_them_in_the_variant():
+    one, two = (RunConfig(profile="quick", lr=lr).variant for lr in (0.00123456789, 0.00123456788))
+    assert one != two and RunConfig(profile="quick", kl_weight=2).variant == "kl_weight=2"
+
+
+NAN, INF = float("nan"), float("inf")
+NUMBERS = [one for kind in (Plan, *{sparsify.make(name).Options for name in sparsify.names()}) for one in fields(kind)]
+MALFORMED = [NAN, INF, -INF, -1e300, "2", "1e-4", True, [1], {"a": 1}, b"1", 1j]
+
+
+@pytest.mark.parametrize("door", ["run", "notebook", "attach"])
+def test_no_door_takes_a_malformed_number(door):
+    """Every numeric parameter × every malformed value, by each door: refused by name, with a type or value error."""
+    taken, tried = [], 0
+    for one in {one.name: one for one in NUMBERS if one.type in (int, float)}.values():
+        method = next(n for n in sparsify.names() if one.name in (*PLAN, *names_of(sparsify.make(n).Options)))
+        for value in [*MALFORMED, *([1.5] if one.type is int else [])]:
+            if value == -1e300 and one.name in ("threshold", "log_sigma", "log_sigma_groups", "sleep_above"):
+                continue  # no bound: a finite number
+            tried += 1
+            try:
+                if door == "run":
+                    RunConfig(method=method, profile="quick", **{one.name: value})
+                elif door == "notebook":
+                    cell = f"method = {method!r}\nprofile = 'quick'\n{one.name} = 0"
+                    RunConfig.from_notebook(notebook(cell, method=method, profile="quick", **{one.name: value}))
+                else:
+                    model = torch.nn.Sequential(torch.nn.GRU(2, 2))
+                    attach(model, method, 10, 10, **{one.name: value})
+            except (TypeError, ValueError) as refusal:
+                assert one.name in str(refusal), (one.name, value, refusal)
+            else:
+                taken.append((one.name, value))
+    assert tried > 200 and not taken
+
+
+@pytest.mark.parametrize("seed", [-1, 2**32, 10**18, 1.0, "0", True, None, NAN])
+def test_a_seed_that_is_none_is_refused(seed):
+    with pytest.raises((TypeError, ValueError), match="seed"):
+        RunConfig(seed=seed)

@@ -1,5 +1,7 @@
 """A neuron is one thing: axes find every line of it, the authors' count is their single pass, the closure a fixed point."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -17,7 +19,8 @@ from oracles import (
     with_scales,
 )
 
-from sparsernn.nets.layers import GRU, RNN
+from sparsernn.nets.axes import Member, each
+from sparsernn.nets.layers import GRU, RNN, Linear
 from sparsernn.nets.masked import masked
 from sparsernn.nets.masks import (
     CONSTANT,
@@ -155,6 +158,40 @@ def test_evaluation_under_masks_is_theta_or_zero_and_mean_or_zero(name):
     for means in ({}, random_means(masks)):
         by_hand = masked_by_hand(model, masks, means, TOKENS)[0]
         assert error(masked(model, masks, means)(TOKENS)[0], by_hand) <= 1e-12
+
+
+class Summed(Tagger):
+    """Two directions that are added up: neuron j of both is one neuron, with gates in either."""
+
+    def __init__(self, vocabulary, classes, hidden):
+        super().__init__(vocabulary, classes, hidden)
+        self.head = Linear(hidden, classes)
+
+    def axes(self):
+        words, forth, forth_gates, back, back_gates = super().axes()
+        reader = Member("head.weight", 1, each(forth.size), "in")
+        members = [m for axis in (forth, back) for m in axis.members if m.tensor != "head.weight"]
+        both = replace(forth, name="hidden", members=(*members, reader))
+        return [words, both, replace(forth_gates, hidden="hidden"), replace(back_gates, hidden="hidden")]
+
+    def forward(self, tokens, lengths=None, state=None):
+        y, state = self.lstm(tokens, state, lengths=lengths)
+        return self.head(sum(y.chunk(2, -1))), state
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_two_directions_may_share_one_hidden_axis(seed):
+    model = randomise(Summed(5, 2, 4), seed)
+    masks = random_masks(model, seed, 0.3, {"hidden": 0.7, "gates_l0": 0.7, "gates_l0_reverse": 0.7})
+    closed, means = close(masks), random_means(masks, seed)
+    assert error(masked(model, closed, means)(TOKENS)[0], masked(model, masks, means)(TOKENS)[0]) <= 1e-12
+    kept, count = closed.groups["hidden"], closed_count(closed)
+    for name in ("gates_l0", "gates_l0_reverse"):
+        assert not closed.groups[name].view(4, -1)[:, ~kept].any()  # a removed neuron has no gate in either direction
+        _, states = gate_states(closed)[name]
+        assert all((state == REMOVED) == (not stays) for row in states for state, stays in zip(row, kept, strict=True))
+    assert count.hidden_kept == [int(kept.sum())] and len(count.gates_live) == 2
+    assert paper_count(masks).weights_kept >= closed_count(closed).weights_kept
 
 
 # ---- the authors' count, by hand

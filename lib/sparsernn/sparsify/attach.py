@@ -76,12 +76,7 @@ def put_on(
         raise ValueError(
             f"{type(model).__name__} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
         )
-    if missing := [name for name in method.needs() if reference is None]:
-        raise ValueError(
-            f"this method starts from a finished run of {missing[0]!r}: give attach reference=, the state_dict of its model"
-        )
-    if reference is not None:
-        method.start_from({name: reference for name in method.needs()} if method.needs() else {})
+    _start(method, reference)
     left = dict(found.left) | _not_wanted(found, only, skip)
     _carry(found, method, left, batch_dim)
     if example is not None:
@@ -101,6 +96,19 @@ def put_on(
     method.prepare()
     method.idle = False
     return Study(model, method, left, known=example is not None)
+
+
+def _start(method, reference):
+    """Hand a method the finished runs it starts from: one state_dict, or one a name of its `needs()`."""
+    needs = method.needs()
+    if not needs:
+        return
+    given = reference if reference and set(needs) <= set(reference) else dict.fromkeys(needs, reference)
+    if missing := [name for name in needs if not given.get(name)]:
+        raise ValueError(
+            f"this method starts from a finished run of {missing[0]!r}: give attach reference=, the state_dict of its model"
+        )
+    method.start_from(given)
 
 
 def _not_wanted(found, only, skip):

@@ -127,6 +127,12 @@ def begun(path):
     return defaults | {name: value for name, value in found.items() if name not in foreign}
 
 
+def needed(config):
+    """The finished runs that a run starts from: same task, model, profile and seed."""
+    names = sparsify.make(config.method).needs()
+    return [RunConfig(config.task, config.model, name, config.profile, config.seed) for name in names]
+
+
 def study_configs(study):
     """The runs a study (study.yaml as read) asks for: `method` or `{method: {parameter: value}}` per task, for each of its
     seeds, or for the one that the parameters name."""

@@ -23,7 +23,7 @@ from ..files import replacing
 from ..nets.compact import compact, load, save
 from ..nets.masks import close, closed_count, paper_count, weight_matrices
 from ..records import constant_gates, count_fields, where_and_with
-from .config import RunConfig, begun
+from .config import RunConfig, begun, needed
 from .evaluation import compact_error, evaluate, predictor
 from .presets import preset
 from .training import Session
@@ -91,13 +91,12 @@ def _ensure(config, directory, report):
 
 
 def _finished(config, report):
-    """The trained weights that the method starts from: of the finished run it needs, same task, model, profile and seed,
-    which is trained first where it is not there. None: it starts from nothing."""
-    for name in sparsify.make(config.method).needs():
-        before = RunConfig(config.task, config.model, name, config.profile, config.seed)
-        report(f"{config.method} starts from a finished run of {name}")
-        return ensure(before, report).model.state_dict()
-    return None
+    """method → the trained weights of the finished runs it starts from, which are trained first where they are not there."""
+    found = {}
+    for before in needed(config):
+        report(f"{config.method} starts from a finished run of {before.method}")
+        found[before.method] = ensure(before, report).model.state_dict()
+    return found
 
 
 def training_device(config):
