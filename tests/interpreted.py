@@ -11,7 +11,7 @@ import torch
 from layers import CELLS, by_formula, inputs, pruned
 from oracles import error
 
-from sparsernn.engines import LAYERS, PRODUCTS, find, persistent
+from sparsernn.engines import LAYERS, PRODUCTS, engine_class, persistent
 
 KERNELS = ("triton-tiny", "persistent", "persistent-fp16", "persistent-dense")
 STEPPED = ("csr-triton", "block-16", "block-32")
@@ -21,7 +21,7 @@ def layer_cases():
     for name in CELLS:
         layer, masked, kept = pruned(name)
         for engine in KERNELS:
-            run, batch = find(engine)(layer, "cpu"), 3 if engine == "triton-tiny" else 2
+            run, batch = engine_class(engine)(layer, "cpu"), 3 if engine == "triton-tiny" else 2
             x, ids, lengths, live = inputs(3, batch)
             yield f"{engine}, {name}, x", run(x), by_formula(masked, kept, x)
             yield f"{engine}, {name}, ids, padded", run(ids, live), by_formula(masked, kept, ids, lengths)
@@ -30,7 +30,7 @@ def layer_cases():
         x, _, lengths, live = inputs(2, 2)
         yield (
             f"csr-triton, {name}, padded",
-            find("csr-triton")(layer, "cpu")(x, live),
+            engine_class("csr-triton")(layer, "cpu")(x, live),
             by_formula(masked, kept, x, lengths),
         )
     layer, masked, kept = pruned(
@@ -38,13 +38,13 @@ def layer_cases():
     )  # wider than a chunk: rows of several, and neurons left over
     x, *_ = inputs(2, 1)
     for engine in ("triton-tiny", "persistent", "persistent-dense"):
-        yield f"{engine}, 50 neurons", find(engine)(layer, "cpu")(x), by_formula(masked, kept, x)
+        yield f"{engine}, 50 neurons", engine_class(engine)(layer, "cpu")(x), by_formula(masked, kept, x)
     with mock.patch.object(persistent, "plan", lambda *sizes, plan=persistent.plan: replace(plan(*sizes), held=False)):
         for engine in ("persistent", "persistent-fp16"):
-            yield f"{engine}, read again each step", find(engine)(layer, "cpu")(x), by_formula(masked, kept, x)
+            yield f"{engine}, read again each step", engine_class(engine)(layer, "cpu")(x), by_formula(masked, kept, x)
     layer, masked, kept = pruned("LSTM", live=0.0)
-    yield "triton-tiny, every gate constant", find("triton-tiny")(layer, "cpu")(x), by_formula(masked, kept, x)
-    yield "persistent, every gate constant", find("persistent")(layer, "cpu")(x), by_formula(masked, kept, x)
+    yield "triton-tiny, every gate constant", engine_class("triton-tiny")(layer, "cpu")(x), by_formula(masked, kept, x)
+    yield "persistent, every gate constant", engine_class("persistent")(layer, "cpu")(x), by_formula(masked, kept, x)
 
 
 def product_cases():
@@ -57,7 +57,11 @@ def product_cases():
                 kept = torch.rand(rows, columns, generator=generator) < 0.2
             weight = torch.randn(rows, columns, generator=generator, dtype=torch.float64) * kept
             x = torch.randn(columns, wide, generator=generator)
-            yield f"{name}, product {rows}x{columns}x{wide}", find(name, PRODUCTS)(weight)(x), weight @ x.double()
+            yield (
+                f"{name}, product {rows}x{columns}x{wide}",
+                engine_class(name, PRODUCTS)(weight)(x),
+                weight @ x.double(),
+            )
 
 
 if __name__ == "__main__":

@@ -7,13 +7,15 @@ import sys
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from oracles import random_masks, randomise
 
 from sparsernn import bench, records
 from sparsernn.bench import __main__ as command
-from sparsernn.bench import cells as bench_cells
-from sparsernn.engines import PRODUCTS, choose, find, timing
+from sparsernn.bench import cases as bench_cases
+from sparsernn.bench import training as training_steps
+from sparsernn.engines import PRODUCTS, choose, engine_class, timing
 from sparsernn.nets import compact
 from sparsernn.nets.models import Classifier
 
@@ -30,13 +32,13 @@ def one_thread():
 
 
 def layer_cell(pattern="unstructured", density=0.2):
-    return bench.LayerCell(32, density, 2, pattern, 4)
+    return bench.LayerCase(32, density, 2, pattern, 4)
 
 
 @pytest.mark.parametrize("pattern", bench.PATTERNS)
 def test_every_engine_of_a_layer_cell_is_timed_with_its_error(pattern):
-    cell, said = layer_cell(pattern), []
-    rows = bench.measure(cell, "cpu", ROOF, 0.01, said.append)
+    case, said = layer_cell(pattern), []
+    rows = bench.measure(case, "cpu", ROOF, 0.01, said.append)
     assert not said, "every engine of the CPU runs these"
     assert {row["engine"] for row in rows} >= {
         "dense-fp32",
@@ -49,14 +51,19 @@ def test_every_engine_of_a_layer_cell_is_timed_with_its_error(pattern):
     for row in rows:
         assert set(row) <= set(records.TIMING_FIELDS)
         assert row["error"] <= (1e-5 if row["dtype"] == "float32" else 0.1)
-        assert row["best_ms"] <= row["median_ms"] and row["floor_ms"] > 0
+        if (
+            row["engine"] == "dense-fp32"
+        ):  # 2 · 4 · 32² weights, 4 steps of 2 sequences: at the roof's 10 GB/s and GFLOP/s
+            weights = 2 * 4 * 32 * 32
+            size, flops = 4 * weights + 4 * 4 * 2 * 64, 2 * weights * 4 * 2
+            assert row["floor_ms"] == pytest.approx(1e3 * max(size, flops) / 1e10)
         assert row["speedup"] == pytest.approx(row["opponent_ms"] / row["median_ms"])
 
 
 @pytest.mark.parametrize("kind", ["gru", "rnn"])
 def test_other_layers_are_timed_too(kind):
-    cell, said = bench.LayerCell(32, 0.2, 2, "unstructured", 4, kind), []
-    rows = bench.measure(cell, "cpu", ROOF, 0.01, said.append)
+    case, said = bench.LayerCase(32, 0.2, 2, "unstructured", 4, kind), []
+    rows = bench.measure(case, "cpu", ROOF, 0.01, said.append)
     assert {"dense-fp32", "dense-bf16", "compact-torch", "numba", "numba-csr", "choose"} <= {r["engine"] for r in rows}
     assert all(row["model"] == kind and row["error"] <= (1e-5 if row["dtype"] == "float32" else 0.1) for row in rows)
     assert not said or kind == "rnn" and "int8" in said[0]
@@ -64,8 +71,8 @@ def test_other_layers_are_timed_too(kind):
 
 @pytest.mark.parametrize("name", bench.PROFILES)
 def test_a_sweep_of_layers_covers_every_place_once(name):
-    cells = bench.layers(profile := bench.PROFILES[name])
-    fields = [str(cell.fields) for cell in cells]
+    cases = bench.layers(profile := bench.PROFILES[name])
+    fields = [str(case.fields) for case in cases]
     assert len(set(fields)) == len(fields)
     of_lstm = len(profile.hidden) * len(profile.densities) * len(profile.batches) * len(profile.patterns)
     others = len(profile.others) * len(profile.product_densities) * len(profile.batches)
@@ -74,21 +81,21 @@ def test_a_sweep_of_layers_covers_every_place_once(name):
 
 @pytest.mark.parametrize("pattern", bench.PATTERNS)
 def test_a_pattern_leaves_the_density_it_says(pattern):
-    dense, small, *_ = bench.LayerCell(256, 0.1, 1, pattern, 2).data
+    dense, small, *_ = bench.LayerCase(256, 0.1, 1, pattern, 2).data
     assert small.nonzeros / (8 * 256**2) == pytest.approx(0.1, rel=0.2)
     assert dense.hidden == 256 and (small.hidden < 256) == (pattern == "removed neurons")
     assert len(small.parts["constant"]) > 0 or pattern != "removed gates"
 
 
 def test_two_to_four_keeps_two_of_four():
-    kept = bench_cells.cut((8, 64), 0.5, "2:4", torch.Generator().manual_seed(0))
+    kept = bench_cases.kept_mask((8, 64), 0.5, "2:4", torch.Generator().manual_seed(0))
     assert bool((kept.view(8, 16, 4).sum(2) == 2).all())
 
 
 def test_a_wrong_engine_gets_no_row(monkeypatch):
-    right, said = bench.LayerCell.error, []
+    right, said = bench.LayerCase.error, []
     monkeypatch.setattr(
-        bench.LayerCell, "error", lambda self, name, y: 0.5 if name == "numba" else right(self, name, y)
+        bench.LayerCase, "error", lambda self, name, y: 0.5 if name == "numba" else right(self, name, y)
     )
     rows = bench.measure(layer_cell(), "cpu", ROOF, 0.01, said.append)
     assert "numba" not in {row["engine"] for row in rows if row["engine"] != "choose"}
@@ -97,17 +104,19 @@ def test_a_wrong_engine_gets_no_row(monkeypatch):
 
 @pytest.mark.parametrize("batch", [3, 40, 1500])
 def test_an_engine_that_is_wrong_in_its_last_column_gets_no_row(monkeypatch, batch):
-    class Wrong(find("csr-torch", PRODUCTS)):
+    class Wrong(engine_class("csr-torch", PRODUCTS)):
         def __call__(self, x):
             y = super().__call__(x)
             y[:, -1] += 1
             return y
 
     monkeypatch.setattr(
-        bench_cells, "find", lambda name, table, find=find: Wrong if name == "csr-torch" else find(name, table)
+        bench_cases,
+        "engine_class",
+        lambda name, table, find=engine_class: Wrong if name == "csr-torch" else engine_class(name, table),
     )
     said = []
-    rows = bench.measure(bench.Product(32, 64, 0.2, batch), "cpu", ROOF, 0.01, said.append)
+    rows = bench.measure(bench.ProductCase(32, 64, 0.2, batch), "cpu", ROOF, 0.01, said.append)
     assert "csr-torch" not in {row["engine"] for row in rows} and "csr-torch: refused" in "".join(said)
 
 
@@ -123,26 +132,26 @@ def test_nets_of_two_seeds_are_two_cells(tmp_path):
 
 
 def test_a_cell_is_timed_again_when_asked(tmp_path, monkeypatch):
-    path, cells = tmp_path / "timings-cpu.csv", [bench.Product(32, 64, 0.2, 1)]
-    assert bench.sweep(cells, seconds=0.01, path=path) and not bench.sweep(cells, seconds=0.01, path=path)
-    assert bench.sweep(cells, seconds=0.01, path=path, again=True)
+    path, cases = tmp_path / "timings-cpu.csv", [bench.ProductCase(32, 64, 0.2, 1)]
+    assert bench.sweep(cases, seconds=0.01, path=path) and not bench.sweep(cases, seconds=0.01, path=path)
+    assert bench.sweep(cases, seconds=0.01, path=path, again=True)
 
 
 def test_news_say_the_forecast_and_once_why_an_engine_does_not_run(monkeypatch):
     said = []
     report = bench.news(said.append)
-    for line in ("3 cells to time on cpu:x, 0 there already; about 0.1 minutes", "    numba: n/a, no", "1/3 [0.0 min] lstm: fast",
+    for line in ("3 cases to time on cpu:x, 0 there already; about 0.1 minutes", "    numba: n/a, no", "1/3 [0.0 min] lstm: fast",
                  "    numba: n/a, no", "    csr-torch: refused, error 1", "2/3 [0.0 min] lstm: fast"):  # fmt: skip
         report(line)
-    assert said == [said[0], "numba: n/a, no", "csr-torch: refused, error 1"] and "cells to time" in said[0]
+    assert said == [said[0], "numba: n/a, no", "csr-torch: refused, error 1"] and "cases to time" in said[0]
 
 
 def test_a_sweep_says_which_packages_are_missing(monkeypatch):
-    def find(name, table):
+    def missing(name, table):
         if name == "persistent-cuda":
             raise ImportError("engine 'persistent-cuda' needs cuda: pip install cuda-bindings")
 
-    monkeypatch.setattr(bench_sweep, "find", find)
+    monkeypatch.setattr(bench_sweep, "engine_class", missing)
     assert list(bench_sweep.not_here([layer_cell(), layer_cell("block")])) == [
         "engine 'persistent-cuda' needs cuda: pip install cuda-bindings"
     ]
@@ -171,22 +180,22 @@ def test_a_stopped_sweep_goes_on_where_it_stood(tmp_path, monkeypatch):
     path, measured, real = tmp_path / "timings-cpu.csv", [], bench.measure
     profile = bench.profile_of("smoke", shapes=["32x64"], batches=[1, 2])
 
-    def measure(cell, *rest):
-        measured.append(cell.fields)
+    def measure(case, *rest):
+        measured.append(case.fields)
         if len(measured) == 3:
             raise KeyboardInterrupt
-        return real(cell, *rest)
+        return real(case, *rest)
 
     monkeypatch.setattr(bench_sweep, "measure", measure)
     with pytest.raises(KeyboardInterrupt):
         bench.sweep(bench.products(profile), seconds=0.01, path=path)
     done = measured[:2]
     measured.clear()
-    monkeypatch.setattr(bench_sweep, "measure", lambda cell, *rest: measured.append(cell.fields) or real(cell, *rest))
+    monkeypatch.setattr(bench_sweep, "measure", lambda case, *rest: measured.append(case.fields) or real(case, *rest))
     said = []
     bench.sweep(bench.products(profile), seconds=0.01, path=path, report=said.append)
     assert len(measured) == 4 and not [fields for fields in measured if fields in done]
-    assert "4 cells to time" in said[0] and "2 there already" in said[0] and "minutes" in said[0]
+    assert "4 cases to time" in said[0] and "2 there already" in said[0] and "minutes" in said[0]
     table = records.read_timings(path)
     assert len(table[["batch", "pattern"]].drop_duplicates()) == 6 and table["error"].notna().all()
 
@@ -198,9 +207,9 @@ def test_a_trained_model_is_timed_beside_the_dense_net_of_its_first_size(tmp_pat
     compact.save(compact.compact(model, random_masks(model, 1, 0.5)), run / "model.safetensors")
     record = {"task": "task", "model": "lstm-8", "method": "wgn", "variant": "", "seed": 0}
     (run / "record.json").write_text(json.dumps(record))
-    (cell,) = bench.models(bench.profile_of("smoke"), tmp_path)
-    assert cell.dense.meta["activation"] == "logistic" and cell.small.meta["activation"] == "hard"
-    rows = {row["engine"]: row for row in bench.measure(cell, "cpu", ROOF, 0.01)}
+    (case,) = bench.models(bench.profile_of("smoke"), tmp_path)
+    assert case.dense.meta["activation"] == "logistic" and case.small.meta["activation"] == "hard"
+    rows = {row["engine"]: row for row in bench.measure(case, "cpu", ROOF, 0.01)}
     assert {"dense-fp32", "compact-loop", "numba", "choose"} <= set(rows) and "compact-torch" not in rows
     assert rows["numba"]["error"] <= 1e-5 and rows["numba"]["method"] == "wgn" and rows["numba"]["density"] < 0.6
 
@@ -229,7 +238,7 @@ def test_a_profile_takes_a_notebooks_lists():
 
 def test_the_full_sweep_of_a_gpu_goes_on_from_the_short_one():
     whole, short = (
-        {str(cell.fields) for sweep in bench.SWEEPS.values() for cell in sweep(bench.PROFILES[name])}
+        {str(case.fields) for sweep in bench.SWEEPS.values() for case in sweep(bench.PROFILES[name])}
         for name in ("gpu", "gpu-short")
     )
     assert short < whole
@@ -298,10 +307,11 @@ def test_what_is_kept_on_a_chip_has_a_floor_of_products_gathers_and_bytes(monkey
 
 def test_tf32_is_allowed_its_rounding_and_says_so():
     assert (
-        bench_cells.dtype_name(find("dense-tf32")) == "tf32" and bench_cells.dtype_name(find("dense-fp32")) == "float32"
+        bench_cases.dtype_name(engine_class("dense-tf32")) == "tf32"
+        and bench_cases.dtype_name(engine_class("dense-fp32")) == "float32"
     )
-    assert bench_cells.dtype_name(find("dense-tf32", PRODUCTS)) == "tf32"
-    assert bench_cells.ALLOWED["float32"] < 8e-4 < bench_cells.ALLOWED["tf32"], (
+    assert bench_cases.dtype_name(engine_class("dense-tf32", PRODUCTS)) == "tf32"
+    assert bench_cases.ALLOWED["float32"] < 8e-4 < bench_cases.ALLOWED["tf32"], (
         "measured: factors of 10 bits in layers of 256 to 1024"
     )
 
@@ -311,7 +321,7 @@ def test_a_gpu_that_no_longer_answers_ends_the_sweep(monkeypatch):
         raise RuntimeError("an illegal memory access was encountered")
 
     monkeypatch.setattr(bench_sweep, "wait", dead)
-    monkeypatch.setattr(bench.LayerCell, "make", lambda self, name, device: dead(device))
+    monkeypatch.setattr(bench.LayerCase, "make", lambda self, name, device: dead(device))
     with pytest.raises(RuntimeError, match="illegal memory access"):
         bench.measure(layer_cell(), "cpu", ROOF, 0.01)
 
@@ -327,4 +337,16 @@ def test_a_floor_is_the_larger_of_bytes_and_flops():
     assert roof.floor(1e8, 1e6)[0] == pytest.approx(1000.0) and roof.floor(1e3, 1e9)[1].startswith("flop")
     assert roof.floor(1e3, 1e9, "bf16")[0] == pytest.approx(500.0)
     assert roof.floor(1e3, 1e9, "int8")[0] == pytest.approx(1e-3), "no rate was measured: bytes alone"
-    assert timing.spread(np.array([3.0, 1.0, 2.0]))["median_ms"] == 2.0
+    assert timing.summary(np.array([3.0, 1.0, 2.0]))["median_ms"] == 2.0
+
+
+def test_training_steps_and_layer_steps_are_timed_beside_dense_with_their_errors(monkeypatch):
+    tiny.register()
+    rows = list(training_steps.train_steps(0.01, steps=(("tiny-topic", "quick"),)))
+    assert [row["method"] for row in rows] == list(training_steps.METHODS)
+    monkeypatch.setattr(training_steps, "SHAPES", ((3, 2, 4, 5),))
+    rows += training_steps.layer_steps(0.01)
+    assert [row["engine"] for row in rows[3:]] == ["torch-lstm", "layer-step", "layer-step-scaled"]
+    for row in rows:
+        assert row["error"] <= 1e-5 and row["speedup"] == pytest.approx(row["opponent_ms"] / row["median_ms"])
+        assert set(row) <= set(records.TIMING_FIELDS)

@@ -12,7 +12,7 @@ from layers import inputs, pruned
 from torch import nn
 
 from sparsernn import attach, compact
-from sparsernn.engines import find
+from sparsernn.engines import engine_class
 from sparsernn.engines.base import Unsupported
 from sparsernn.engines.models import Fast
 from sparsernn.nets.compact import load
@@ -125,11 +125,11 @@ def test_engines_of_torch_run_elsewhere(engine, cell):
     layer, *_ = pruned(cell)
     x, ids, _, live = inputs(6, 4)
     try:
-        expected = find(engine)(layer)(x, live), find(engine)(layer)(ids)
+        expected = engine_class(engine)(layer)(x, live), engine_class(engine)(layer)(ids)
     except Unsupported:
         return
     with elsewhere() as device:
-        there = find(engine)(layer, device)
+        there = engine_class(engine)(layer, device)
         got = there(x.to(device), live.to(device)), there(ids.to(device))
         assert all(y.device.type == device for y in got)
         for ours, theirs in zip(expected, got, strict=True):

@@ -10,7 +10,7 @@ from layers import CELLS, V, by_formula, inputs, pruned
 from oracles import Tagger, error, randn, random_masks, randomise
 
 from sparsernn import engines
-from sparsernn.engines import LAYERS, PRODUCTS, find
+from sparsernn.engines import LAYERS, PRODUCTS, engine_class
 from sparsernn.engines import choose as chooser
 from sparsernn.engines.base import Unsupported, oracle
 from sparsernn.engines.models import Fast
@@ -18,7 +18,7 @@ from sparsernn.nets.compact import compact
 from sparsernn.nets.models import BagOfWords, Classifier, LanguageModel
 from sparsernn.report import timings
 
-CPU = [name for name in engines.on("cpu") if name != "dense-fp32"]  # the same class as compact-torch
+CPU = [name for name in engines.available("cpu") if name != "dense-fp32"]  # the same class as compact-torch
 ROUGH = {"dense-bf16": 2e-2, "dense-int8": 5e-2}  # their error; everything else is fp32
 REFUSED = {"dense-int8": ("hard", "RNN"), "compact-torch": ("hard",), "dense-bf16": ("hard",)}
 
@@ -35,9 +35,9 @@ def test_an_engine_computes_the_formulas_or_refuses(engine, name):
     layer, masked, kept = pruned(name)
     if any(word in name for word in REFUSED.get(engine, ())):
         with pytest.raises(Unsupported):
-            find(engine)(layer)
+            engine_class(engine)(layer)
         return
-    run = find(engine)(layer)
+    run = engine_class(engine)(layer)
     for batch in (1, 6):  # numba goes four at a time, and one by one
         x, ids, *_ = inputs(5, batch)
         assert error(run(x).double(), by_formula(masked, kept, x)) <= ROUGH.get(engine, 1e-6)
@@ -49,7 +49,7 @@ def test_an_engine_computes_the_formulas_or_refuses(engine, name):
 def test_a_padded_step_keeps_the_state_and_returns_nothing(engine, name):
     layer, masked, kept = pruned(name)
     x, _, lengths, live = inputs(6, 5)
-    assert error(find(engine)(layer)(x, live).double(), by_formula(masked, kept, x, lengths)) <= 1e-6
+    assert error(engine_class(engine)(layer)(x, live).double(), by_formula(masked, kept, x, lengths)) <= 1e-6
 
 
 @pytest.mark.parametrize(
@@ -59,7 +59,7 @@ def test_torch_s_layers_look_many_words_up_instead_of_writing_them_out(engine, n
     layer, *_ = pruned(name)
     words = 10 * layer.hidden * len(layer.cell.gates)
     layer = layer.reading(randn(words, layer.inputs, seed=3))
-    run = find(engine)(layer)
+    run = engine_class(engine)(layer)
     run.module = None  # the product with every word written out
     ids = torch.randint(words + 1, (5, 6), generator=torch.Generator().manual_seed(0))  # `words`: a removed one
     assert error(run(ids).double(), oracle(layer, ids)) <= ROUGH.get(engine, 1e-6)
@@ -71,13 +71,13 @@ def test_a_layer_that_keeps_every_gate(engine, name):
     layer, masked, kept = pruned(name, live=1.0, keep=1.0)
     assert bool(layer.where.all())
     x, _, lengths, live = inputs(6, 5)
-    assert error(find(engine)(layer)(x, live).double(), by_formula(masked, kept, x, lengths)) <= 1e-6
+    assert error(engine_class(engine)(layer)(x, live).double(), by_formula(masked, kept, x, lengths)) <= 1e-6
 
 
 def test_numba_takes_more_sequences_than_lanes():
     layer, masked, kept = pruned("LSTM")
     x, *_ = inputs(2, 70)
-    assert error(find("numba-csr")(layer)(x).double(), by_formula(masked, kept, x)) <= 1e-6
+    assert error(engine_class("numba-csr")(layer)(x).double(), by_formula(masked, kept, x)) <= 1e-6
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -92,42 +92,42 @@ def test_fused_layers_refuse_padding():
     layer, *_ = pruned("LSTM")
     x, _, _, live = inputs(6, 5)
     with pytest.raises(Unsupported, match="sequences of one length"):
-        find("compact-torch")(layer)(x, live)
+        engine_class("compact-torch")(layer)(x, live)
 
 
 @pytest.mark.parametrize("name", ["dense-fp32", "dense-bf16", "csr-torch", "csr-numba"])
 @pytest.mark.parametrize("wide", [1, 4, 7, 48, 70])
 def test_a_product_is_that_of_float64(name, wide):
     weight = torch.randn(20, 30, dtype=torch.float64) * (torch.rand(20, 30) < 0.3)
-    x, kind = torch.randn(30, wide), find(name, PRODUCTS)
+    x, kind = torch.randn(30, wide), engine_class(name, PRODUCTS)
     assert error(kind(weight)(x.to(kind.dtype)).double(), weight @ x.double()) <= ROUGH.get(name, 1e-6)
 
 
 def test_an_opponent_runs_as_it_is_used_not_trained():
     """cuDNN keeps what a backward pass would need of a layer in training, whether there is one or not."""
     for name in ("dense-fp32", "compact-torch", "dense-bf16"):
-        assert not find(name)(pruned("LSTM")[0]).module.training
+        assert not engine_class(name)(pruned("LSTM")[0]).module.training
 
 
 def test_two_to_four_refuses_what_is_not():
     weight = torch.ones(32, 64)
     with pytest.raises(Unsupported, match="more than two"):
-        find("two-to-four", PRODUCTS)(weight)
+        engine_class("two-to-four", PRODUCTS)(weight)
     with pytest.raises(Unsupported, match="columns in 64s"):
-        find("two-to-four", PRODUCTS)(weight[:, :30])
+        engine_class("two-to-four", PRODUCTS)(weight[:, :30])
 
 
 def test_an_unknown_engine_is_refused_with_the_nearest():
     with pytest.raises(ValueError, match="unknown engine 'numba-crs'; did you mean 'numba-csr'"):
-        find("numba-crs")
+        engine_class("numba-crs")
 
 
 def test_a_missing_package_takes_only_its_engines_away(monkeypatch):
     monkeypatch.setitem(sys.modules, "sparsernn.engines.cpu", None)
     monkeypatch.setitem(sys.modules, "numba", None)
     with pytest.raises(ImportError, match="engine 'numba' needs"):
-        find("numba")
-    assert "numba" not in engines.on("cpu") and "csr-torch" in engines.on("cpu")
+        engine_class("numba")
+    assert "numba" not in engines.available("cpu") and "csr-torch" in engines.available("cpu")
 
 
 # ---- whole models
@@ -151,12 +151,12 @@ def test_a_compact_model_says_the_same_by_any_engine(name, engine):
     assert next(iter(small.tensors().values())).dtype == torch.float64, "the model itself is untouched"
 
 
-@pytest.mark.parametrize("engine", engines.on("cpu"))
+@pytest.mark.parametrize("engine", engines.available("cpu"))
 @pytest.mark.parametrize("lines", [(1,), (3,), (5, 14), (2, 64)])
 def test_a_linear_layer_is_that_of_float64(engine, lines):
     weight, bias = randn(130, 9, seed=1) * (randn(130, 9, seed=2) > 0.5), randn(130, seed=3)
     y = randn(*lines, 9, seed=4)
-    got = find(engine).linear(weight, bias)(y.float())
+    got = engine_class(engine).linear(weight, bias)(y.float())
     assert got.dtype == torch.float32
     assert error(got.double(), torch.nn.functional.linear(y, weight, bias)) <= ROUGH.get(engine, 1e-6)
 
@@ -176,7 +176,7 @@ def test_a_model_without_layers_and_a_state_are_refused():
 # ---- the choice
 
 
-class Slow(find("compact-loop")):
+class Slow(engine_class("compact-loop")):
     delay = 0.0
     factor = 1.0
 
@@ -191,8 +191,8 @@ def engine(delay, factor=1.0):
 
 def chosen(monkeypatch, **made):
     monkeypatch.setattr(chooser, "_choices", {})
-    monkeypatch.setattr(chooser, "on", lambda device: list(made))
-    monkeypatch.setattr(chooser, "find", lambda name: made[name])
+    monkeypatch.setattr(chooser, "available", lambda device: list(made))
+    monkeypatch.setattr(chooser, "engine_class", lambda name: made[name])
     return chooser.choose(pruned("LSTM")[0], 2, steps=3, seconds=0.05)
 
 

@@ -15,8 +15,8 @@ from test_kernels import usage
 
 pytest.importorskip("cuda.bindings", reason="cuda-bindings is on Linux alone")
 
-from sparsernn.bench import LayerCell  # noqa: E402
-from sparsernn.engines import cuda_source, find, persistent_cuda  # noqa: E402
+from sparsernn.bench import LayerCase  # noqa: E402
+from sparsernn.engines import cuda_source, engine_class, persistent_cuda  # noqa: E402
 from sparsernn.engines.base import Unsupported  # noqa: E402
 from sparsernn.engines.dealing import BANKS, deal  # noqa: E402
 from sparsernn.engines.persistent_cuda import Chip, Shape  # noqa: E402
@@ -57,7 +57,7 @@ def emulated(tmp_path_factory, monkeypatch):
     folder.mkdir(exist_ok=True)
 
     def engine(layer, processors=3, shapes=SMALL, source=persistent_cuda.SOURCE, seed=1):
-        kind = find("persistent-cuda")
+        kind = engine_class("persistent-cuda")
         monkeypatch.setattr(kind, "chip", lambda self: Chip(processors, 1 << 16))
         monkeypatch.setattr(kind, "kernel", lambda self, **constants: Emulated(source, folder, constants, seed))
         monkeypatch.setattr(persistent_cuda.lay_out, "__defaults__", (shapes,))
@@ -223,7 +223,7 @@ def test_it_compiles_without_spilling(architecture, name):
 @pytest.mark.parametrize(("hidden", "density"), [(1024, 0.3), (1760, 0.3), (2304, 0.05), (2304, 0.3)])
 def test_large_layers_stay_on_the_chip_of_an_h200(hidden, density):
     """Every weight in registers or shared memory, and nothing spilled."""
-    layer = LayerCell(hidden, density, 1, "unstructured", 1).data[1]
+    layer = LayerCase(hidden, density, 1, "unstructured", 1).data[1]
     for batch in (1, 4):
         laid = persistent_cuda.lay_out(layer, batch, H200)
         registers, spilled = built(laid, "sm_90")

@@ -103,7 +103,7 @@ def test_an_empty_table_takes_no_types_from_a_full_one(tmp_path):
         (folder / "numbers.csv").write_text(numbers)
         keys = {"task": task, "model": "m", "method": "dense", "variant": "", "seed": 0}
         (folder / "record.json").write_text(json.dumps(keys))
-    found = report.tracked("quick", "numbers.csv", tmp_path)
+    found = report.tracked_tables("quick", "numbers.csv", tmp_path)
     assert found["value"].dtype == float and found["task"].tolist() == ["words"]
 
 

@@ -18,7 +18,7 @@ from sparsernn.sparsify.attach import put_on
 from sparsernn.sparsify.binary import BinarySparseVD, BinarySparseVDOptions
 from sparsernn.sparsify.carried import Carried
 from sparsernn.sparsify.kl import kl, log_alpha, noisy
-from sparsernn.sparsify.pruned import cut, narrowed
+from sparsernn.sparsify.pruned import narrowed, take_lines
 from sparsernn.sparsify.sparse_vd import SparseVD, SparseVDOptions
 
 V, N_EXAMPLES, EPOCHS, STEPS_PER_EPOCH = 9, 250, 4, 10
@@ -886,15 +886,15 @@ def test_a_step_without_sleepers_is_a_step_with_them_scaled_by_zero_and_leaves_t
 def test_the_optimiser_s_moments_are_cut_and_put_back_with_their_parameter():
     whole = torch.nn.Parameter(randn(5, 4, seed=1))
     lines = [(0, torch.tensor([0, 2, 3])), (1, torch.tensor([1, 3]))]
-    small = torch.nn.Parameter(cut(whole.detach(), lines))
+    small = torch.nn.Parameter(take_lines(whole.detach(), lines))
     one, other, slopes = torch.optim.Adam([whole]), torch.optim.Adam([small]), randn(3, 5, 4, seed=2)
     for step, slope in enumerate(slopes):
-        small.grad = cut(slope, lines)
+        small.grad = take_lines(slope, lines)
         other.step()
         if step == 1:
             before, moments = whole.detach().clone(), {n: v.clone() for n, v in one.state[whole].items()}
             with narrowed({whole: lines}, one):
-                whole.grad = cut(slope, lines)
+                whole.grad = take_lines(slope, lines)
                 one.step()
             changed = (whole != before).nonzero().tolist()
             assert changed == [[r, c] for r in (0, 2, 3) for c in (1, 3)]
@@ -902,10 +902,10 @@ def test_the_optimiser_s_moments_are_cut_and_put_back_with_their_parameter():
         else:
             whole.grad = slope.clone()
             one.step()
-    assert torch.equal(cut(whole, lines), small)
+    assert torch.equal(take_lines(whole, lines), small)
     for name in ("step", "exp_avg", "exp_avg_sq"):
         value = one.state[whole][name]
-        assert torch.equal(cut(value, lines) if value.dim() else value, other.state[small][name])
+        assert torch.equal(take_lines(value, lines) if value.dim() else value, other.state[small][name])
 
 
 @pytest.mark.parametrize("reached", ["nothing", "a draw", "its gradient"])

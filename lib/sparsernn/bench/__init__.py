@@ -1,7 +1,7 @@
-"""Sparse engines against dense ones, timed: `profile_of` says how much, `products`, `layers`, `models` make the cells,
+"""Sparse engines against dense ones, timed: `profile_of` says how much, `products`, `layers`, `models` make the cases,
 `sweep` times them."""
 
-from .cells import PATTERNS, LayerCell, Product, Trained
+from .cases import PATTERNS, LayerCase, ProductCase, TrainedCase
 from .profiles import PROFILES, SWEEPS, layers, models, products, profile_of
 from .sweep import measure, news, sweep
 
@@ -9,9 +9,9 @@ __all__ = [
     "PATTERNS",
     "PROFILES",
     "SWEEPS",
-    "LayerCell",
-    "Product",
-    "Trained",
+    "LayerCase",
+    "ProductCase",
+    "TrainedCase",
     "layers",
     "measure",
     "models",

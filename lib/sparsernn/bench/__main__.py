@@ -2,7 +2,7 @@
 
 Three sweeps: products (the shapes behind the 2× to 7× of 1704.05119), layers (hidden × density × batch × pattern), and
 models (the study's own trained compact ones, results/runs/). Every engine is compared with float64 before it is timed;
-one whose error is large gets no row. Rows go to results/timings-<device>.csv a cell at a time, so a sweep that was
+one whose error is large gets no row. Rows go to results/timings-<device>.csv a case at a time, so a sweep that was
 stopped goes on where it stood. Needs torch, numpy, pandas, safetensors; an engine whose package is not here (numba,
 Triton, cuda-bindings) is said to be missing.
 """
@@ -29,7 +29,7 @@ def main(arguments=None):
     parser.add_argument("--densities", nargs="+", type=float, help="shares of weights that are left, likewise")
     parser.add_argument("--batches", nargs="+", type=int, help="sequences or columns at once, likewise")
     parser.add_argument("--hidden", nargs="+", type=int, help="neurons of LSTM layers, likewise")
-    parser.add_argument("--again", action="store_true", help="time cells that the table has already too")
+    parser.add_argument("--again", action="store_true", help="time cases that the table has already too")
     parser.add_argument("--out", type=Path, help="the table; results/timings-<device>.csv if not given (smoke: none)")
     given = parser.parse_args(arguments)
     try:
@@ -43,8 +43,8 @@ def main(arguments=None):
     path = given.out or (
         None if given.profile == "smoke" else project_root() / "results" / f"timings-{slug(given.device)}.csv"
     )
-    cells = [cell for name in ([given.sweep] if given.sweep else SWEEPS) for cell in SWEEPS[name](profile)]
-    sweep(cells, given.device, profile.seconds, path, partial(print, flush=True), given.again)
+    cases = [case for name in ([given.sweep] if given.sweep else SWEEPS) for case in SWEEPS[name](profile)]
+    sweep(cases, given.device, profile.seconds, path, partial(print, flush=True), given.again)
     sys.stdout.write(f"rows are in {path}\n" if path else "profile smoke keeps no rows; --out FILE does\n")
 
 

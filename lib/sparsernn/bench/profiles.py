@@ -1,4 +1,4 @@
-"""How much a sweep covers, by name or as asked for, and the cells that makes."""
+"""How much a sweep covers, by name or as asked for, and the cases that makes."""
 
 import itertools
 import re
@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 from ..files import nearest, project_root
 from ..nets import compact
-from .cells import PATTERNS, LayerCell, Product, Trained
+from .cases import PATTERNS, LayerCase, ProductCase, TrainedCase
 
 PAPER_LAYERS = (("rnn", 1760), ("gru", 2560))  # the recurrent layers that 1704.05119 prunes
 PAPER_SHAPES = ((1760, 1760), (2560, 2560), (3072, 3072), (7680, 2560), (10752, 3584))  # 1704.05119; DeepBench's layers
@@ -14,7 +14,7 @@ PAPER_SHAPES = ((1760, 1760), (2560, 2560), (3072, 3072), (7680, 2560), (10752, 
 
 @dataclass(frozen=True)
 class Profile:
-    """What a sweep covers; `seconds` is the time spent timing a cell, `steps` the length of its sequences.
+    """What a sweep covers; `seconds` is the time spent timing a case, `steps` the length of its sequences.
 
     shapes, product_*            products: [rows, columns], densities, columns of x
     hidden, densities, batches   LSTM layers, under every one of `patterns`
@@ -41,7 +41,7 @@ PROFILES = {
                    PATTERNS, (1, 128), PAPER_LAYERS, 50, 0.5),
     "gpu": Profile(PAPER_SHAPES, (0.1, 0.05), WIDE, (256, 512, 1024, 1760, 2304), (0.3, 0.1, 0.05, 0.01),
                    (1, 4, 32, 128), PATTERNS, (1, 32, 128), PAPER_LAYERS, 200, 1.0),
-    # some of its cells, in half an hour: persistent layers, the trained nets, and where sparse products win and lose
+    # some of its cases, in half an hour: persistent layers, the trained nets, and where sparse products win and lose
     "gpu-short": Profile(((1760, 1760), (7680, 2560)), (0.1, 0.05), (1, 4, 64, 1500), (1024, 1760, 2304),
                          (0.3, 0.1, 0.05), (1, 4), PATTERNS[:1], (1, 128), PAPER_LAYERS, 200, 0.3),
 }  # fmt: skip
@@ -51,22 +51,24 @@ def products(profile):
     combined = itertools.product(
         profile.shapes, profile.product_densities, ("unstructured", "block"), profile.product_batches
     )
-    cells = [Product(*shape, density, batch, pattern) for shape, density, pattern, batch in combined]
-    return cells + [Product(*shape, 0.5, batch, "2:4") for shape in profile.shapes for batch in profile.product_batches]
+    cases = [ProductCase(*shape, density, batch, pattern) for shape, density, pattern, batch in combined]
+    return cases + [
+        ProductCase(*shape, 0.5, batch, "2:4") for shape in profile.shapes for batch in profile.product_batches
+    ]
 
 
 def layers(profile):
     combined = itertools.product(profile.hidden, profile.densities, profile.batches, profile.patterns)
     others = itertools.product(profile.others, profile.product_densities, profile.batches)
-    return [LayerCell(*place, profile.steps) for place in combined] + [
-        LayerCell(hidden, density, batch, PATTERNS[0], profile.steps, kind) for (kind, hidden), density, batch in others
+    return [LayerCase(*place, profile.steps) for place in combined] + [
+        LayerCase(hidden, density, batch, PATTERNS[0], profile.steps, kind) for (kind, hidden), density, batch in others
     ]
 
 
 def models(profile, root=None):
     paths = sorted((root or project_root() / "results" / "runs").glob("*/*/*/*/model.safetensors"))
     paths = [path for path in paths if compact.load(path).meta["layers"]]
-    return [Trained(path, batch, profile.steps) for path in paths for batch in profile.model_batches]
+    return [TrainedCase(path, batch, profile.steps) for path in paths for batch in profile.model_batches]
 
 
 SWEEPS = {"layers": layers, "models": models, "products": products}  # in this order: what is new first

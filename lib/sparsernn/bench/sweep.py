@@ -1,4 +1,4 @@
-"""Time cells, engine beside engine, and keep their rows."""
+"""Time cases, engine beside engine, and keep their rows."""
 
 import itertools
 import re
@@ -7,9 +7,9 @@ import time
 import torch
 
 from .. import records
-from ..engines import LAYERS, OPPONENTS, PRODUCTS, find, on
-from ..engines.timing import Roof, interleaved, spread, wait
-from .cells import ALLOWED, ALLOWED_ELSE, RATES
+from ..engines import LAYERS, OPPONENTS, PRODUCTS, available, engine_class
+from ..engines.timing import Roof, interleaved, summary, wait
+from .cases import ALLOWED, ALLOWED_ELSE, RATES
 
 
 def slug(device):
@@ -18,19 +18,19 @@ def slug(device):
     return kind if kind == "cpu" else re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def measure(cell, device, roof, seconds, report=lambda line: None):
-    """Rows of one cell: each engine that runs it and is right, beside each opponent that does."""
-    where = records.where_and_with(device) | {"threads": torch.get_num_threads()} | cell.fields
+def measure(case, device, roof, seconds, report=lambda line: None):
+    """Rows of one case: each engine that runs it and is right, beside each opponent that does."""
+    where = records.where_and_with(device) | {"threads": torch.get_num_threads()} | case.fields
     calls, known = {}, {}
-    for name in on(torch.device(device).type, cell.table):
+    for name in available(torch.device(device).type, case.table):
         if roof.lacks(rate := RATES.get(name, "fp32")):  # it cannot win, and would hold up the others for minutes
             report(
                 f"    {name}: n/a, {roof.flops[rate] / 1e9:.2g} GFLOP/s in {rate}: this processor has no units for it"
             )
             continue
         try:
-            call, dtype, empty = cell.make(name, device)
-            wrong = cell.error(name, call())
+            call, dtype, empty = case.make(name, device)
+            wrong = case.error(name, call())
             if empty:
                 empty[0]()  # so that it is compiled and warm
         except Exception as problem:  # what does not run here has no row; the sweep goes on, and says so
@@ -44,7 +44,7 @@ def measure(cell, device, roof, seconds, report=lambda line: None):
         if empty:
             calls[name + ", empty"], known[name]["on_chip"] = empty
     for name in known:
-        size, flops = cell.work(name)
+        size, flops = case.work(name)
         known[name]["floor_ms"], known[name]["floor_note"] = roof.floor(size, flops, RATES.get(name, "fp32"))
     samples = interleaved(calls, device, seconds)
     for name in known:
@@ -55,46 +55,46 @@ def measure(cell, device, roof, seconds, report=lambda line: None):
                 "floor_note": f"measured: product of the input, empty loop with its waits {loop:.3g} ms",
             }
             known[name]["floor_note"] += f", on chip {on_chip:.3g} ms reckoned"
-    if cell.chooses and (chosen := cell.chosen(device)) in known:
+    if case.chooses and (chosen := case.chosen(device)) in known:
         samples["choose"], known["choose"] = samples[chosen], known[chosen] | {"floor_note": chosen}
     rows = []
     for name, opponent in itertools.product(known, [name for name in OPPONENTS if name in known]):
         if name != opponent or name == "dense-fp32":
-            row = where | {"engine": name} | known[name] | spread(samples[name])
-            base = spread(samples[opponent])["median_ms"]
+            row = where | {"engine": name} | known[name] | summary(samples[name])
+            base = summary(samples[opponent])["median_ms"]
             rows.append(row | {"opponent": opponent, "opponent_ms": base, "speedup": base / row["median_ms"]})
     return rows
 
 
-def missing(cells, device, path):
-    """The cells without rows at `path`: without their opponent's own, since the rows of a cell are written at once."""
+def missing(cases, device, path):
+    """The cases without rows at `path`: without their opponent's own, since the rows of a case are written at once."""
     there = {records.timing_key(row) for row in records.read_timings(path).to_dict("records")}
     common = {"device": records.device_name(device), "threads": torch.get_num_threads(), "dtype": "float32"}
     common |= {"engine": "dense-fp32", "opponent": "dense-fp32"}
-    return [cell for cell in cells if records.timing_key(common | cell.fields) not in there]
+    return [case for case in cases if records.timing_key(common | case.fields) not in there]
 
 
-def forecast(cells, device, roof, seconds):
+def forecast(cases, device, roof, seconds):
     """Minutes, roughly: timing, trials of every engine at the opponent's cost, and on a GPU what Triton compiles."""
-    engines = {id(kind): len(on(torch.device(device).type, kind)) for kind in (LAYERS, PRODUCTS)}
+    engines = {id(kind): len(available(torch.device(device).type, kind)) for kind in (LAYERS, PRODUCTS)}
     total = 0.0
-    for cell in cells:
-        heavy = engines[id(cell.table)] * cell.heavy() / roof.flops["fp32"]
+    for case in cases:
+        heavy = engines[id(case.table)] * case.heavy() / roof.flops["fp32"]
         total += (
             max(seconds, 5 * heavy)
-            + 6 * heavy * (1 + cell.chooses)
+            + 6 * heavy * (1 + case.chooses)
             + 0.2
             + (15 if torch.device(device).type == "cuda" else 0)
         )
     return total / 60
 
 
-def not_here(cells):
-    """A line an engine that these cells would be run by, were its package here."""
-    for table in {id(cell.table): cell.table for cell in cells}.values():
+def not_here(cases):
+    """A line an engine that these cases would be run by, were its package here."""
+    for table in {id(case.table): case.table for case in cases}.values():
         for name in table:
             try:
-                find(name, table)
+                engine_class(name, table)
             except ImportError as problem:
                 yield str(problem)
 
@@ -104,7 +104,7 @@ def news(say):
     said = set()
 
     def report(line):
-        about = line.split(":")[0] if line.startswith(" ") else line[line.find("cells to time") :]
+        about = line.split(":")[0] if line.startswith(" ") else line[line.find("cases to time") :]
         if about not in said and not line.split("/")[0].isdigit():
             said.add(about)
             say(line.strip())
@@ -112,26 +112,26 @@ def news(say):
     return report
 
 
-def sweep(cells, device="cpu", seconds=0.5, path=None, report=lambda line: None, again=False):
-    """Time the cells → their rows; upserted to `path` a cell at a time, and what is there already is skipped, unless
-    `again`: a cell counts as there with its dense row, whatever engines it was timed with."""
+def sweep(cases, device="cpu", seconds=0.5, path=None, report=lambda line: None, again=False):
+    """Time the cases → their rows; upserted to `path` a case at a time, and what is there already is skipped, unless
+    `again`: a case counts as there with its dense row, whatever engines it was timed with."""
     roof = Roof.measured(device)
-    todo = missing(cells, device, path) if path and not again else cells
-    for line in not_here(cells):
+    todo = missing(cases, device, path) if path and not again else cases
+    for line in not_here(cases):
         report(f"    {line}")
     minutes = forecast(todo, device, roof, seconds)
-    where, there = records.device_name(device), len(cells) - len(todo)
-    report(f"{len(todo)} cells to time on {where}, {there} there already; about {minutes:.1f} minutes")
+    where, there = records.device_name(device), len(cases) - len(todo)
+    report(f"{len(todo)} cases to time on {where}, {there} there already; about {minutes:.1f} minutes")
     rows, begin = [], time.perf_counter()
-    for number, cell in enumerate(todo, 1):
-        found = measure(cell, device, roof, seconds, report)
+    for number, case in enumerate(todo, 1):
+        found = measure(case, device, roof, seconds, report)
         if path:
             records.upsert_timings(found, path)
         rows += found
-        cell.__dict__ = {
-            k: v for k, v in vars(cell).items() if k in cell.__dataclass_fields__
+        case.__dict__ = {
+            k: v for k, v in vars(case).items() if k in case.__dataclass_fields__
         }  # weights go, fields stay
-        fields = ", ".join(f"{k} {v}" for k, v in cell.fields.items() if v and k != "method")
+        fields = ", ".join(f"{k} {v}" for k, v in case.fields.items() if v and k != "method")
         best = max(
             (r for r in found if r["opponent"] == "dense-fp32" and r["engine"] != "choose"),
             key=lambda r: r["speedup"],

@@ -51,12 +51,12 @@ OPPONENTS = (
 )  # a timing row for each
 
 
-def whole(name):
+def is_dense(name):
     """Whether an engine of this name is an opponent that runs the layer whole, zeros and all."""
     return name.startswith("dense-")
 
 
-def find(name, table=LAYERS):
+def engine_class(name, table=LAYERS):
     """The class of an engine. Raises ValueError for an unknown name, ImportError saying which package is missing."""
     if name not in table:
         raise ValueError(nearest("engine", name, table))
@@ -68,12 +68,12 @@ def find(name, table=LAYERS):
         raise ImportError(f"engine {name!r} needs {missing}: pip install {PACKAGES.get(missing, missing)}") from problem
 
 
-def on(device, table=LAYERS):
+def available(device, table=LAYERS):
     """Names of the engines that run on a device type and whose packages are there."""
     names = []
     for name in table:
         try:
-            if device in find(name, table).devices:
+            if device in engine_class(name, table).devices:
                 names.append(name)
         except ImportError:
             continue

@@ -6,7 +6,7 @@ import torch
 
 from ..files import error
 from ..nets.compact import Compact
-from . import find, on, timing, whole
+from . import available, engine_class, is_dense, timing
 from .base import oracle
 from .models import Fast
 
@@ -28,7 +28,7 @@ class Choice:
 
 
 def _built(model, name, device):
-    return Fast(model, name, device) if isinstance(model, Compact) else find(name)(model, device)
+    return Fast(model, name, device) if isinstance(model, Compact) else engine_class(name)(model, device)
 
 
 def _signature(model):
@@ -92,8 +92,8 @@ def choose(model, batch, device="cpu", steps=100, tolerance=1e-5, seconds=0.6):
         return _choices[key]
     x, calls, refused = example(model, batch, steps, device), {}, {}
     expected = reference(model, x)
-    for name in on(torch.device(device).type):
-        if whole(name):  # the same layers as compact-torch's, or fewer digits
+    for name in available(torch.device(device).type):
+        if is_dense(name):  # the same layers as compact-torch's, or fewer digits
             continue
         try:
             built = _built(model, name, device)

@@ -242,7 +242,7 @@ def sparse_times(pointers, columns, values, x, y):
 
 
 @njit(**FAST)
-def turn(x, y):
+def transpose(x, y):
     """y [N, M] = the first N columns of x [M, ·], eight rows of x a pass."""
     whole = len(x) // 8 * 8
     for r in range(0, whole, 8):
@@ -290,7 +290,7 @@ def by_lanes(kind, hard, table, rows, pointers, columns, values, block, neuron, 
             if padded:
                 old_h[:], old_c[:] = h, c
             advance(kind, hard, flat_v, fixed_at, fixed, flat_h, flat_c)
-            turn(h, y[t, start : start + count])
+            transpose(h, y[t, start : start + count])
             if padded:
                 for i in range(count):
                     if here[i] < 0:
@@ -313,7 +313,7 @@ def sparse_linear(pointers, columns, values, bias, x, y):
             for r in range(len(some)):
                 some[r] = bias[first + r]
             sparse_times(pointers[first : first + len(some) + 1], columns, values, side, some)
-            turn(some, y[start : start + here, first : first + len(some)])
+            transpose(some, y[start : start + here, first : first + len(some)])
 
 
 @njit(**FAST)

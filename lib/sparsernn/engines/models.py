@@ -1,7 +1,7 @@
 """A whole compact model run by an engine."""
 
 from ..nets.compact import Compact
-from . import find
+from . import engine_class
 from .base import Layer, Unsupported
 
 
@@ -22,7 +22,7 @@ class Fast(Compact):
         if not model.meta["layers"]:
             raise Unsupported(f"a {model.meta['model']} has no recurrent layer to run")
         super().__init__(model.meta, model.tensors())
-        kind, layers = find(engine), layers_of(self)
+        kind, layers = engine_class(engine), layers_of(self)
         self.folded = kind.reads_ids and "embedding/weight" in self.names
         if self.folded:
             first = {

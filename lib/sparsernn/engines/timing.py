@@ -83,7 +83,7 @@ def on_gpu(call, repeats, once):
     return begin.elapsed_time(end)
 
 
-def spread(samples):
+def summary(samples):
     """median_ms, iqr_ms, best_ms of one engine's samples."""
     low, middle, high = np.percentile(samples, [25, 50, 75])
     return {"median_ms": float(middle), "iqr_ms": float(high - low), "best_ms": float(samples.min())}

@@ -32,7 +32,7 @@ class Cell:
     def __init__(self, activation):
         self.activation = activation
 
-    def spread(self, rows, landing):
+    def to_blocks(self, rows, landing):
         """A tensor whose first dimension runs over gates → over blocks; zeros where no gate lands."""
         blocks = 1 + max(self.from_input + self.from_state)
         if landing == tuple(range(blocks)):
@@ -47,11 +47,11 @@ class Cell:
         return [gate[block] for block in sorted(gate)]
 
     def join_biases(self, bias_ih, bias_hh):
-        return self.spread(bias_ih, self.from_input) + self.spread(bias_hh, self.from_state)
+        return self.to_blocks(bias_ih, self.from_input) + self.to_blocks(bias_hh, self.from_state)
 
     def arrange(self, weight_ih, weight_hh, bias_ih, bias_hh, gates):
         """torch's parameters and the gates' scale [B|1, G·H] → weights, summed bias and scale over blocks."""
-        weights = self.spread(weight_ih, self.from_input), self.spread(weight_hh, self.from_state)
+        weights = self.to_blocks(weight_ih, self.from_input), self.to_blocks(weight_hh, self.from_state)
         if gates is not None and self.from_input != self.from_state:
             parts = gates.chunk(len(self.gates), 1)
             gates = torch.cat([parts[gate] for gate in self.gate_of_block], 1)

@@ -98,7 +98,7 @@ def like(output, values):
     return values(output)
 
 
-def find(model, producer, consumers, example):
+def who_reads(model, producer, consumers, example):
     """→ `Reading` of one producer (a recurrent layer or an embedding). consumers: name → module, those that may read it."""
     recurrent = isinstance(producer, nn.RNNBase)
     generator = torch.Generator().manual_seed(0)

@@ -13,7 +13,7 @@ from .found import Shape, parameter_names
 from .layers import kind_of
 from .masks import Masks, close
 from .outside import deep_copy
-from .readers import Reading, find, like
+from .readers import Reading, like, who_reads
 
 
 def reading_of(model, own, name, example, given):
@@ -27,7 +27,7 @@ def reading_of(model, own, name, example, given):
                 raise ValueError(f"consumers of {name}: {reader} reads {reads} columns, the layer has {width} outputs")
         columns = {column: (column, "y") for column in range(width)}
         return Reading(dict.fromkeys(given[name], columns), complete=True)
-    return find(model, own.layers[name], readers, example)
+    return who_reads(model, own.layers[name], readers, example)
 
 
 def _width(own, name):
@@ -150,14 +150,14 @@ class SmallRecurrent(nn.Module):
     levels    the layers                                     places    per level: columns of its output that are neurons
     kept      per level and direction: which neurons of the model's layer they are
     reads     columns of the input that are read; None: all
-    spread    places of what goes out in the outer width; None: it goes out side by side
+    places_out    places of what goes out in the outer width; None: it goes out side by side
     scale     what goes out is multiplied with; None: 1
     Final states have the outer width; removed neurons are zero there.
     """
 
     hands_out_state = True
 
-    def __init__(self, module, levels, places, kept, reads, spread, scale):
+    def __init__(self, module, levels, places, kept, reads, places_out, scale):
         super().__init__()
         self.kind, self.hidden_size, self.dropout = kind_of(module).__name__, module.hidden_size, module.dropout
         self.width = module.hidden_size * (2 if module.bidirectional else 1)
@@ -173,12 +173,12 @@ class SmallRecurrent(nn.Module):
         for suffix, neurons in kept.items():
             self.register_buffer("kept" + suffix, neurons)
         self.register_buffer("reads", reads)
-        self.register_buffer("spread", spread)
+        self.register_buffer("places_out", places_out)
         self.register_buffer("scale", scale)
 
     def extra_repr(self):
         kept = ", ".join(f"{s[1:]} {len(getattr(self, 'kept' + s))}/{self.hidden_size}" for s in self.suffixes)
-        return f"{self.kind}, neurons {kept}" + ("" if self.spread is None else f", output {self.width} wide")
+        return f"{self.kind}, neurons {kept}" + ("" if self.places_out is None else f", output {self.width} wide")
 
     def forward(self, input, hx=None):
         x = input if self.reads is None else like(input, lambda v: v.index_select(-1, self.reads))
@@ -196,8 +196,8 @@ class SmallRecurrent(nn.Module):
             finals.append(tree_map(lambda s, rows=rows: self._wide(s, rows), final))
         if self.scale is not None:
             x = like(x, lambda v: v * self.scale)
-        if self.spread is not None:
-            x = like(x, lambda v: v.new_zeros(*v.shape[:-1], self.width).index_copy(-1, self.spread, v))
+        if self.places_out is not None:
+            x = like(x, lambda v: v.new_zeros(*v.shape[:-1], self.width).index_copy(-1, self.places_out, v))
         if isinstance(finals[0], tuple):
             return x, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
         return x, torch.cat(finals)
@@ -263,10 +263,10 @@ def rebuilt(small, own, closed, tensors, readings, scales, narrow, outside=()):
     for name, module in own.layers.items():
         full = {n: tensors[own.canonical[f"{name}.{n}"]] for n in parameter_names(module)}
         if name in own.recurrent:
-            spread = None if name in narrowed else kept[name].nonzero().flatten()
+            places_out = None if name in narrowed else kept[name].nonzero().flatten()
             scale = None if readings[name].complete or scales[name] is None else scales[name][kept[name]]
             outputs = kept[name][_last_kept(own, name, closed)]
-            new = _small_recurrent(own, name, closed, full, incoming[name], outputs, spread, scale)
+            new = _small_recurrent(own, name, closed, full, incoming[name], outputs, places_out, scale)
         elif own.is_tied(name) or name in outside:
             continue
         elif kind_of(module) is nn.Embedding:
@@ -308,7 +308,7 @@ def _last_kept(own, name, closed):
     return torch.cat([closed.groups[f"{name}.hidden{suffix}"] for suffix in _last_level(Shape(own.layers[name]))])
 
 
-def _small_recurrent(own, name, closed, full, incoming, outputs, spread, scale):
+def _small_recurrent(own, name, closed, full, incoming, outputs, places_out, scale):
     """`SmallRecurrent` of a layer. full: its masked tensors; incoming: bool, input columns that still arrive;
     outputs: bool over the last level's kept neurons, those that go out."""
     module, twin = own.layers[name], Shape(own.layers[name])
@@ -343,4 +343,4 @@ def _small_recurrent(own, name, closed, full, incoming, outputs, spread, scale):
         places.append(torch.cat([d * width + torch.arange(int(k.sum())) for d, k in enumerate(keep)]))
         columns = torch.cat(keep)
     places[-1] = places[-1][outputs]
-    return SmallRecurrent(module, levels, places, kept, reads, spread, scale)
+    return SmallRecurrent(module, levels, places, kept, reads, places_out, scale)

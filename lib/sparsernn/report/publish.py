@@ -121,7 +121,7 @@ def publish(profile, results=None, figures=None, study=None):
     return draw(profile, results, figures, study)
 
 
-def tracked(profile, name, results):
+def tracked_tables(profile, name, results):
     """One of TABLES for every tracked run of a profile, with the run's columns task, model, method, variant, seed."""
     frames = []
     for path in sorted(Path(results, "runs").glob(f"*/*/*/{profile}-s*/{name}")):
@@ -174,7 +174,7 @@ def draw(profile, results, figures, study=None):
             keep(plots.word_page(numbers), f"{stem}-{method}-words")
         for method, trace in _per_method(profile, shown, "trace.csv", results):
             keep(plots.gate_trace(trace), f"{stem}-{method}-trace")
-        paths, theirs = _paths(profile, task, shown, results), published(task, results)
+        paths, theirs = _paths(profile, task, shown, results), authors_curve(task, results)
         keep(plots.fronts(paths, theirs), f"{stem}-fronts")
         if len(theirs) and not shown["method"].isin(plots.OPPONENTS).all():
             keep(plots.beside_published(curves, theirs), f"{stem}-beside-authors")
@@ -187,7 +187,7 @@ def _stem(task, rows):
     return next((f"{task}-{name}" for name in others if name in there and default not in there), task)
 
 
-def published(task, results):
+def authors_curve(task, results):
     """Rows of results/published.csv of a task: the authors' learning curves, empty where they published none."""
     path = Path(results) / "published.csv"
     table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["task", "method", "epoch"])
@@ -225,7 +225,7 @@ def _curves(profile, task, rows, results):
 
 def _per_method(profile, shown, name, results):
     """(method, table) of one run of each method among the rows `shown` that left a table: the first variant and seed."""
-    table = tracked(profile, name, results)
+    table = tracked_tables(profile, name, results)
     columns = ["task", "method", "variant", "seed"]
     if len(table):
         table = table.fillna({"variant": ""}).merge(shown[columns].fillna({"variant": ""}), on=columns)

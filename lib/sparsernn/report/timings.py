@@ -3,7 +3,7 @@
 import pandas as pd
 
 from .. import records
-from ..engines import LAYERS, PRODUCTS, whole
+from ..engines import LAYERS, PRODUCTS, is_dense
 from ..files import project_root
 
 CELL = [
@@ -49,7 +49,7 @@ def agreement(table, within=0.05):
     cells = []
     for _, part in rows.groupby(CELL, dropna=False):
         chosen, others = part[part["engine"] == "choose"], part[part["engine"] != "choose"]
-        others = others[(others["dtype"] == "float32") & ~others["engine"].map(whole)]
+        others = others[(others["dtype"] == "float32") & ~others["engine"].map(is_dense)]
         if len(chosen) and len(others):
             best, median = others["median_ms"].min(), chosen["median_ms"].iloc[0]
             cell = part.iloc[0][["model", "hidden", "density", "batch", "pattern"]].to_dict()
@@ -61,7 +61,7 @@ def agreement(table, within=0.05):
     return (float(found["right"].mean()) if len(found) else float("nan")), found
 
 
-def tracked(kind):
+def tracked_timings(kind):
     """The tracked rows of these sweeps from "cpu" or "cuda" devices; empty where none was measured."""
     tables = [records.read_timings(path) for path in sorted((project_root() / "results").glob("timings-*.csv"))]
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=records.TIMING_FIELDS)
@@ -69,7 +69,7 @@ def tracked(kind):
     return table[ours & table["device"].str.startswith(kind)].reset_index(drop=True)
 
 
-def published():
+def cusparse_figures():
     """cuSPARSE on a TITAN Xp, fp32, from DeepBench (the group of 1704.05119): hidden, input, density, batch, speedup."""
     rows = [(7680, 2560, 0.05, {1: 6.24, 2: 5.28, 4: 3.79, 1500: 0.16}), (10752, 3584, 0.05, {1: 6.28, 4: 2.79})]
     rows += [(7680, 2560, 0.1, {1: 2.49, 4: 1.97}), (10752, 3584, 0.1, {1: 4.00, 4: 1.73})]

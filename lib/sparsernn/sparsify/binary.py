@@ -11,7 +11,7 @@ import torch
 
 from .base import Method
 from .options import Options, option
-from .pruned import cut
+from .pruned import take_lines
 from .sparse_vd import SparseVD, SparseVDOptions
 
 READ = ("input", "hidden")  # the axes whose neurons are dropped
@@ -75,7 +75,7 @@ class BinarySparseVD(SparseVD):
 
     def draw_scale(self, group, batch, words=None):
         mask = bernoulli(group, batch, self.options.dropout, next(iter(self.weights.values())).theta)
-        return cut(mask, [(1, at) for _, at in self.lines.get(group.name, ())])
+        return take_lines(mask, [(1, at) for _, at in self.lines.get(group.name, ())])
 
     def kept(self, item):
         return item.theta if item.name in self.groups else super().kept(item)

@@ -50,7 +50,7 @@ def lines_left(axes, kept, shapes):
     return lines
 
 
-def cut(tensor, lines):
+def take_lines(tensor, lines):
     """What stays of a tensor: `lines` [(dimension, positions)], None for all of it."""
     for dim, index in lines or ():
         tensor = tensor.index_select(dim, index)
@@ -58,7 +58,7 @@ def cut(tensor, lines):
 
 
 def put_back(tensor, part, lines):
-    """The inverse of `cut`, in place: `part` where `lines` cut it out of `tensor`."""
+    """The inverse of `take_lines`, in place: `part` where `lines` cut it out of `tensor`."""
     where = [torch.arange(size, device=tensor.device) for size in tensor.shape]
     for dim, index in lines:
         where[dim] = index
@@ -73,8 +73,8 @@ def narrowed(lines, optimizer):
     for parameter, left in lines.items():
         state = optimizer.state.get(parameter, {})
         whole.append((parameter, left, parameter.data, dict(state)))
-        state |= {name: cut(value, left) for name, value in state.items() if value.shape == parameter.shape}
-        parameter.data, parameter.grad = cut(parameter.data, left), None
+        state |= {name: take_lines(value, left) for name, value in state.items() if value.shape == parameter.shape}
+        parameter.data, parameter.grad = take_lines(parameter.data, left), None
     try:
         yield
     finally:

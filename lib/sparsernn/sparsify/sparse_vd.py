@@ -14,7 +14,7 @@ from .base import Method, Phase, Thresholded
 from .carried import Transient
 from .kl import _KL, FITS, kl_and_gradients, log_alpha, noisy
 from .options import option
-from .pruned import cut, kept_axes, lines_left, narrowed, put_back
+from .pruned import kept_axes, lines_left, narrowed, put_back, take_lines
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ class SparseVD(Method):
         for name, left in self.pruned(found).items():
             if name in found:  # what is pruned during training is gone, wherever its own log α stopped
                 gone = torch.full_like(found[name], 8.0)
-                put_back(gone, cut(found[name], left), left)
+                put_back(gone, take_lines(found[name], left), left)
                 found[name] = gone
         return found
 

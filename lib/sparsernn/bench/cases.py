@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from .. import records
-from ..engines import LAYERS, PRODUCTS, choose, find, whole
+from ..engines import LAYERS, PRODUCTS, choose, engine_class, is_dense
 from ..engines.base import Layer
 from ..engines.models import Fast, layers_of
 from ..files import error
@@ -35,7 +35,7 @@ RATES = {
 BLOCK = 32  # side of the blocks of pattern "block"
 
 
-def cut(shape, density, pattern, generator):
+def kept_mask(shape, density, pattern, generator):
     """bool: which weights stay. `block`: whole tiles of 32 × 32, as many as make the density; else independent weights;
     `2:4`: two of every four in a row."""
     if pattern == "2:4":
@@ -56,7 +56,7 @@ def dtype_name(engine):
     return "tf32" if getattr(engine, "tf32", False) else str(engine.dtype).removeprefix("torch.")
 
 
-class Cell:
+class Case:
     """One place of a sweep: `fields` of its rows, and, made when first asked for, its data and engines."""
 
     table = LAYERS
@@ -81,7 +81,7 @@ class Cell:
 
 
 @dataclass
-class Product(Cell):
+class ProductCase(Case):
     """y = W x, W [rows, columns] sparse, x [columns, batch]."""
 
     rows: int
@@ -100,12 +100,12 @@ class Product(Cell):
     @cached_property
     def data(self):
         generator = torch.Generator().manual_seed(0)
-        kept = cut((self.rows, self.columns), self.density, self.pattern, generator)
+        kept = kept_mask((self.rows, self.columns), self.density, self.pattern, generator)
         weight = torch.randn(self.rows, self.columns, generator=generator) / (self.density * self.columns) ** 0.5
         return weight * kept, torch.randn(self.columns, self.batch, generator=generator)
 
     def make(self, name, device):
-        (weight, x), kind = self.data, find(name, PRODUCTS)
+        (weight, x), kind = self.data, engine_class(name, PRODUCTS)
         engine, x = kind(weight, device), x.to(device, kind.dtype)
         return (lambda: engine(x)), dtype_name(kind), None
 
@@ -122,13 +122,13 @@ class Product(Cell):
         return error(got.cpu()[:, self.compared], self.expected)
 
     def work(self, name):
-        kept = self.rows * self.columns * (1 if whole(name) else self.density)
+        kept = self.rows * self.columns * (1 if is_dense(name) else self.density)
         moved = WEIGHT_BYTES.get(name, 4) * kept + 4 * self.batch * (self.rows + self.columns)
         return moved, 2 * kept * self.batch
 
 
 @dataclass
-class LayerCell(Cell):
+class LayerCase(Case):
     """A layer of a kind of KINDS, input as wide as it is high, over `steps` steps: the masked one in full, and what is left.
 
     removed neurons  the share √density of neurons and inputs is left, so that the share `density` of weights is
@@ -166,7 +166,7 @@ class LayerCell(Cell):
         elif self.pattern == "removed gates":
             masks = [(torch.rand(rows, 1, generator=generator) < self.density).expand(-1, size)] * 2
         else:
-            masks = [cut((rows, size), self.density, self.pattern, generator) for _ in range(2)]
+            masks = [kept_mask((rows, size), self.density, self.pattern, generator) for _ in range(2)]
         for name, mask in zip(("weight_ih_l0", "weight_hh_l0"), masks, strict=True):
             parameter = getattr(layer, name)
             parameter.copy_(torch.randn(parameter.shape, generator=generator) * mask / (self.density * size) ** 0.5)
@@ -185,18 +185,18 @@ class LayerCell(Cell):
 
     def make(self, name, device):
         dense, small, x, narrow, *_ = self.data
-        layer, x = (dense, x) if whole(name) else (small, narrow)
-        engine, x = find(name)(layer, device), x.to(device)
+        layer, x = (dense, x) if is_dense(name) else (small, narrow)
+        engine, x = engine_class(name)(layer, device), x.to(device)
         if not hasattr(engine, "on_chip_ms"):
             return (lambda: engine(x)), dtype_name(engine), None
         return (lambda: engine(x)), dtype_name(engine), ((lambda: engine(x, empty=True)), engine.on_chip_ms(x))
 
     def error(self, name, got):
-        keep = slice(None) if whole(name) else self.data[4]
+        keep = slice(None) if is_dense(name) else self.data[4]
         return error(got.cpu()[:, choose.compared(self.batch)], self.expected[:, :, keep])
 
     def work(self, name):
-        if whole(name):
+        if is_dense(name):
             weights, width = 2 * self.gates * self.hidden**2, 2 * self.hidden
         else:
             small = self.data[1]
@@ -212,7 +212,7 @@ class LayerCell(Cell):
 
 
 @dataclass
-class Trained(Cell):
+class TrainedCase(Case):
     """A compact model of the study, ids in, logits out; the opponent is the dense net of its first size, logistic gates."""
 
     path: Path
@@ -249,7 +249,7 @@ class Trained(Cell):
         return compact.compact(model, Masks.all_kept(model))
 
     def of(self, name):
-        return self.dense if whole(name) else self.small
+        return self.dense if is_dense(name) else self.small
 
     def make(self, name, device):
         model = self.of(name)
@@ -263,7 +263,7 @@ class Trained(Cell):
         return {w: choose.reference(m, choose.example(m, self.batch, self.steps)) for w, m in models.items()}
 
     def error(self, name, got):
-        return error(choose.of_compared(self.of(name), got), self.expected[whole(name)])
+        return error(choose.of_compared(self.of(name), got), self.expected[is_dense(name)])
 
     def work(self, name):
         model = self.of(name)
