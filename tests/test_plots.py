@@ -119,7 +119,7 @@ def test_threshold_curve_names_the_chosen_and_the_best():
 
 def test_log_alpha_histogram_says_the_share_of_noise():
     ax = plots.log_alpha_histogram(log_alpha_rows())
-    assert "lstm.weight_hh_l0: 95% is noise" in words_of(ax) and "kept (5%)" in words_of(ax)
+    assert "lstm.weight_hh_l0: 95% pruned" in words_of(ax) and "kept (5%)" in words_of(ax)
     assert ax.lines[0].get_xdata()[0] == 3, "the dashed line stands on the bin edge that is the threshold"
 
 
@@ -127,7 +127,7 @@ def test_log_alpha_histograms_count_weights_not_group_variables():
     both = pd.concat([log_alpha_rows(), log_alpha_rows("hidden_l0", kept=(50,), pruned=(0,))])
     text = words_of(plots.log_alpha_histograms(both))
     assert (
-        "95% of the 100 weights are noise" in text and "hidden_l0: 0% is noise" in text and "variables per bin" in text
+        "95% of the 100 weights are pruned" in text and "hidden_l0: 0% pruned" in text and "variables per bin" in text
     )
 
 

@@ -1,4 +1,4 @@
-"""Where the threshold of log α cuts: what it buys, and how far apart signal and noise are."""
+"""Where the threshold of log α cuts: what it buys, and how far apart what stays and what goes are."""
 
 import math
 
@@ -46,7 +46,7 @@ def threshold_curve(table):
 
 @styled
 def log_alpha_histogram(table, ax=None):
-    """How far apart signal and noise are: counts of log α, the cut, and the share on each side.
+    """How far apart what stays and what goes are: counts of log α, the cut, and the share on each side.
 
     table: rows of one tensor of `tables.log_alpha_table` (low, high, count, kept); of several: their sum.
     """
@@ -71,7 +71,7 @@ def log_alpha_histogram(table, ax=None):
     ax.legend(fontsize=8, loc="upper left", ncols=2, handlelength=1.4, columnspacing=1, borderaxespad=0.2)
     names = table["tensor"].unique()
     whose = f"{names[0]}: " if len(names) == 1 else ""
-    ax.set_title(f"{whose}{percent(1 - bins['count'][bins['kept']].sum() / total)} is noise")
+    ax.set_title(f"{whose}{percent(1 - bins['count'][bins['kept']].sum() / total)} pruned")
     return ax
 
 
@@ -81,7 +81,7 @@ def log_alpha_histograms(table, columns=3):
     names = list(table["tensor"].unique())
     if not names:
         figure, ax = subplots(5.2, 1.6)
-        say(ax, "this method has no log α: nothing says which weights are noise")
+        say(ax, "this method has no log α: nothing says which weights go")
         return figure
     columns = min(columns, len(names))
     rows = math.ceil(len(names) / columns)
@@ -93,6 +93,6 @@ def log_alpha_histograms(table, columns=3):
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
     weights = table[table["tensor"].str.contains(".", regex=False)]
-    noise = weights.loc[~weights["kept"].astype(bool), "count"].sum() / max(1, weights["count"].sum())
-    title(figure, f"{percent(noise)} of the {weights['count'].sum():,} weights are noise")
+    pruned = weights.loc[~weights["kept"].astype(bool), "count"].sum() / max(1, weights["count"].sum())
+    title(figure, f"{percent(pruned)} of the {weights['count'].sum():,} weights are pruned")
     return figure
