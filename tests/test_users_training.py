@@ -570,3 +570,12 @@ def test_the_story_of_the_readme_from_a_tutorial_s_classifier_to_a_small_one():
     new = torch.randint(V, (200, 11), generator=generator)
     assert best_accuracy > 0.9 and proof.weights_after < 0.8 * proof.weights_before
     assert proof.error <= 1e-5 and error(small(new), best(new)) <= 1e-5
+
+
+@pytest.mark.parametrize("method", ["dense", "sparse-vd-w"])
+def test_nothing_goes_on_watching_after_a_forward(method):
+    model = model_of()
+    attach(model, method)
+    for _ in range(2):
+        model(words())
+        assert len(torch.overrides._get_current_function_mode_stack()) == 0

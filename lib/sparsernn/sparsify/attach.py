@@ -250,7 +250,7 @@ class Study:
 
     def __init__(self, model, method, left, known):
         self.model, self.method, self.left, self.step = model, method, left, 0
-        self.known, self.depth, self.watch = known, 0, None
+        self.known, self.depth, self.watch, self.watching = known, 0, None, False
         self.hooks = [
             model.register_forward_pre_hook(self._begin),
             model.register_forward_hook(self._end, always_call=True),
@@ -335,14 +335,16 @@ class Study:
             if self.looks:
                 self.watch = self.watch or Watch(_watched(self._carrying()))
                 self.watch.__enter__()
+                self.watching = True
         self.depth += 1
 
     def _end(self, *_):
         self.depth -= 1
         if self.depth == 0:
             self.method.now = None
-            if self.watch is not None and self.watch.hooks:
+            if self.watching:
                 self.watch.__exit__(None, None, None)
+                self.watching = False
 
     @property
     def looks(self):
