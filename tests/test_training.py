@@ -16,7 +16,7 @@ import pytest
 import tiny
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from sparsernn import tasks
 from sparsernn.nets.layers import GRU, LSTM, RNN
@@ -237,6 +237,16 @@ def test_a_field_younger_than_a_run_stands_at_its_default():
     ensure(config(method="dense"))
     path.write_text(json.dumps({name: value for name, value in saved.items() if name != "lr"}))
     with pytest.raises(ValueError, match=r"begun with lr = 0\.002, now it is 0\.01"):
+        ensure(config(method="dense"))
+
+
+def test_a_checkpoint_of_another_version_is_refused_in_words():
+    path = ensure(config(method="dense")).directory / "checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    tensors = {name.replace("model.lstm", "method.lstm"): value for name, value in load_file(path).items()}
+    save_file(tensors, path, metadata)
+    with pytest.raises(ValueError, match="checkpoint.safetensors was written by another version of the library"):
         ensure(config(method="dense"))
 
 

@@ -150,12 +150,17 @@ class Session:
         with safe_open(path, "pt") as file:
             counters = json.loads(file.metadata()["counters"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        for name, value in counters.items():
-            setattr(self, name, value)
         parts = {part: {} for part in ("model", "best", "optimizer", "rng")}
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
-            parts[part][rest] = value
+            parts.setdefault(part, {})[rest] = value
+        if len(parts) > 4 or parts["model"].keys() != self.model.state_dict().keys():
+            raise ValueError(
+                f"{path} was written by another version of the library, whose names of parameters differ: go on with that "
+                "version, or remove the directory to train anew"
+            )
+        for name, value in counters.items():
+            setattr(self, name, value)
         self.best = parts["best"]
         self.model.load_state_dict(parts["model"])
         self.study.load_state_dict({"step": self.epoch * self.steps_per_epoch})
