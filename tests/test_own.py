@@ -296,3 +296,8 @@ def test_a_layer_of_which_nothing_is_left_is_refused():
 def test_what_only_the_study_s_loop_does_is_refused(field):
     with pytest.raises(ValueError, match=f"{next(iter(field))} belongs to a training loop"):
         attach(model_of(), "sparse-vd-w", 5, 9, **field)
+
+
+def test_a_penalty_that_would_begin_after_the_training_is_refused():
+    with pytest.raises(ValueError, match="the penalty would begin at step 10 of a training of 10: lower kl_start"):
+        attach(model_of(), "sparse-vd-w", steps=10, n_examples=9, kl_start=10.0, kl_full=20.0)

@@ -1,4 +1,4 @@
-"""The layer computes the formulas of `recurrent.py`: torch's own where there is no scale, a step loop's where there is."""
+"""The layer computes the formulas of `nets/layers.py`: torch's own where there is no scale, a step loop's where there is."""
 
 import copy
 

@@ -775,3 +775,18 @@ def test_a_whole_number_will_do_for_a_rate_and_what_was_refused_can_be_said_agai
     twice = study.penalty().item()
     study.detach()
     assert twice == pytest.approx(2 * attach(model, kl_weight=1.0).penalty().item())
+
+
+def test_what_is_refused_after_a_look_at_the_layers_leaves_the_model_as_it_was():
+    model = model_of()
+    model.words = nn.Embedding(V, E, sparse=True).double()
+    names = list(model.state_dict())
+    for options in ({}, {"skip": ["words"], "kl_start": 10.0, "kl_full": 20.0}):
+        with pytest.raises(ValueError, match="sparse=True|would begin"):
+            attach(model, **options)
+        assert is_plain(model) and list(model.state_dict()) == names
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    with pytest.raises(ValueError, match="no layer is left for the method to touch.*frozen"):
+        attach(model)
+    assert is_plain(model) and list(model.state_dict()) == names

@@ -78,22 +78,27 @@ def put_on(
         )
     _start(method, reference)
     left = dict(found.left) | _not_wanted(found, only, skip)
-    _carry(found, method, left, batch_dim)
-    if example is not None:
-        for name, why in _ungoverned(model, found, example).items():
-            left[name] = why
-            _put_down(found.layers[name])
     method.axes, method.shapes = found.axes(), {name: p.shape for name, p in found.parameters.items()}
     method.steps, method.steps_per_epoch, method.n_examples = steps, steps_per_epoch, n_examples
-    _collect(found, method)
-    if method.touches and not method.weights:
-        reasons = "; ".join(f"{name}: {why}" for name, why in left.items())
-        raise ValueError(f"no layer is left for the method to touch ({reasons})")
-    for layer in found.layers.values():
-        if getattr(layer, "padding_idx", None) is not None and getattr(layer, "carried", None) is not None:
-            if (item := layer.carried["weight"]) is not None:
-                item.spared = layer.padding_idx
-    method.prepare()
+    try:
+        _carry(found, method, left, batch_dim)
+        if example is not None:
+            for name, why in _ungoverned(model, found, example).items():
+                left[name] = why
+                _put_down(found.layers[name])
+        _collect(found, method)
+        if method.touches and not method.weights:
+            reasons = "; ".join(f"{name}: {why}" for name, why in left.items())
+            raise ValueError(f"no layer is left for the method to touch ({reasons})")
+        method.prepare()
+        if (begins := min((first for _, first, _ in method.schedule()), default=0)) >= steps:
+            raise ValueError(
+                f"the penalty would begin at step {begins:,} of a training of {steps:,}: lower kl_start, or train longer"
+            )
+    except BaseException:  # refused: the model as it was
+        for layer in found.layers.values():
+            _put_down(layer)
+        raise
     method.idle = False
     return Study(model, method, left, known=example is not None)
 
@@ -146,7 +151,7 @@ def _carry(found, method, left, batch_dim):
                 f"{name}: some recurrent layers have batch_first=True and some False; say with batch_dim= which dimension of "
                 "its ids runs over sequences (0 or 1)"
             )
-        if kind is nn.Embedding and layer.sparse and method.touches:
+        if kind is nn.Embedding and layer.sparse and method.touches and layer.weight.requires_grad:
             raise ValueError(
                 f"{name} has sparse=True; the penalty reaches every row, use sparse=False (or skip={[name]!r})"
             )
@@ -165,6 +170,7 @@ def _carry(found, method, left, batch_dim):
                 item = items.get(canonical)
                 if item is None:
                     item = items[canonical] = Weight(canonical, layer, own)
+                    item.spared = getattr(layer, "padding_idx", None)
                 else:
                     item.owners.append((layer, own))
                 carried[own] = item

@@ -83,7 +83,9 @@ def gate_trace(table):
         if wide.index[place][0] != wide.index[place - 1][0]:
             ax.axhline(place - 0.5, color="white", lw=1.5)
     beyond = bool((wide.abs() > 1).to_numpy().any())  # a state may be: its colour ends at ±1, and the bar says so
-    bar = figure.colorbar(image, ax=ax, fraction=0.03, pad=0.01, ticks=[-1, 0, 1], extend="both" if beyond else "neither")
+    bar = figure.colorbar(
+        image, ax=ax, fraction=0.03, pad=0.01, ticks=[-1, 0, 1], extend="both" if beyond else "neither"
+    )
     bar.set_label("value (colours end at ±1)" if beyond else "value", fontsize=8)
     moves = wide.std(axis=1)
     gate, neuron = moves.idxmax()
