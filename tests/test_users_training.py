@@ -579,3 +579,13 @@ def test_nothing_goes_on_watching_after_a_forward(method):
     for _ in range(2):
         model(words())
         assert len(torch.overrides._get_current_function_mode_stack()) == 0
+
+
+def test_in_evaluation_a_decoder_s_loop_asks_once_a_forward_what_is_kept(monkeypatch):
+    model, x = model_of(Decoder, cell=nn.GRU, batch_first=True), words(4, 6)
+    study, asked = thin(attach(model, example=x)), []
+    score = study.method.score
+    monkeypatch.setattr(study.method, "score", lambda item: asked.append(item.name) or score(item))
+    for _ in range(2):
+        model.eval()(x)
+    assert sorted(asked) == sorted(2 * [*study.weights])

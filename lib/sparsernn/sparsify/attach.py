@@ -348,6 +348,8 @@ class Study:
         self.depth -= 1
         if self.depth == 0:
             self.method.now = None
+            for item in self.method.items():
+                item.seen.clear()
             if self.watching:
                 self.watch.__exit__(None, None, None)
                 self.watching = False

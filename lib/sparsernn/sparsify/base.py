@@ -107,6 +107,7 @@ class Method:
         """bool: what stays of an item with these scores; what is spared always does."""
         keep = self.keeps(score, threshold)
         if item.spared is not None:
+            keep = keep.clone()
             keep[item.spared] = True
         return keep
 

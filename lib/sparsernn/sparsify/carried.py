@@ -3,7 +3,7 @@
 A draw of a weight belongs to a training step: every call of the layer within it (a decoder's loop, two passes, accumulated
 micro-batches) computes with the same numbers; the step is over when the optimiser has moved. A scale is drawn per
 sequence: it holds within one forward of the whole model or, where a layer is called otherwise, for that call. Nothing
-drawn is copied or saved, and in evaluation nothing is kept.
+drawn is copied or saved, and in evaluation nothing is kept beyond a forward.
 """
 
 import weakref
@@ -36,13 +36,22 @@ class Item(nn.Module):
 
     def __init__(self, name):
         super().__init__()
-        self.name, self.drawn, self.spared = name, Transient(), None
+        self.name, self.drawn, self.seen, self.spared = name, Transient(), Transient(), None
         self.register_buffer("fixed", torch.tensor(False))
 
     def version(self):
         """Changes when the optimiser moves any part of it."""
         parts = (self.theta, *self._parameters.values())
         return tuple((id(part), part._version) for part in parts if part is not None)
+
+    def kept(self, method):
+        """What is left of it in evaluation: once a forward, for a decoder's loop calls its layer at every step."""
+        key = method.now, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
+        if method.now is None:
+            return method.kept(self)
+        if key not in self.seen:
+            self.seen[key] = method.kept(self)
+        return self.seen[key]
 
     def draw(self, since, scope, key, words, draw, dim):
         """draw(words) as it was drawn `since` then under that key, or anew; since None: anew."""
@@ -212,7 +221,7 @@ class Carried(nn.Module):
         if item.fixed:
             return item.theta * item.mask
         if not self.draws:
-            return method.kept(item)
+            return item.kept(method)
         if not item.learns or item.local and method.noise_on_output:
             return item.theta
 
