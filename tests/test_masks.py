@@ -101,6 +101,17 @@ def test_every_line_of_every_matrix_belongs_to_one_neuron(name):
             assert sorted(member.positions.flatten().tolist()) == list(range(axis.size))
 
 
+@pytest.mark.parametrize("name", MODELS)
+def test_a_line_of_a_matrix_is_looked_up_as_the_neuron_it_belongs_to(name):
+    model = built(name)
+    weights = weight_matrices(model)
+    for axis in model.axes():
+        for member in axis.having("in", "out"):
+            neurons = member.neuron_of(weights[member.tensor].shape[member.dim])
+            for j in range(axis.size):
+                assert (neurons == j).nonzero().flatten().tolist() == sorted(member.positions[j].tolist())
+
+
 @pytest.mark.parametrize("name", RECURRENT)
 def test_without_its_in_lines_nothing_depends_on_a_neuron(name):
     """Other weights into it, other biases, another start: the logits see them before its `in` lines are zeroed, not after."""

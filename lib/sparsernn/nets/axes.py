@@ -62,12 +62,11 @@ class Axis:
     def having(self, *roles):
         return [member for member in self.members if member.role in roles]
 
-    def reduce(self, tensors, role, every=False):
-        """bool [size]: whether any (`every`: each) entry of the lines of a neuron is true, in the tensors of that role."""
-        found = torch.full((self.size,), every)
+    def reduce(self, tensors, role):
+        """bool [size]: whether any entry of the lines of a neuron is not zero, in the tensors of that role."""
+        found = torch.zeros(self.size, dtype=torch.bool)
         for member in self.having(role):
-            lines = tensors[member.tensor].movedim(member.dim, 0)[member.positions].flatten(1)  # [size, k · …]
-            found = found & lines.all(1) if every else found | lines.any(1)
+            found |= tensors[member.tensor].movedim(member.dim, 0)[member.positions].flatten(1).any(1)  # [size, k · …]
         return found
 
     def drop(self, tensors, removed, *roles):
