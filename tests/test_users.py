@@ -790,3 +790,36 @@ def test_what_is_refused_after_a_look_at_the_layers_leaves_the_model_as_it_was()
     with pytest.raises(ValueError, match="no layer is left for the method to touch.*frozen"):
         attach(model)
     assert is_plain(model) and list(model.state_dict()) == names
+
+
+def test_an_optimiser_that_never_got_what_the_method_learns_is_noticed():
+    model = model_of()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)  # made before: it knows nothing of log σ
+    study = attach(model, steps=100)
+    with pytest.raises(ValueError, match="after 20 steps nothing that the method learns has moved: .*parameter_groups"):
+        for step in range(40):
+            optimizer.zero_grad()
+            (model(words(seed=step)).square().mean() + study.penalty()).backward()
+            optimizer.step()
+            study.after_step()
+    assert study.step == 20
+
+
+def test_a_projected_layer_may_be_left_out_and_is_else_refused():
+    class Projected(Reader):
+        def __init__(self):
+            super().__init__()
+            self.side = nn.LSTM(E, 5, proj_size=3, batch_first=True)
+
+        def forward(self, words):
+            return super().forward(words) + self.side(self.words(words))[0].mean(1)
+
+    model = model_of(Projected)
+    with pytest.raises(ValueError, match=r"side: proj_size is 3; projections are not supported.* or skip=\['side'\]"):
+        attach(model)
+    assert is_plain(model)
+    study = attach(model, skip=["side"], example=words())
+    assert is_left(study, "side") and "stack.weight_hh_l0" in study.weights
+    train(model, study)
+    thin(study)
+    compacted(model)

@@ -14,14 +14,14 @@ class Found:
     """Layers of a model that a method knows, and what to call their parameters.
 
     layers       name → module: exactly nn.LSTM, nn.GRU, nn.RNN, nn.Linear, nn.Embedding, or our stand-ins
-    left         name → why a layer is left as it is
+    left         name → why a layer is left as it is; refused: of these, what a method would have been for
     weights      name → matrix, of every known layer; one tied to another goes by the first one's name
     canonical    name → the name it goes by
-    Raises ValueError for a bare layer, a model without a recurrent layer, and proj_size.
+    Raises ValueError for a bare layer.
     """
 
     def __init__(self, model):
-        self.model, self.layers, self.left = model, {}, {}
+        self.model, self.layers, self.left, self.refused = model, {}, {}, {}
         guarded = {}
         for module in model.modules():
             if isinstance(module, READS_ITS_CHILDREN):
@@ -37,9 +37,8 @@ class Found:
             elif module in guarded:
                 self.left[name] = f"its weight is read by {guarded[module]} without a call"
             elif getattr(module, "proj_size", 0):
-                raise ValueError(
-                    f"{name}: proj_size is {module.proj_size}; projections are not supported, use proj_size=0"
-                )
+                why = f"proj_size is {module.proj_size}; projections are not supported, use proj_size=0"
+                self.left[name] = self.refused[name] = why
             else:
                 self.layers[name] = module
         if "" in self.layers:

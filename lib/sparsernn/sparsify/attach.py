@@ -72,12 +72,15 @@ def put_on(
     check("steps", int, steps, least=1), check("n_examples", int, n_examples, least=1)
     check("steps_per_epoch", int, steps_per_epoch, least=1)
     found = Found(model)
+    left = dict(found.left) | _not_wanted(found, only, skip)
+    for name, why in found.refused.items():
+        if left[name] == why:
+            raise ValueError(f"{name}: {why}, or skip=[{name!r}]")
     if needs_recurrent and not found.recurrent:
         raise ValueError(
             f"{type(model).__name__} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
         )
     _start(method, reference)
-    left = dict(found.left) | _not_wanted(found, only, skip)
     method.axes, method.shapes = found.axes(), {name: p.shape for name, p in found.parameters.items()}
     method.steps, method.steps_per_epoch, method.n_examples = steps, steps_per_epoch, n_examples
     try:
@@ -120,20 +123,21 @@ def _not_wanted(found, only, skip):
     """name → why, of the layers that the caller leaves out. Raises ValueError for a name that is no layer."""
 
     def names(given):
-        known = {id(module): name for name, module in found.layers.items()}
+        known = {id(module): name for name, module in layers.items()}
         for one in [given] if isinstance(given, str | nn.Module) else given:
             name = known.get(id(one), type(one).__name__) if isinstance(one, nn.Module) else one
-            inside = [layer for layer in found.layers if layer == name or layer.startswith(f"{name}.")]
+            inside = [layer for layer in layers if layer == name or layer.startswith(f"{name}.")]
             if isinstance(one, nn.Module) and not inside:
-                inside = [layer for layer, module in found.layers.items() if module in set(one.modules())]
+                inside = [layer for layer, module in layers.items() if module in set(one.modules())]
             if not inside:
-                raise ValueError(nearest("layer", name, found.layers))
+                raise ValueError(nearest("layer", name, layers))
             yield from inside
 
+    layers = found.layers | {name: found.model.get_submodule(name) for name in found.refused}
     skipped = set(names(skip)) if skip is not None else set()
     if only is not None:
-        skipped |= set(found.layers) - set(names(only))
-    return dict.fromkeys((name for name in found.layers if name in skipped), "left out by the caller")
+        skipped |= set(layers) - set(names(only))
+    return dict.fromkeys((name for name in layers if name in skipped), "left out by the caller")
 
 
 def _carry(found, method, left, batch_dim):
@@ -244,6 +248,9 @@ def _watched(layers):
     return {name: (item.theta, [layer for layer, _ in item.owners]) for name, item in items.items()}
 
 
+LATE = 20  # steps by which an optimiser has moved what it is given, however many AMP has skipped
+
+
 class Study:
     """A method at work on a model: noise while the model is in training mode, masks and means in evaluation.
 
@@ -262,6 +269,7 @@ class Study:
             model.register_forward_hook(self._end, always_call=True),
         ]
         model.__dict__["_sparsernn_study"] = self
+        self.start = self._sum()
 
     @classmethod
     def of(cls, model):
@@ -313,6 +321,16 @@ class Study:
             self.method.fix()
         self.step += 1
         self.method.step = self.step
+        if self.step == LATE and not self.method.fixed and self.start is not None and self._sum() == self.start:
+            raise ValueError(
+                f"after {LATE} steps nothing that the method learns has moved: make the optimiser of study.parameter_groups()"
+            )
+
+    @torch.no_grad()
+    def _sum(self):
+        """A number that changes when an optimiser moves what the method learns; None where it learns nothing."""
+        sums = [float(parameter.double().sum()) for parameter in self.parameters()]
+        return sum(sums) if sums else None
 
     def masks(self, threshold=None):
         """What is kept (`Masks`), at `threshold` or the options'."""
