@@ -303,8 +303,8 @@ def test_a_run_says_in_its_own_steps_when_its_penalty_begins_and_ends():
 
 
 def test_a_run_whose_penalty_would_never_begin_is_refused():
-    with pytest.raises(ValueError, match="kl_start is 20 and the run has 12 epochs; its penalty would never begin"):
-        config(kl_start=20.0, kl_full=30.0)
+    with pytest.raises(ValueError, match="the penalty would begin at step 380 of a training of 228: lower kl_start"):
+        ensure(config(kl_start=20.0, kl_full=30.0))
 
 
 def test_a_loss_that_is_no_number_stops_the_run_at_once_and_says_where():

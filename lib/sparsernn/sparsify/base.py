@@ -140,6 +140,10 @@ class Method:
         """Its options in a few words, for a record."""
         return ""
 
+    def rates(self):
+        """Rates of its own parameters that differ from the weights', for a record."""
+        return ()
+
     # ---- what they all share
 
     def items(self):

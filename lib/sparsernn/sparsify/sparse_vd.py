@@ -181,6 +181,9 @@ class SparseVD(Method):
             found += [("pressed", round(max(plan.kl_press, plan.kl_full) * per), end)]
         return found + ([("fine-tuned", self.learning_steps, self.steps)] if plan.fine_tune else [])
 
+    def rates(self):
+        return (self.options.lr_log_sigma,)
+
     def says(self):
         return f"kl {self.options.kl_start:g}-{self.options.kl_full:g}"
 

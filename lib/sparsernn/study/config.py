@@ -62,11 +62,6 @@ class RunConfig:
         changed = {n: v for n, v in asdict(values["plan"]).items() if n in ours and v != getattr(plan, n)}
         changed |= {n: v for n, v in asdict(values["options"]).items() if n in theirs and v != getattr(options, n)}
         self.__dict__.update(values | {"overrides": changed})
-        begins = getattr(self.options, "kl_start", 0.0)
-        if begins and begins >= self.plan.epochs:
-            raise ValueError(
-                f"kl_start is {begins:g} and the run has {self.plan.epochs} epochs; its penalty would never begin"
-            )
 
     def __setattr__(self, name, value):
         raise AttributeError(f"a RunConfig does not change; make another with {name}={value!r}")

@@ -241,7 +241,7 @@ def _finish(session, directory, report):
 
 def schedule(config):
     """A training in a few words, for a record."""
-    plan, rate = config.plan, getattr(config.options, "lr_log_sigma", None)
+    plan, method = config.plan, sparsify.make(config.method, config.options)
     window = f"x{plan.steps}" if plan.steps else ""
-    rates = f"adam {plan.lr:g}" + (f"/{rate:g}" if rate else "")
-    return f"{rates} batch {plan.batch_size}{window} {sparsify.make(config.method, config.options).says()}".strip()
+    rates = "/".join(f"{rate:g}" for rate in (plan.lr, *method.rates()))
+    return f"adam {rates} batch {plan.batch_size}{window} {method.says()}".strip()
