@@ -269,7 +269,7 @@ class Study:
             model.register_forward_hook(self._end, always_call=True),
         ]
         model.__dict__["_sparsernn_study"] = self
-        self.start = self._sum()
+        self.start = self._sums()
 
     @classmethod
     def of(cls, model):
@@ -321,16 +321,21 @@ class Study:
             self.method.fix()
         self.step += 1
         self.method.step = self.step
-        if self.step == LATE and not self.method.fixed and self.start is not None and self._sum() == self.start:
+        if self.step == LATE and not self.method.fixed and self._left_out():
             raise ValueError(
                 f"after {LATE} steps nothing that the method learns has moved: make the optimiser of study.parameter_groups()"
             )
 
     @torch.no_grad()
-    def _sum(self):
-        """A number that changes when an optimiser moves what the method learns; None where it learns nothing."""
-        sums = [float(parameter.double().sum()) for parameter in self.parameters()]
-        return sum(sums) if sums else None
+    def _sums(self):
+        """Two numbers that change when an optimiser moves what the method learns, and the weights it works on."""
+        weights = (item.theta for item in self.weights.values())
+        return [sum(float(part.double().sum()) for part in parts) for parts in (self.parameters(), weights)]
+
+    def _left_out(self):
+        """Whether an optimiser has moved the weights and nothing that the method learns beside them."""
+        (learnt, weights), (learnt_before, weights_before) = self._sums(), self.start
+        return any(True for _ in self.parameters()) and learnt == learnt_before and weights != weights_before
 
     def masks(self, threshold=None):
         """What is kept (`Masks`), at `threshold` or the options'."""
