@@ -5,7 +5,7 @@ from oracles import randn, step_loop
 
 from sparsernn.engines.base import Layer
 from sparsernn.nets.layers import GRU, LSTM, RNN
-from sparsernn.nets.small import shrink
+from sparsernn.engines.parts import shrink
 
 # name → layer class, activation of its gates
 CELLS = {

@@ -10,13 +10,11 @@ import torch
 from .. import records
 from ..engines import LAYERS, PRODUCTS, choose, engine_class, is_dense
 from ..engines.base import Layer
-from ..engines.models import Fast, layers_of
+from ..engines.models import by_engine, layers_of, recurrent_layers
+from ..engines.parts import shrink
 from ..files import error
-from ..nets import compact
+from ..nets.file import load
 from ..nets.layers import GRU, LSTM, RNN
-from ..nets.masks import Masks
-from ..nets.models import Classifier, LanguageModel
-from ..nets.small import shrink
 
 PATTERNS = ("unstructured", "block", "removed neurons", "removed gates")
 KINDS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
@@ -208,12 +206,13 @@ class LayerCase(Case):
         return 4 * self.gates * self.hidden**2 * self.steps * self.batch
 
     def chosen(self, device):
-        return choose.choose(self.data[1], self.batch, device, self.steps).engine
+        return choose.choose(self.data[1], self.data[3], device).engine
 
 
 @dataclass
 class TrainedCase(Case):
-    """A compact model of the study, ids in, logits out; the opponent is the dense net of its first size, logistic gates."""
+    """A compact model of the study, called as it says (`Model.example`); the opponent is the dense net of its first size,
+    with logistic gates."""
 
     path: Path
     batch: int
@@ -223,56 +222,55 @@ class TrainedCase(Case):
     def fields(self):
         record = json.loads((self.path.parent / "record.json").read_text())
         named = {name: record[name] for name in ("task", "model", "method", "variant", "seed")}
-        sizes = self.small.meta["sizes"]
-        hidden = records.joined(size for name, size in sizes.items() if name.startswith("hidden"))
-        shape = {"input": sizes.get("input", sizes["vocabulary"]), "hidden": hidden, "pattern": "trained"}
-        kept = sum(layer.nonzeros for layer in layers_of(self.small).values())
-        total = sum(t.numel() for name, t in self.dense.tensors().items() if name.startswith("lstm.weight"))
+        layers = list(recurrent_layers(self.dense).values())
+        hidden = records.joined(layer.hidden_size for layer in layers for _ in range(layer.num_layers))
+        shape = {"input": layers[0].input_size, "hidden": hidden, "pattern": "trained"}
+        kept, total = (sum(part.nonzeros for part in _parts(model)) for model in (self.small, self.dense))
         return named | shape | {"batch": self.batch, "steps": self.steps, "density": round(kept / total, 6)}
 
     @cached_property
     def small(self):
-        return compact.load(self.path)
+        return load(self.path)
 
     @cached_property
     def dense(self):
-        meta, classes = self.small.meta, len(self.small.tensor("head.bias"))
-        sizes = meta["sizes"]
-        layers = sum(not suffix.endswith("_reverse") for suffix in meta["layers"])
+        given = self.small.arguments
         torch.manual_seed(0)
-        if meta["model"] == "Classifier":
-            model = Classifier(
-                sizes["vocabulary"], classes, sizes["input"], sizes["hidden_l0"], layers, activation="logistic"
-            )
-        else:
-            model = LanguageModel(sizes["vocabulary"], sizes["hidden_l0"], layers)
-        return compact.compact(model, Masks.all_kept(model))
+        return type(self.small)(**given | ({"activation": "logistic"} if "activation" in given else {})).eval()
+
+    @cached_property
+    def example(self):
+        return self.small.example(self.steps, self.batch)
 
     def of(self, name):
         return self.dense if is_dense(name) else self.small
 
     def make(self, name, device):
-        model = self.of(name)
-        fast, ids = Fast(model, name, device), choose.example(model, self.batch, self.steps, device)
-        return (lambda: fast(ids)[0]), dtype_name(next(iter(fast.engines.values()))), None
+        fast, ids = by_engine(self.of(name), name, self.example, device), self.example.to(device)
+        return torch.no_grad()(lambda: fast(ids)[0]), dtype_name(engine_class(name)), None
 
     @cached_property
     def expected(self):
-        """Of the small net and of the dense one, by whether an engine runs it whole."""
-        models = {False: self.small, True: self.dense}
-        return {w: choose.reference(m, choose.example(m, self.batch, self.steps)) for w, m in models.items()}
+        """Of the small net and of the dense one, by whether an engine runs it whole; in float64, of some sequences."""
+        some = self.example[:, choose.compared(self.batch)]
+        return {whole: choose.reference(m, some)[0] for whole, m in ((False, self.small), (True, self.dense))}
 
     def error(self, name, got):
-        return error(choose.of_compared(self.of(name), got), self.expected[is_dense(name)])
+        some = got.index_select(got.dim() - 2, choose.compared(self.batch).to(got.device)).cpu()  # logits [(T,) B, n]
+        return error(some, self.expected[is_dense(name)])
 
     def work(self, name):
-        model = self.of(name)
-        recurrent = sum(int((layer.weight_hh != 0).sum()) for layer in layers_of(model).values())
-        head = int((model.tensor("head.weight") != 0).sum())
-        answers = self.batch * (1 if model.meta["model"] == "Classifier" else self.steps)
+        model, logits = self.of(name), self.expected[is_dense(name)]
+        recurrent = sum(int((part.weight_hh != 0).sum()) for part in _parts(model))
+        head = sum(int((m.weight != 0).sum()) for m in model.modules() if isinstance(m, torch.nn.Linear))
+        answers = logits.numel() // logits.shape[-1] // logits.shape[-2] * self.batch
         moved = WEIGHT_BYTES.get(name, 4) * (recurrent + head) + 8 * self.batch * self.steps
         flops = 2 * (recurrent * self.batch * self.steps + head * answers)
-        return moved + 4 * answers * len(model.tensor("head.bias")), flops
+        return moved + 4 * answers * logits.shape[-1], flops
 
     def chosen(self, device):
-        return choose.choose(self.small, self.batch, device, self.steps).engine
+        return choose.choose(self.small, self.example, device).engine
+
+
+def _parts(model):
+    return [part for layer in recurrent_layers(model).values() for part in layers_of(layer).values()]

@@ -4,8 +4,9 @@ import itertools
 import re
 from dataclasses import dataclass, replace
 
+from ..engines.models import recurrent_layers
 from ..files import nearest, project_root
-from ..nets import compact
+from ..nets.file import load
 from .cases import PATTERNS, LayerCase, ProductCase, TrainedCase
 
 PAPER_LAYERS = (("rnn", 1760), ("gru", 2560))  # the recurrent layers that 1704.05119 prunes
@@ -67,7 +68,7 @@ def layers(profile):
 
 def models(profile, root=None):
     paths = sorted((root or project_root() / "results" / "runs").glob("*/*/*/*/model.safetensors"))
-    paths = [path for path in paths if compact.load(path).meta["layers"]]
+    paths = [path for path in paths if recurrent_layers(load(path))]
     return [TrainedCase(path, batch, profile.steps) for path in paths for batch in profile.model_batches]
 
 

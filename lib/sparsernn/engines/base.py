@@ -1,7 +1,7 @@
 """What an engine runs, what it is compared with, and how it says that it cannot.
 
 An engine is a class: `Engine(layer, device)` prepares (its cost is not timed), `engine(x, live)` runs. Whole sequences
-start from zeros; a carried state stays with `Compact`.
+start from zeros.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from ..nets.cells import Cell
-from ..nets.small import by_block, run
+from .parts import by_block, run
 
 KINDS = {"LSTM": 0, "GRU": 1, "RNN": 2}  # what kernels call a cell
 
@@ -22,7 +22,7 @@ class Unsupported(ValueError):
 
 @dataclass(frozen=True)
 class Layer:
-    """One recurrent layer and direction as `small.shrink` leaves it, float64 or float32 on the CPU.
+    """One recurrent layer and direction as `parts.shrink` leaves it, float64 or float32 on the CPU.
 
     R = rows of live gates over blocks (see `nets.cells.Cell`), K = blocks, H = kept neurons.
     """
@@ -111,8 +111,31 @@ class Engine:
     def __init__(self, layer, device="cpu"):
         self.layer, self.device = layer, torch.device(device)
 
-    def __call__(self, x, live=None):
+    @torch.no_grad()
+    def __call__(self, x, live=None, **more):
+        self.check(x, live)
+        return self.run(x, live, **more)
+
+    def run(self, x, live):
+        """What `__call__` does, with input that was checked."""
         raise NotImplementedError
+
+    def check(self, x, live):
+        """Raises ValueError or IndexError for what no kernel may be given: other widths, ids that are not there."""
+        if x.dtype == torch.int64:
+            if x.dim() != 2 or not x.numel():
+                raise ValueError(f"token ids have shape {tuple(x.shape)}, expected (T, B), at least one of each")
+            there = (x >= 0) & (x <= self.layer.inputs)
+            if x.device.type == "cuda":
+                torch._assert_async(there.all())  # as torch's look-up does: asking would wait for the device
+            elif not bool(there.all()):
+                raise IndexError(f"ids from {int(x.min())} to {int(x.max())}; the layer reads 0 to {self.layer.inputs}")
+        elif x.dim() != 3 or x.shape[2] != self.layer.inputs or not x.shape[0] * x.shape[1]:
+            raise ValueError(
+                f"input has shape {tuple(x.shape)}, expected (T, B, {self.layer.inputs}), at least one of each"
+            )
+        if live is not None and (live.dtype != torch.bool or live.shape != x.shape[:2]):
+            raise ValueError(f"live is {tuple(live.shape)} of {live.dtype}, expected {tuple(x.shape[:2])} of bool")
 
     @classmethod
     def linear(cls, weight, bias, device="cpu"):
@@ -128,7 +151,7 @@ class Engine:
 
 
 def oracle(layer, x, live=None):
-    """The formulas in float64, step by step (`small.run`, itself proven against tests/oracles.py) → y [T, B, H]."""
+    """The formulas in float64, step by step (`parts.run`, itself proven against tests/oracles.py) → y [T, B, H]."""
     layer = layer.double()
     return run(layer.cell, layer.parts, x if x.dtype == torch.int64 else x.double(), None, live, reverse=False)[0]
 

@@ -3,58 +3,59 @@
 from dataclasses import dataclass
 
 import torch
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..files import error
-from ..nets.compact import Compact
+from ..nets.outside import deep_copy
+from ..nets.readers import answer
 from . import available, engine_class, is_dense, timing
-from .base import oracle
-from .models import Fast
+from .base import Layer, oracle
+from .models import by_engine
 
 _choices = {}
 
 
 @dataclass(frozen=True)
 class Choice:
-    """engine: the name; device: where it was tried; times: ms of every engine tried; refused: name → why it was not."""
+    """engine: the name; device: where it was tried; times: ms of every engine tried; refused: name → why it was not;
+    example: with what."""
 
     engine: str
     device: str
     times: dict
     refused: dict
+    example: object = None
 
-    def make(self, model):
+    def make(self, thing):
         """The model or layer, run by the chosen engine on that device."""
-        return _built(model, self.engine, self.device)
+        return _built(thing, self.engine, self.example, self.device)
 
 
-def _built(model, name, device):
-    return Fast(model, name, device) if isinstance(model, Compact) else engine_class(name)(model, device)
+def _built(thing, name, example, device):
+    if isinstance(thing, Layer):
+        return engine_class(name)(thing, device)
+    return by_engine(thing, name, example, device)
 
 
-def _signature(model):
-    """What the time of a model depends on: shapes and what is not zero."""
-    tensors = model.tensors() if isinstance(model, Compact) else model.parts
-    found = {name: (tuple(t.shape), int((t != 0).sum())) for name, t in tensors.items()}
-    kind = (
-        (model.meta["cell"], model.meta["activation"])
-        if isinstance(model, Compact)
-        else (model.kind, model.cell.activation)
-    )
-    return kind, tuple(sorted(found.items()))
+def _signature(thing, example):
+    """What the time of a model or layer depends on: shapes and what is not zero, of it and of what it is called with."""
+    tensors = thing.parts if isinstance(thing, Layer) else thing.state_dict()
+    found = [(name, tuple(t.shape), int((t != 0).sum())) for name, t in tensors.items()]
+    given = [(tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else x for x in tree_leaves(example)]
+    kind = (thing.kind, thing.cell.activation) if isinstance(thing, Layer) else type(thing).__qualname__
+    return kind, tuple(sorted(found)), repr(given)
 
 
-def example(model, batch, steps, device="cpu"):
-    """Random input for it: ids int64 [T, B] of a model, x [T, B, I] of a layer."""
+def example_of(layer, batch, steps, device="cpu"):
+    """Random input x [T, B, I] for a `Layer`."""
     generator = torch.Generator().manual_seed(0)
-    if isinstance(model, Compact):
-        return torch.randint(model.meta["sizes"]["vocabulary"], (steps, batch), generator=generator).to(device)
-    return torch.randn(steps, batch, model.inputs, generator=generator).to(device)
+    return torch.randn(steps, batch, layer.inputs, generator=generator).to(device)
 
 
-def run(built, x):
-    """y or logits of what `_built` made."""
-    y = built(x)
-    return y[0] if isinstance(y, tuple) else y
+@torch.no_grad()
+def run(built, example):
+    """What it answers: of a layer y, of a model the tensors it returns but states."""
+    return [built(example)] if not isinstance(built, torch.nn.Module) else answer(built, example)
 
 
 def compared(batch, most=8):
@@ -62,42 +63,50 @@ def compared(batch, most=8):
     return torch.linspace(0, batch - 1, min(batch, most)).round().long()
 
 
-def reference(model, x):
-    """y or logits in float64, of the sequences `compared`."""
-    x = x[:, compared(x.shape[1]).to(x.device)].cpu()
-    if isinstance(model, Compact):
-        return Compact(model.meta, model.tensors()).cpu().double()(x)[0]
-    return oracle(model, x)
+@torch.no_grad()
+def reference(thing, example):
+    """In float64, on the CPU: of a layer y of the sequences `compared`, of a model its answers."""
+    if isinstance(thing, Layer):
+        return [oracle(thing, example[:, compared(example.shape[1]).to(example.device)].cpu())]
+    double = tree_map(
+        lambda x: x.cpu().double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, example
+    )
+    double = tree_map(lambda x: x.cpu() if isinstance(x, torch.Tensor) else x, double)
+    return answer(deep_copy(thing).cpu().double().eval(), double)
 
 
-def of_compared(model, y):
-    """y or logits of the sequences `compared`."""
-    dim = 0 if isinstance(model, Compact) and model.meta["model"] == "Classifier" else 1
-    return y.index_select(dim, compared(y.shape[dim]).to(y.device)).cpu()
+def worst(thing, answers, expected):
+    """The largest error of what an engine answered."""
+    if isinstance(thing, Layer):
+        answers = [y.index_select(1, compared(y.shape[1]).to(y.device)) for y in answers]
+    if len(answers) != len(expected):
+        return float("inf")
+    return max(error(a.cpu(), b) for a, b in zip(answers, expected, strict=True))
 
 
-def choose(model, batch, device="cpu", steps=100, tolerance=1e-5, seconds=0.6):
-    """→ `Choice` for `model` (a `Compact` or a `Layer`) at this batch and number of steps.
+def choose(thing, example, device="cpu", tolerance=1e-5, seconds=0.6):
+    """→ `Choice` for a model, small or as it was, or for a `Layer`, called with this example.
 
+    thing    a model with a recurrent layer, or `engines.base.Layer`
+    example  what a model is called with (a tensor, or a tuple or dict of arguments); of a layer x [T, B, I]
     Every engine of the device that is within `tolerance` of float64 is tried three times, and those within three times
     the best for about `seconds` together; the least time counts, which a disturbance does not touch. The answer is kept
     for the next model of the same shapes. Raises ValueError where none runs it, with each one's reason, and for a device
-    that is not here, or less than one sequence or step.
+    that is not here.
     """
     timing.check_device(device)
-    if batch < 1 or steps < 1:
-        raise ValueError(f"{batch} sequences of {steps} steps; at least one of each")
-    key = _signature(model), batch, str(device), steps, tolerance, torch.get_num_threads()
+    key = _signature(thing, example), str(device), tolerance, torch.get_num_threads()
     if key in _choices:
         return _choices[key]
-    x, calls, refused = example(model, batch, steps, device), {}, {}
-    expected = reference(model, x)
+    calls, refused, expected = {}, {}, reference(thing, example)
+    here = tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, example)
+    here = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, here)
     for name in available(torch.device(device).type):
         if is_dense(name):  # the same layers as compact-torch's, or fewer digits
             continue
         try:
-            built = _built(model, name, device)
-            wrong = error(of_compared(model, run(built, x)), expected)
+            built = _built(thing, name, example, device)
+            wrong = worst(thing, run(built, here), expected)
         except Exception as problem:  # a kernel that does not compile or launch here is one engine less
             timing.wait(device)  # but after a fault a GPU runs nothing any more
             refused[name] = str(problem)
@@ -105,12 +114,12 @@ def choose(model, batch, device="cpu", steps=100, tolerance=1e-5, seconds=0.6):
         if wrong > tolerance:
             refused[name] = f"error {wrong:.1e} > {tolerance:.0e}"
         else:
-            calls[name] = lambda built=built: run(built, x)
+            calls[name] = lambda built=built: run(built, here)
     if not calls:
         raise ValueError(f"no engine runs this on {device}: " + "; ".join(f"{n}: {why}" for n, why in refused.items()))
     first = {name: values.min() for name, values in timing.interleaved(calls, device, 0, (3, 3)).items()}
     close = {name: call for name, call in calls.items() if first[name] <= 3 * min(first.values())}
     times = first | {n: values.min() for n, values in timing.interleaved(close, device, seconds, (5, 30)).items()}
     times = {name: float(ms) for name, ms in times.items()}
-    _choices[key] = Choice(min(times, key=times.get), str(device), times, refused)
+    _choices[key] = Choice(min(times, key=times.get), str(device), times, refused, example)
     return _choices[key]

@@ -363,14 +363,13 @@ class Whole(Tabled):
         at = (blocks * block + neurons * neuron)[:, None] + copy * np.arange(copies)
         return at.flatten().astype(np.uint32), np.repeat(fixed[blocks, neurons], copies)
 
-    def run(self, table, rows, y):
+    def over(self, table, rows, y):
         raise NotImplementedError
 
-    @torch.no_grad()
-    def __call__(self, x, live=None):
+    def run(self, x, live):
         table, rows = self.table_and_rows(x, live)
         y = torch.empty(*rows.shape, self.layer.hidden)
-        self.run(table.numpy(), rows.numpy(), y.numpy())
+        self.over(table.numpy(), rows.numpy(), y.numpy())
         return y
 
 
@@ -384,7 +383,7 @@ class Rows(Whole):
         size = len(self.weight)
         self.fixed = {group: self.constants(group, group * size, 1, size) for group in (1, 4)}
 
-    def run(self, table, rows, y):
+    def over(self, table, rows, y):
         batch, start = rows.shape[1], 0
         while start < batch:
             group = 4 if start + 4 <= batch else 1
@@ -411,7 +410,7 @@ class Lanes(Whole):
 
         return times
 
-    def run(self, table, rows, y):
+    def over(self, table, rows, y):
         lanes = width(rows.shape[1])
         fixed = self.constants(lanes, self.layer.hidden * lanes, lanes, 1)
         by_lanes(*self.cell, table, rows, *self.csr, *self.where, *fixed, lanes, y)

@@ -8,8 +8,8 @@ from torch import nn
 from torch.backends import cudnn
 from torch.nn import functional as F
 
-from ..nets.small import run
 from .base import Engine, Unsupported, one_hot
+from .parts import run
 from .timing import tf32
 
 MODULES = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
@@ -88,8 +88,7 @@ class Fused(Engine):
 
         return rounded
 
-    @torch.no_grad()
-    def __call__(self, x, live=None):
+    def run(self, x, live):
         if live is not None and not bool(live.all()):
             raise Unsupported("torch's fused layers run sequences of one length")
         module = self.module
@@ -142,12 +141,11 @@ def _quantised(module):
 
 
 class Loop(Engine):
-    """`small.run`, as `Compact` runs: ATen operations step by step, any gate."""
+    """`parts.run`: ATen operations step by step, any gate."""
 
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)
         self.parts = {n: self.fp32(p) if p.is_floating_point() else p.to(device) for n, p in layer.parts.items()}
 
-    @torch.no_grad()
-    def __call__(self, x, live=None):
+    def run(self, x, live):
         return run(self.layer.cell, self.parts, x, None, live, reverse=False)[0]

@@ -226,8 +226,7 @@ class Persistent(Tabled):
         words = words.view(blocks, self.plan.programs, self.plan.neurons, chunks, self.chunk, -1)
         return words.permute(1, 0, 3, 2, 4, 5).contiguous()
 
-    @torch.no_grad()
-    def __call__(self, x, live=None, empty=False):
+    def run(self, x, live, empty=False):
         table, rows = self.table_and_rows(x, live)
         steps, batch = rows.shape
         if batch not in BATCHES:

@@ -147,8 +147,7 @@ class PersistentCuda(Tabled):
             self.laid[batch] = lay_out(self.layer, batch, self.chip()).to(self.device)
         return self.laid[batch]
 
-    @torch.no_grad()
-    def __call__(self, x, live=None, empty=False):
+    def run(self, x, live, empty=False):
         table, rows = self.table_and_rows(x, live)
         steps, batch = rows.shape
         laid = self.laid_for(batch)

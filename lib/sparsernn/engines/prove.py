@@ -1,128 +1,173 @@
 """A smaller model in place of one under masks, with a proof that it is equal, and what it costs before and after."""
 
-import copy
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
-import torch
-from torch import nn
-
-from ..files import error
-from ..nets.found import Found
-from ..nets.layers import kind_of
+from ..nets.compact import plain_copy, swapped
+from ..nets.file import packed_size
+from ..nets.found import Found, is_computed, parameter_names
 from ..nets.masks import Masks
-from ..nets.outside import Watch, calls_of
-from ..nets.readers import answer
-from ..nets.swap import closed_over, folded, output_scale, plain_copy, reading_of, rebuilt
+from ..nets.outside import Start, Watch, calls_of, deep_copy
+from ..nets.readers import Reading, answer
+from ..nets.small import SmallEmbedding, SmallLinear, SmallRecurrent, zeros_stay
+from ..nets.wiring import readings, wired
 from ..sparsify.attach import Study
+from .compare import Calls, in_float64
 from .timing import wait
-
-TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5}
 
 
 @dataclass(frozen=True)
 class Proof:
-    """What `compact` measured on the example: prints as a table.
+    """What `compact` measured: prints as a table, what is worse than before first.
 
-    error      max|small − model| / max(1, max|model|) of everything the model returns (states handed through left out)
+    error      largest of `compared`: max|small − model| / max(1, max|model|) of everything the model returns, in float64
+    compared   what the models were called with, in words → error
     weights_*  numbers in matrices that are not zero, before and after
-    bytes_*    parameters and buffers                     ms_*   a forward pass, median of nine, interleaved
+    bytes_*    parameters and buffers        bytes_file  what `save` writes
+    ms_*       a forward pass of the first example, median of nine, interleaved
     layers     name → what became of it
+    warnings   what is worse than before, and what happens when the small model is trained on
     """
 
     error: float
+    compared: dict
     weights_before: int
     weights_after: int
     bytes_before: int
     bytes_after: int
+    bytes_file: int
     ms_before: float
     ms_after: float
     layers: dict
+    warnings: list = field(default_factory=list)
 
     def __str__(self):
-        lines = [f"{name:20} {what}" for name, what in self.layers.items()]
+        smaller, faster = self.bytes_before / max(1, self.bytes_after), self.ms_before / self.ms_after
+        lines = [f"{'NOTE':20} {warning}" for warning in self.warnings]
+        lines += [f"{name:20} {what}" for name, what in self.layers.items()]
         lines += [
-            f"{'error':20} {self.error:.1e} on the example",
+            f"{'error':20} {self.error:.1e} in {len(self.compared)} comparisons",
             f"{'weights not zero':20} {self.weights_before:,} → {self.weights_after:,}",
-            f"{'bytes':20} {self.bytes_before:,} → {self.bytes_after:,} ({self.bytes_before / self.bytes_after:.1f}× smaller)",
-            f"{'milliseconds':20} {self.ms_before:.2f} → {self.ms_after:.2f} ({self.ms_before / self.ms_after:.1f}× faster)",
+            f"{'bytes':20} {self.bytes_before:,} → {self.bytes_after:,}"
+            + (f" ({smaller:.1f}× smaller)" if smaller > 1 else ""),
+            f"{'bytes in a file':20} {self.bytes_file:,}",
+            f"{'milliseconds':20} {self.ms_before:.3f} → {self.ms_after:.3f}"
+            + (f" ({faster:.1f}× faster)" if faster > 1 else ""),
         ]
         return "\n".join(lines)
 
 
-def compact(model, example, consumers=None):
+def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=False):
     """A smaller model that computes what `model` computes in evaluation, and the proof → (small, Proof).
 
-    model      with a method attached: its masks and means are used; without: its zeros are (torch.nn.utils.prune's too)
-    example    what the model is called with: a tensor, or a tuple or dict of arguments
-    consumers  layer → names of the modules that alone read its output, as it is, where running the example cannot show it
+    model       with a method attached: its masks and means are used; without: its zeros are (torch.nn.utils.prune's too)
+    example     what the model is called with: a tensor, or a tuple or dict of arguments
+    examples    a list of them, where one does not show all ways through the model
+    consumers   layer → names of the modules that alone read its output, as it is, where running examples cannot show it
+    keep_zeros  zeros inside the small layers stay zero when it is trained on
+    Both are compared in float64, from the same start, on the examples, each twice in a row, and on what is made of them: other
+    batch sizes, lengths, words and numbers where the model takes them, and a state given to each recurrent layer.
     A layer whose readers are not all known keeps its outer width: inside it shrinks, removed neurons come out as zeros.
-    Raises ValueError where a layer would keep no neuron, RuntimeError if the result were not equal.
+    Raises ValueError where there is nothing to make smaller or to compare, RuntimeError if the result were not equal.
     """
-    was_training = model.training
-    model.eval()
-    try:
-        found, study = Found(model), Study.of(model)
-        if not found.recurrent:
-            raise ValueError(
-                f"{type(model).__name__} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
-            )
-        before = answer(model, example)  # torch's pruning puts its products in place when a module is called
-        if not before:
-            raise ValueError("the model returns no tensor for the example, so nothing could be compared")
-        plain = plain_copy(model)
-        found = Found(plain)
-        parameters = {name: parameter.detach().cpu() for name, parameter in found.parameters.items()}
-        outside = _read_outside(plain, found, example)
-        if study:
-            masks, means = study.masks(), {name: mean.cpu() for name, mean in study.means().items()}
-        else:
-            masks = Masks(found.axes(), {n: p != 0 for n, p in parameters.items() if p.dim() == 2}, {})
-            means = {}
-        producers = [name for name, module in found.layers.items() if kind_of(module) is not nn.Linear]
-        readings = {name: reading_of(plain, found, name, example, consumers or {}) for name in producers}
-        closed = closed_over(found, masks, readings)
-        scales = {name: output_scale(found, name, masks, means) for name in found.recurrent}
-        tensors = folded(found, closed, means, parameters, readings, scales)
-        for narrow in (True, False):  # what lies between a layer and its reader may insist on the width
-            small, layers = rebuilt(copy.deepcopy(plain), found, closed, tensors, readings, scales, narrow, outside)
-            worst = _worst(small, example, before)
-            if worst <= TOLERANCE.get(before[0].dtype, 1e-2):
-                break
-        else:
-            raise RuntimeError(
-                f"the small model differs from the model on the example by {worst:.1e}: "
-                + ("are the consumers given the only readers?" if consumers else "please report it with the model")
-            )
-        ms_before, ms_after = _milliseconds(model, small, example)
-        counts = _weights(plain), _weights(small)
-        return small, Proof(worst, *counts, _bytes(plain), _bytes(small), ms_before, ms_after, layers)
-    finally:
-        model.train(was_training)
+    examples = _examples(example, examples)
+    study, plain = Study.of(model), plain_copy(model)
+    if not Found(plain).recurrent:
+        raise ValueError(
+            f"{type(model).__name__} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
+        )
+    reference, wide, given = in_float64(deep_copy(model).eval(), plain, examples)
+    found, start = Found(wide), Start(wide)
+    calls = Calls(Start(reference), given, found)
+    outside = _outside(start, found, given)
+    if study:
+        masks, means = study.masks(), {name: mean.cpu() for name, mean in study.means().items()}
+    else:
+        kept = {n: (p != 0).cpu() for n, p in found.parameters.items() if p.dim() == 2}
+        masks, means = Masks(found.axes(), kept, {}), {}
+    wrong = {}
+    declared = [(masks, {})] if hasattr(wide, "axes") else None
+    for whole, ways in declared or _trials(found, masks, readings(found, start, given, consumers or {}, outside)):
+        candidate, _ = swapped(deep_copy(wide), found, whole, means, ways, outside)
+        compared, bad = calls.compare(Start(candidate))
+        if not bad:
+            break
+        wrong = wrong or bad
+    else:
+        words, by = next(iter(wrong.items()))
+        raise RuntimeError(
+            f"the small model differs from the model by {by:.1e} ({words}): "
+            + ("are the consumers given the only readers?" if consumers else "please report it with the model")
+        )
+    before = deep_copy(plain)
+    small, layers = swapped(plain, Found(plain), whole, means, ways, outside)
+    return small, _proof(model, before, small, examples[0], compared, layers | outside, keep_zeros)
 
 
-def _worst(small, example, before):
-    """Largest error of what the small model answers; infinite where it cannot be run."""
-    try:
-        after = answer(small, example)
-    except RuntimeError:
-        return float("inf")
-    if len(after) != len(before):
-        return float("inf")
-    return max(error(a, b) for a, b in zip(after, before, strict=True))
+def _examples(example, examples):
+    if (example is None) == (examples is None):
+        raise ValueError("give one example, or a list of them as examples=[…]")
+    if examples is not None and (not isinstance(examples, list) or not examples):
+        raise ValueError(f"examples is {type(examples).__name__}; a list of at least one example")
+    return [example] if examples is None else examples
 
 
-def _read_outside(plain, found, example):
-    """Names of layers that the model does not call, or whose weights it also reads otherwise: they stay as they are."""
-    owners = {}
-    for full, canonical in found.canonical.items():
-        owners.setdefault(canonical, []).append(found.layers[full.rpartition(".")[0]])
-    watched = {name: (parameter, owners[name]) for name, parameter in found.weights.items()}
-    with calls_of(found.layers) as called, Watch(watched) as watch:
-        answer(plain, example)
-    read = {full.rpartition(".")[0] for full, canonical in found.canonical.items() if canonical in watch.read}
-    return {name for name in found.layers if name in read or name not in called}
+def _trials(found, masks, seen):
+    """Masks that know their readers, and ways out of layers, from the smallest to the safest."""
+    whole, ways = wired(found, masks, seen)
+    yield whole, ways
+    narrow = [name for name, way in ways.items() if not way.wide]
+    for some in [[name] for name in narrow] * (len(narrow) > 1) + [narrow] * bool(narrow):
+        why = "what stands between it and its readers needs the width"
+        yield whole, ways | {name: replace(ways[name], wide=True, why=why) for name in some}
+    yield wired(found, masks, {name: Reading({}, complete=False, state=True) for name in seen})
+
+
+def _outside(start, found, examples):
+    """Layer that stays as it is → why: not called, its weight computed, or also read otherwise than by a call."""
+    left = dict(found.left)
+    for name, module in found.layers.items():
+        if any(is_computed(module, own) for own in parameter_names(module)):
+            left[name] = "its weight is computed in forward"
+    called = set()
+    for example in examples:
+        with start.again() as model:
+            here = Found(model)
+            owners = {}
+            for full, canonical in here.canonical.items():
+                owners.setdefault(canonical, []).append(here.layers[full.rpartition(".")[0]])
+            watched = {name: (parameter, owners[name]) for name, parameter in here.weights.items()}
+            with calls_of(here.layers) as reached, Watch(watched) as watch:
+                answer(model, example)
+        called |= reached
+        for full, canonical in found.canonical.items():
+            if canonical in watch.read:
+                left.setdefault(full.rpartition(".")[0], "its weight is also read without a call")
+    for name in found.layers:
+        if name not in called:
+            left.setdefault(name, "no example reaches it")
+    return {name: f"left as it is: {why}" for name, why in left.items()}
+
+
+def _proof(model, before, small, example, compared, layers, keep_zeros):
+    made = [m for m in small.modules() if isinstance(m, SmallRecurrent | SmallEmbedding | SmallLinear)]
+    zeros = sum(int((p == 0).sum()) for m in made for p in m.parameters() if p.dim() == 2)
+    for module in [small.get_submodule(name) for name in layers] if keep_zeros else ():
+        module.register_forward_pre_hook(zeros_stay)
+    ms = _milliseconds(deep_copy(model).eval(), small, example)
+    counts, sizes = (_weights(before), _weights(small)), (_bytes(before), _bytes(small))
+    warnings = []
+    if sizes[1] > sizes[0]:
+        warnings.append(f"the small model is larger: {sizes[0]:,} → {sizes[1]:,} bytes")
+    if ms[1] > 1.05 * ms[0]:
+        warnings.append(f"the small model is slower on the example: {ms[0]:.3f} → {ms[1]:.3f} ms")
+    if zeros and not keep_zeros:
+        warnings.append(
+            f"{zeros:,} zeros inside its layers come alive when it is trained on (keep_zeros=True keeps them)"
+        )
+    size = packed_size(small)
+    return Proof(max(compared.values()), compared, *counts, *sizes, size, *ms, layers, warnings)
 
 
 def _weights(model):
@@ -137,12 +182,15 @@ def _bytes(model):
 
 
 def _milliseconds(model, small, example, rounds=9):
-    times, device = {model: [], small: []}, answer(model, example)[0].device
-    for _ in range(rounds):
-        for each_model, taken in times.items():
-            wait(device)
-            start = time.perf_counter()
-            answer(each_model, example)
-            wait(device)
-            taken.append(1e3 * (time.perf_counter() - start))
-    return tuple(statistics.median(taken) for taken in times.values())
+    starts = {name: Start(each) for name, each in (("model", model), ("small", small))}
+    taken = {name: [] for name in starts}
+    with starts["model"].again() as one, starts["small"].again() as other:
+        device = next((t.device for t in answer(one, example)), "cpu")
+        for _ in range(rounds):
+            for name, each in (("model", one), ("small", other)):
+                wait(device)
+                begin = time.perf_counter()
+                answer(each, example)
+                wait(device)
+                taken[name].append(1e3 * (time.perf_counter() - begin))
+    return tuple(statistics.median(times) for times in taken.values())

@@ -8,7 +8,7 @@ from .products import Csr
 
 
 class Stepped(Tabled):
-    """`product(W_hh)` is called once a step, and once for the head; the rest are ATen operations, as in `small.run`."""
+    """`product(W_hh)` is called once a step, and once for the head; the rest are ATen operations, as in `parts.run`."""
 
     product: type
 
@@ -25,8 +25,7 @@ class Stepped(Tabled):
         times, bias = cls.product(weight, device), bias.to(device, torch.float32)
         return lambda y: (times(y.flatten(0, -2).T.contiguous()).T + bias).unflatten(0, y.shape[:-1])
 
-    @torch.no_grad()
-    def __call__(self, x, live=None):
+    def run(self, x, live):
         cell, hidden = self.layer.cell, self.layer.hidden
         table, rows = self.table_and_rows(x, live)
         a = F.embedding(rows.clamp(min=0), table)

@@ -120,8 +120,7 @@ class Tiny(Tabled):
         self.shape |= {"READS": int(bits[reads].sum()), "MULTIPLIES": int(bits[multiplies].sum()), "HP": size}
         self.warps = max(1, blocks * size * size // 4096)
 
-    @torch.no_grad()
-    def __call__(self, x, live=None):
+    def run(self, x, live):
         table, rows = self.table_and_rows(x, live)
         (steps, batch), hidden = rows.shape, self.layer.hidden
         y = torch.empty(steps, batch, hidden, device=self.device)

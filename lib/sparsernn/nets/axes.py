@@ -18,8 +18,9 @@ class Member:
 
     tensor     name of a parameter, or of a scale as `layer.scale` (`lstm.recurrent_l0`)
     dim        the dimension that runs over the axis
-    positions  int64 [size, k]: where each neuron stands along `dim` (k rows or columns a neuron)
-    role       "in": the tensor reads the neuron · "out": the tensor writes it · "bias" · "scale"
+    positions  int64 [size, k]: where each neuron stands along `dim` (k rows or columns a neuron; −1: it has fewer)
+    role       "in": the tensor reads the neuron · "state": it reads its final state, which no scale touches · "out": the
+               tensor writes it · "bias" · "scale"
     """
 
     tensor: str
@@ -29,9 +30,18 @@ class Member:
 
     def along(self, values, length, rest=0):
         """Values [size] of neurons → [length] of the lines of the tensor; lines of no neuron get `rest`."""
-        spread = values.new_full((length,), rest)
-        spread[self.positions] = values[:, None].expand(self.positions.shape)
+        spread, there = values.new_full((length,), rest), self.positions >= 0
+        spread[self.positions[there]] = values[:, None].expand(self.positions.shape)[there]
         return spread
+
+    def read(self, lines):
+        """bool per line of the tensor → bool [size]: whether any line of a neuron is True."""
+        return (lines[self.positions.clamp(min=0)] & (self.positions >= 0)).any(1)
+
+    def clear(self, tensor, removed):
+        """Set, in place, the lines of the removed neurons (bool [size]) to zero."""
+        lines = self.positions[removed]
+        tensor.movedim(self.dim, 0)[lines[lines >= 0]] = 0
 
     def neuron_of(self, length):
         """int64 [length]: the neuron each line of the tensor belongs to, −1 where it is none of the axis."""
@@ -62,33 +72,24 @@ class Axis:
     def having(self, *roles):
         return [member for member in self.members if member.role in roles]
 
-    def reduce(self, tensors, role):
-        """bool [size]: whether any entry of the lines of a neuron is not zero, in the tensors of that role."""
+    def reduce(self, tensors, *roles):
+        """bool [size]: whether any entry of the lines of a neuron is not zero, in the tensors of these roles."""
         found = torch.zeros(self.size, dtype=torch.bool)
-        for member in self.having(role):
-            found |= tensors[member.tensor].movedim(member.dim, 0)[member.positions].flatten(1).any(1)  # [size, k · …]
+        for member in self.having(*roles):
+            found |= member.read(tensors[member.tensor].movedim(member.dim, 0).flatten(1).any(1))
         return found
 
     def drop(self, tensors, removed, *roles):
         """Clear, in place, the lines of the removed neurons (bool [size]) in the tensors of these roles."""
         for member in self.having(*roles):
-            tensors[member.tensor].movedim(member.dim, 0)[member.positions[removed].flatten()] = 0
+            member.clear(tensors[member.tensor], removed)
 
-    def multiply(self, tensors, values, *roles):
-        """Multiply, into new tensors, the lines of each neuron by its value [size]; members that are not there are left."""
-        for member in self.having(*roles):
-            if (tensor := tensors.get(member.tensor)) is not None:
-                factor = member.along(values.to(tensor), tensor.shape[member.dim], rest=1)
-                tensors[member.tensor] = tensor * factor.view(
-                    [-1 if d == member.dim else 1 for d in range(tensor.dim())]
-                )
-
-    def select(self, tensors, keep, *roles):
-        """Cut, into new tensors, the lines of neurons that are not kept (bool [size]) out."""
-        for member in self.having(*roles):
+    def multiply(self, tensors, values, members):
+        """Multiply, into new tensors, the lines of each neuron by its value [size], in these of its members."""
+        for member in members:
             tensor = tensors[member.tensor]
-            left = member.along(keep, tensor.shape[member.dim], rest=True)
-            tensors[member.tensor] = tensor.index_select(member.dim, left.nonzero().flatten())
+            factor = member.along(values.to(tensor), tensor.shape[member.dim], rest=1)
+            tensors[member.tensor] = tensor * factor.view([-1 if d == member.dim else 1 for d in range(tensor.dim())])
 
     def of_gates(self, neurons):
         """A `gates` axis: values [H] of neurons → [G·H] of their gates, gate-major."""

@@ -1,245 +1,289 @@
-"""From masks to a really smaller model that computes the same function, and its file.
+"""From masks to a really smaller model that computes the same function: small layers in the places of large ones.
 
-Removed neurons leave every gate, the recurrent columns and whatever reads them; a gate that nothing reaches is a
-constant, σ(b) or tanh(b), and its rows are dropped; scales are multiplied into the weights. Source: 1812.05692, ISS
-1709.05027. `load` needs torch and safetensors alone.
+Removed neurons leave every gate, the recurrent columns and whatever reads them; a gate that nothing reaches keeps its bias
+alone; scales are multiplied into the weights. Source: 1812.05692, ISS 1709.05027.
 """
 
-import json
-from pathlib import Path
+from dataclasses import dataclass
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
-from ..files import replacing
-from .layers import RECURRENT
+from .found import Found, Shape, parameter_names
+from .layers import kind_of
 from .masks import close
-from .small import PARTS, run, shrink
+from .outside import deep_copy
+from .small import become, fill
 
-FORMAT = "sparsernn-compact/1"
-LAYERS = {layer.__name__: layer for layer in RECURRENT.values()}
+
+@dataclass(frozen=True)
+class Way:
+    """How the output of a layer leaves it.
+
+    read    axis name → bool [size]: neurons that somebody reads whom no member of the axis names
+    wide    it keeps its width, removed neurons as zeros
+    scaled  its scale is applied as it leaves, not in the weights of those who read it
+    why     in words, where it keeps its width
+    """
+
+    read: dict
+    wide: bool = False
+    scaled: bool = False
+    why: str = ""
 
 
 def compact(model, masks, means=None):
-    """Return a smaller model that computes what `model` computes under `masks`.
+    """A copy of `model` with small layers in it that computes what `model` computes under `masks`.
 
-    model   `Classifier`, `LanguageModel` or `BagOfWords`; untouched
+    model   one that declares its axes (`axes()`); untouched
     masks   `Masks` as a method reads them off (closed here, see `masks.close`)
     means   axis name → mean of its group variable
-    → `Compact`, in the model's dtype. Raises ValueError if a layer would keep no hidden neuron, naming it.
-    Equal to the masked model to 1e-9 in float64 (tests/test_compact.py).
+    Equal to the masked model to 1e-9 in float64 (tests/test_compact.py). Where nobody but users' code knows who reads whom,
+    `sparsernn.compact` finds it by running examples, and proves the result.
     """
-    closed, means = close(masks), means or {}
-    for axis in closed.of_kind("hidden"):
-        if not closed.groups[axis.name].any():
-            raise ValueError(
-                f"{axis.name} would keep none of its {axis.size} hidden neurons, so nothing would be left to run; "
-                "raise the threshold, train longer before the penalty is full, or lower kl_weight"
+    small = plain_copy(model)
+    return swapped(small, Found(small), masks, means or {}, {})[0]
+
+
+def plain_copy(model):
+    """A copy of the model in evaluation, without the method; what torch's own tools made of a weight is made permanent."""
+    copied = deep_copy(model)
+    if (study := copied.__dict__.get("_sparsernn_study")) is not None:
+        study.detach()
+    for module in copied.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, hook._tensor_name)
+            elif isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+        if kind_of(module) is nn.Embedding and module.max_norm is not None:  # as it would be at its first look-up
+            words = torch.arange(len(module.weight), device=module.weight.device)
+            with torch.no_grad():
+                torch.embedding_renorm_(module.weight, words, module.max_norm, module.norm_type)
+    return copied.eval()
+
+
+def layer_of(tensor):
+    """`lstm.weight_hh_l0` → `lstm`."""
+    return tensor.rpartition(".")[0]
+
+
+def swapped(small, found, masks, means, ways, fixed=()):
+    """`small`, a plain copy, with small layers in it → small, what became of each (name → words).
+
+    found   of that copy            ways   layer → `Way` of its output; others: all who read it are named by the axes
+    fixed   names of layers that stay as they are, with zeros for weights that are masked (tied ones do by themselves)
+    """
+    swap = _Swap(found, masks, means, ways, fixed)
+    said = {name: swap.layer(small, name) for name in found.layers if name not in swap.fixed}
+    for name in swap.closed.weights:
+        if layer_of(name) not in found.layers or layer_of(name) in swap.fixed:
+            small.get_parameter(name).data.copy_(swap.tensors[name])
+    return small, said
+
+
+class _Swap:
+    """What is left, and layer by layer its shape and its numbers.
+
+    closed    masks closed over who reads whom        tensors   masked weights with scales multiplied in
+    sent      axis → bool [size]: neurons whose output leaves the layer that writes them
+    narrow    names of layers whose output gets narrower
+    arriving  layer → bool: columns of its input that are still given
+    """
+
+    def __init__(self, found, masks, means, ways, fixed):
+        self.found, self.masks, self.means = found, masks, means
+        self.axes = [axis for axis in masks.axes if axis.kind != "gates"]
+        self.fixed = {name for name in found.layers if name in fixed or found.is_tied(name)}
+        self.ways = {name: ways.get(name, Way({})) for name in found.layers}
+        for axis in self.axes:
+            if (name := self.home(axis)) in self.fixed:  # whatever it says is read
+                whole = {axis.name: torch.ones(axis.size, dtype=torch.bool)}
+                self.ways[name] = Way(self.ways[name].read | whole, True, self.scaled(axis))
+            elif name is not None and any(
+                layer_of(m.tensor) in self.fixed or layer_of(m.tensor) not in found.layers for m in self.readers(axis)
+            ):
+                why = self.ways[name].why or "a layer that stays as it is reads it"
+                self.ways[name] = Way(self.ways[name].read, True, self.ways[name].scaled or self.scaled(axis), why)
+        self.closed = close(masks, {axis: read for way in self.ways.values() for axis, read in way.read.items()})
+        self.tensors = self._folded()
+        self.sent, self.narrow = {}, set()
+        for axis in self.axes:
+            self.sent[axis.name] = self.closed.groups[axis.name]
+            if (name := self.home(axis)) is not None:
+                read = self.ways[name].read.get(axis.name, torch.zeros(axis.size, dtype=torch.bool))
+                for member in self.readers(axis):
+                    read = read | member.read(
+                        self.closed.weights[member.tensor].movedim(member.dim, 0).flatten(1).any(1)
+                    )
+                self.sent[axis.name] = self.sent[axis.name] & read
+                if self._leaves(axis) and read.any() and not self.ways[name].wide and name not in self.fixed:
+                    self.narrow.add(name)  # one of whose output nothing is left keeps its width: it says zeros
+        self.arriving = {
+            name: torch.ones(_inward(m), dtype=torch.bool) for name, m in found.layers.items() if _inward(m)
+        }
+        for axis in self.axes:
+            if self._leaves(axis) and self.home(axis) in self.narrow:
+                for member in self.readers(axis):
+                    lines = member.positions[~self.sent[axis.name]]
+                    self.arriving[layer_of(member.tensor)][lines[lines >= 0]] = False
+
+    def home(self, axis):
+        """The layer that writes an axis; None for words and other inputs that no layer of the model makes."""
+        names = (layer_of(member.tensor) for member in axis.having("out"))
+        return next((name for name in names if name in self.found.layers), None)
+
+    def readers(self, axis):
+        """Members of those who read an axis, other than the layer that writes it."""
+        return [member for member in axis.having("in", "state") if layer_of(member.tensor) != self.home(axis)]
+
+    def scaled(self, axis):
+        return axis.name in self.means or axis.name in self.masks.groups
+
+    def _leaves(self, axis):
+        """Whether the neurons are a layer's output: those of a stack's last level, columns of an embedding."""
+        name = self.home(axis)
+        if axis.kind != "hidden" or name not in self.found.recurrent:
+            return name is not None
+        last = f"_l{self.found.layers[name].num_layers - 1}"
+        return any(m.tensor.removesuffix("_reverse").endswith("weight_hh" + last) for m in axis.having("out"))
+
+    def _folded(self):
+        """Masked weights with every scale in them but those of `Way.scaled`."""
+        plain = {name: p.detach() for name, p in self.found.parameters.items()}
+        for name, mask in self.closed.weights.items():
+            p = self.found.parameters.get(name)
+            p = self.found.model.get_parameter(name) if p is None else p
+            plain[name] = p.detach() * mask.to(p.device)
+        tensors = {name: p.double() for name, p in plain.items()} if self.means else plain
+        for axis in self.closed.axes:
+            if axis.name not in self.means:
+                continue
+            name, value, roles = (
+                None if axis.kind == "gates" else self.home(axis),
+                self.means[axis.name].double(),
+                ("in",),
             )
-    parameters = {name: p.detach() for name, p in model.named_parameters() if ".carried." not in name}
-    tensors = {name: parameters[name] * mask for name, mask in closed.weights.items()}
-    for axis in closed.axes:  # scales into weights: where the neuron is read; a gate's where it is written
-        if axis.name in means:
-            axis.multiply(tensors, means[axis.name], "out" if axis.kind == "gates" else "in")
-    for axis in closed.of_kind("vocabulary") + closed.of_kind("input"):
-        keep = closed.groups[axis.name]
-        axis.select(tensors, keep, "in", "out")
-        tensors["kept." + axis.name] = keep.nonzero().flatten()
-    meta = {"format": FORMAT, "model": type(model).__name__, "layers": []}
-    meta["sizes"] = {axis.name: axis.size for axis in closed.axes if axis.kind != "gates"}
-    lstm = getattr(model, "lstm", None)
-    if lstm is not None:
-        meta |= {"cell": type(lstm).__name__, "activation": lstm.activation, "layers": lstm.suffixes()}
-    for suffix in reversed(meta["layers"]):  # a reverse direction's columns stand behind: they go first
-        _shrink_layer(tensors, parameters, closed, lstm, suffix)
-    tensors["head.bias"] = parameters["head.bias"]
-    return Compact(meta, {name: tensor.clone() for name, tensor in tensors.items()})
+            if axis.kind == "gates" or (name is not None and axis.kind != "hidden" and self.ways[name].scaled):
+                roles = ("out",)
+            members = axis.having(*roles)
+            if axis.kind == "hidden" and name is not None and self.ways[name].scaled and self._leaves(axis):
+                members = [member for member in members if layer_of(member.tensor) == name]
+            axis.multiply(tensors, value, members)
+        return {name: tensor.to(plain[name].dtype) for name, tensor in tensors.items()}
+
+    def layer(self, small, name):
+        """Make one layer of the copy small → what became of it, in words."""
+        module = small.get_submodule(name)
+        make = {nn.Linear: self._linear, nn.Embedding: self._embedding}.get(kind_of(module), self._recurrent)
+        full = {own: self.tensors[self.found.canonical[f"{name}.{own}"]] for own in parameter_names(module)}
+        training, device = module.training, next(iter(full.values())).device
+        spec, tensors = make(name, module, {own: tensor.cpu() for own, tensor in full.items()})
+        become(module, spec)
+        fill(module, {own: tensor.clone().contiguous().to(device) for own, tensor in tensors.items()})
+        module.train(training)
+        said = module.extra_repr()
+        if name not in self.narrow and any(self.home(axis) == name for axis in self.axes):
+            said += f"; {self.ways[name].why or 'nothing of its output is read'}, so the output keeps its width"
+        return said
+
+    def _linear(self, name, module, full):
+        weight = full["weight"][:, self.arriving[name]]
+        used = weight.any(0)
+        few = 2 * int(used.sum()) < len(used) or (self._axis("vocabulary", f"{name}.weight") and not bool(used.all()))
+        tensors = {"weight": weight[:, used], "reads": used.nonzero().flatten()} if few else {"weight": weight}
+        spec = {"inputs": len(used), "reads": int(used.sum()) if few else None}
+        return spec, tensors | {own: tensor for own, tensor in full.items() if own == "bias"}
+
+    def _embedding(self, name, module, full):
+        columns = torch.ones(module.embedding_dim, dtype=torch.bool)
+        for axis in self.axes if name in self.narrow else ():
+            if self.home(axis) == name:
+                columns = axis.having("out")[0].along(self.sent[axis.name], module.embedding_dim, rest=True)
+        weight, words = full["weight"][:, columns], full["weight"].any(1)
+        if bool(words.all()):
+            return {"rows": None, "columns": weight.shape[1]}, {"weight": weight}
+        rows = torch.cat([weight[words], weight.new_zeros(1, weight.shape[1])])
+        spec = {"rows": int(words.sum()), "columns": weight.shape[1]}
+        return spec, {"weight": rows, "kept": words.nonzero().flatten()}
+
+    def _recurrent(self, name, module, full):
+        cell, suffixes = Shape(module).cell, Shape(module).suffixes()
+        ends = ("", "_reverse") if module.bidirectional else ("",)
+        hidden = {suffix: self._axis("hidden", f"{name}.weight_hh{suffix}", "out") for suffix in suffixes}
+        kept = {suffix: self.closed.groups[axis.name] for suffix, axis in hidden.items()}
+        last, arriving = suffixes[-len(ends) :], self.arriving[name]
+        sends = torch.cat([self.sent[hidden[s].name] if name in self.narrow else kept[s] for s in last])
+        scale = None
+        if self.ways[name].scaled and self.scaled(hidden[last[0]]):
+            scales = [
+                self.means.get(a.name, torch.ones(a.size)).cpu() * self.masks.group(a) for a in map(hidden.get, last)
+            ]
+            scale = torch.cat(scales).to(full["weight_hh_l0"])
+        one_hot = self._axis("vocabulary", f"{name}.weight_ih_l0") is not None
+        used = torch.stack([full[f"weight_ih_l0{end}"].any(0) for end in ends]).any(0) & arriving
+        enough = bool(used.all()) if one_hot else 2 * int(used.sum()) >= int(arriving.sum())
+        if enough and scale is None and bool(sends.all()) and all(bool(k.all()) for k in kept.values()):
+            narrow = {own: t[:, arriving] if own.startswith("weight_ih_l0") else t for own, t in full.items()}
+            return {"inputs": int(arriving.sum()), "kept": None}, narrow
+        if not one_hot and not used.any():  # torch has no layer without an input
+            used = arriving & (arriving.cumsum(0) == 1)
+        reads = None if one_hot or bool((used | ~arriving).all()) else used[arriving].nonzero().flatten()
+        words = used.nonzero().flatten() if one_hot else None
+        spec = {"inputs": int(arriving.sum()), "reads": None if reads is None else len(reads)}
+        spec |= {"words": None if words is None else len(words), "kept": {s: int(k.sum()) for s, k in kept.items()}}
+        spec |= {"sends": int(sends.sum()), "wide": name not in self.narrow, "scaled": scale is not None}
+        tensors = {"kept" + suffix: k.nonzero().flatten() for suffix, k in kept.items()}
+        tensors |= {"sends": sends[torch.cat([kept[suffix] for suffix in last])].nonzero().flatten()}
+        for own, tensor in (("reads", reads), ("words", words), ("scale", None if scale is None else scale[sends])):
+            tensors |= {} if tensor is None else {own: tensor}
+        columns = used
+        for number in range(module.num_layers):
+            keep = [kept[f"_l{number}{end}"] for end in ends]
+            for end, parts in _level(cell, full, number, ends, keep, columns, one_hot and number == 0):
+                tensors |= {f"levels.{number}.{own}_l0{end}": tensor for own, tensor in parts.items()}
+            columns = torch.cat(keep)
+        return spec, tensors
+
+    def _axis(self, kind, tensor, role="in"):
+        """The axis of a kind of which a tensor is a member, None where there is none."""
+        tensor = self.found.canonical[tensor]
+        return next((a for a in self.axes if a.kind == kind and any(m.tensor == tensor for m in a.having(role))), None)
 
 
-def _shrink_layer(tensors, parameters, closed, lstm, suffix):
-    """Hidden neurons out of the columns, live rows only; biases of live rows, values of constant gates."""
-    hidden = next(axis for axis in closed.axes if axis.name == "hidden" + suffix)
-    gates = next(axis for axis in closed.axes if axis.name == "gates" + suffix)
-    keep, live = closed.groups[hidden.name], closed.groups[gates.name]
-    hidden.select(tensors, keep, "in")
-    names = [kind + suffix for kind in ("weight_ih", "weight_hh")]
-    biases = [parameters[f"lstm.bias_{kind}{suffix}"] for kind in ("ih", "hh")]
-    small = shrink(lstm.cell, *(tensors["lstm." + name] for name in names), *biases, keep, live)
-    tensors |= {f"lstm.{name}{suffix}": tensor for name, tensor in small.items()}
-    tensors["kept." + hidden.name] = keep.nonzero().flatten()
+def _inward(module):
+    """Columns a module reads; 0 for an embedding."""
+    return getattr(module, "in_features", getattr(module, "input_size", 0))
 
 
-class Compact(nn.Module):
-    """A compact model: called like the model it came from, in evaluation only.
-
-    meta     cell, activation, layers (suffixes in order), sizes (axis → size before), model
-    buffers  matrices without removed lines; `lstm.live [G, Hk]`, `lstm.constant` (values of the gates that are not
-             live, row by row), `kept.<axis>` (indices of what is left)
-    """
-
-    def __init__(self, meta, tensors):
-        super().__init__()
-        self.meta = meta
-        self.names = {name.replace(".", "/"): name for name in tensors}
-        for name, tensor in tensors.items():
-            self.register_buffer(name.replace(".", "/"), tensor)
-        if "kept.vocabulary" in tensors:
-            kept = tensors["kept.vocabulary"].long()
-            lookup = torch.full(
-                (meta["sizes"]["vocabulary"],), len(kept)
-            )  # a removed word: the row of zeros at the end
-            lookup[kept] = torch.arange(len(kept))
-            self.register_buffer("lookup", lookup)
-
-    def tensor(self, name):
-        return getattr(self, name.replace(".", "/"))
-
-    def tensors(self):
-        """Name → tensor, as in the file."""
-        return {name: self.tensor(name) for name in self.names.values()}
-
-    @torch.no_grad()
-    def forward(self, tokens, lengths=None, state=None):
-        words = self.lookup[tokens]
-        if self.meta["model"] == "BagOfWords":
-            return self._bag(words), None
-        embedded = self.meta["model"] == "Classifier"
-        x = self.embed(words) if embedded else words
-        live = None
-        if lengths is not None:
-            time = torch.arange(len(tokens), device=tokens.device)[:, None]
-            live = time >= len(tokens) - lengths if embedded else time < lengths  # classifiers: padded on the left
-        outputs, finals = [], []
-        for index, suffix in enumerate(self.meta["layers"]):
-            y, final = self.run_layer(suffix, x, None if state is None else state[index], live)
-            outputs.append(y)
-            finals.append(final)
-            if index + 1 == len(self.meta["layers"]) or not self.meta["layers"][index + 1].endswith("_reverse"):
-                x, outputs = torch.cat(outputs, 2), []
-        if embedded:
-            x = x[-1]
-        return self.answer(x), finals
-
-    @property
-    def cell(self):
-        return LAYERS[self.meta["cell"]].cell_type(self.meta["activation"])
-
-    def parts(self, suffix):
-        """PARTS (see `small`) of one layer and direction."""
-        return {name: self.tensor(f"lstm.{name}{suffix}") for name in PARTS}
-
-    def embed(self, words):
-        return F.embedding(words, F.pad(self.tensor("embedding.weight"), (0, 0, 0, 1)))
-
-    def run_layer(self, suffix, x, state, live):
-        """→ y [T, B, Hk] and final states; `engines.Fast` runs it otherwise."""
-        return run(self.cell, self.parts(suffix), x, state, live, reverse=suffix.endswith("_reverse"))
-
-    def answer(self, y):
-        """→ logits of what the last layer says, y [..., H]; `engines.Fast` computes it otherwise."""
-        return F.linear(y, self.tensor("head.weight"), self.tensor("head.bias"))
-
-    def _bag(self, words):
-        weight = self.tensor("head.weight")
-        counts = weight.new_zeros(words.shape[1], weight.shape[1] + 1)
-        counts.scatter_add_(1, words.t(), counts.new_ones(()).expand(words.t().shape))
-        return F.linear(counts[:, :-1].log1p(), weight, self.tensor("head.bias"))
+def _level(cell, full, number, ends, keep, columns, one_hot):
+    """A level's tensors, direction by direction. keep: bool [H] of each; columns: bool, what is left of the level below."""
+    width, gates = max(1, *(int(k.sum()) for k in keep)), len(cell.gates)
+    for end, k in zip(ends, keep, strict=True):
+        rows = torch.cat([gate * width + torch.arange(int(k.sum())) for gate in range(gates)])
+        names = [own for own in ("weight_ih", "weight_hh", "bias_ih", "bias_hh") if f"{own}_l{number}{end}" in full]
+        mine, parts = {own: full[f"{own}_l{number}{end}"][k.repeat(gates)] for own in names}, {}
+        mine["weight_ih"] = mine["weight_ih"][:, columns]
+        if one_hot or not mine["weight_ih"].shape[1]:  # a removed word, or a level without an input: a column of zeros
+            mine["weight_ih"] = F.pad(mine["weight_ih"], (0, 1))
+        mine["weight_hh"] = F.pad(mine["weight_hh"][:, k], (0, width - int(k.sum())))
+        if "bias_ih" in mine:
+            mine["bias_ih"], mine["bias_hh"] = _joined(cell, mine["bias_ih"], mine["bias_hh"])
+        for own, tensor in mine.items():
+            parts[own] = tensor.new_zeros(gates * width, *tensor.shape[1:])
+            parts[own][rows] = tensor
+        yield end, parts
 
 
-def _index_type(largest):
-    return torch.uint16 if largest < 1 << 16 else torch.uint32
-
-
-def _pack(name, matrix):
-    """The smallest of dense, by rows, by columns → tensors, layout (None when dense)."""
-    best, best_layout = {name: matrix.contiguous()}, None
-    size = matrix.numel() * 4
-    for layout, lines in (("rows", matrix), ("columns", matrix.t())):
-        count, (which, index) = (lines != 0).sum(1), (lines != 0).nonzero(as_tuple=True)
-        pointers = torch.cat([count.new_zeros(1), count.cumsum(0)])
-        types = _index_type(lines.shape[1]), _index_type(int(pointers[-1]))
-        packed = (
-            len(index) * (4 + types[0].itemsize) + len(pointers) * types[1].itemsize + 150
-        )  # header of two more names
-        if packed < size:
-            values = lines[which, index].contiguous()
-            best = {
-                name + ".values": values,
-                name + ".indices": index.to(types[0]),
-                name + ".indptr": pointers.to(types[1]),
-            }
-            size, best_layout = packed, {"shape": list(matrix.shape), "by": layout}
-    return best, best_layout
-
-
-def _unpack(tensors, name, layout):
-    values, index = tensors.pop(name + ".values"), tensors.pop(name + ".indices").long()
-    counts = tensors.pop(name + ".indptr").long().diff()
-    rows, columns = layout["shape"] if layout["by"] == "rows" else layout["shape"][::-1]
-    matrix = values.new_zeros(rows, columns)
-    matrix[torch.arange(rows).repeat_interleave(counts), index] = values
-    return matrix if layout["by"] == "rows" else matrix.t().contiguous()
-
-
-def _bits(index, size):
-    flags = torch.zeros(-(-size // 8) * 8, dtype=torch.uint8)
-    flags[index.long()] = 1
-    return (flags.view(-1, 8) << torch.arange(8, dtype=torch.uint8)).sum(1).to(torch.uint8)
-
-
-def save(model, path):
-    """Write a `Compact` in float32 to `path` (format `sparsernn-compact/1`), atomically → size in bytes.
-
-    A matrix is stored dense or as values and indices by rows or columns, a kept index as a list or as bits,
-    whichever is smaller.
-    """
-    tensors, layouts = {}, {}
-    for name, tensor in model.tensors().items():
-        if name.startswith("kept."):
-            size = model.meta["sizes"][name.removeprefix("kept.")]
-            short = tensor.to(_index_type(size))
-            if size <= 8 * short.itemsize * len(short):
-                name, short = name + ".bits", _bits(tensor, size)
-            tensors[name] = short
-        elif tensor.dim() == 2 and tensor.is_floating_point():
-            packed, layout = _pack(name, tensor.float())
-            tensors |= packed
-            if layout:
-                layouts[name] = layout
-        else:
-            tensors[name] = tensor.float() if tensor.is_floating_point() else tensor
-    meta = json.dumps(model.meta | {"sparse": layouts}, separators=(",", ":"))
-    with replacing(path) as temporary:
-        save_file(tensors, temporary, {"sparsernn": meta})  # one key: the order of several would be chance
-    return Path(path).stat().st_size
-
-
-def load(path):
-    """The compact model in a file `save` wrote. Raises ValueError if it is no such file."""
-    try:
-        opened = safe_open(path, "pt")
-    except SafetensorError as problem:
-        raise ValueError(f"{path}: no safetensors file ({problem}), expected {FORMAT!r}") from problem
-    with opened as file:
-        meta = json.loads((file.metadata() or {}).get("sparsernn", "{}"))
-        if meta.get("format") != FORMAT:
-            raise ValueError(f"{path}: format is {meta.get('format')!r}, expected {FORMAT!r}")
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    for name, layout in meta.pop("sparse").items():
-        tensors[name] = _unpack(tensors, name, layout)
-    for name in [name for name in tensors if name.endswith(".bits")]:
-        flags = tensors.pop(name)[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
-        tensors[name.removesuffix(".bits")] = flags.flatten().nonzero().flatten()
-    for name in [name for name in tensors if name.startswith("kept.")]:
-        tensors[name] = tensors[name].long()
-    return Compact(meta, tensors)
-
-
-def size_floor(model):
-    """Bytes no file of this kind goes below: 6 B a stored weight (value and index) + 4 B a bias or constant."""
-    weights = sum(int((t != 0).sum()) for t in model.tensors().values() if t.dim() == 2 and t.is_floating_point())
-    biases = sum(t.numel() for t in model.tensors().values() if t.dim() == 1 and t.is_floating_point())
-    return 6 * weights + 4 * biases
+def _joined(cell, bias_ih, bias_hh):
+    """The two biases with all in the first where they only ever add up."""
+    first, second = bias_ih.chunk(len(cell.gates)), bias_hh.chunk(len(cell.gates))
+    apart = [of_x != of_h for of_x, of_h in zip(cell.from_input, cell.from_state, strict=True)]
+    joined = [a if two else a + b for a, b, two in zip(first, second, apart, strict=True)]
+    return torch.cat(joined), torch.cat([b if two else b * 0 for b, two in zip(second, apart, strict=True)])

@@ -70,7 +70,10 @@ class Found:
 
     def axes(self):
         """What the model declares; else words of embeddings, inputs, neurons and gates of recurrent layers."""
-        return tuple(self.model.axes() if hasattr(self.model, "axes") else self._axes())
+        return tuple(self.model.axes()) if hasattr(self.model, "axes") else self.axes_found()
+
+    def axes_found(self):
+        return tuple(self._axes())
 
     def _axes(self):
         for name, module in self.layers.items():

@@ -95,30 +95,48 @@ def paper_count(masks):
     return _count(masks, weights, kept, live)
 
 
-def close(masks):
+def close(masks, read=None):
     """The fixed point: → Masks with a group for every axis (`gates` groups say which gates are *live*).
 
-    A neuron nobody reads goes; an input or word that nothing writes is zero and goes; weights into a pruned gate, into
-    or out of a removed neuron go; repeat. The masked model computes the same function before and after.
+    read  axis name → bool [size]: neurons that somebody reads whom no member of the axis names
+    A neuron stays if a way of kept weights leads from it to somebody outside the axes: neurons that only read each other
+    go. An input or word that nothing writes is zero and goes; weights into a pruned gate, into or out of a removed neuron
+    go; repeat. The masked model computes the same function before and after.
     """
     weights = {name: w.clone() for name, w in masks.weights.items()}
     groups = {axis.name: masks.group(axis).clone() for axis in masks.axes}
-    for axis in masks.of_kind("gates"):
-        axis.drop(weights, ~groups[axis.name], "in", "out")
-    size = None
+    neurons, size = [axis for axis in masks.axes if axis.kind != "gates"], None
+    for axis in masks.axes:
+        axis.drop(weights, ~groups[axis.name], "out" if axis.kind == "gates" else "in")
     while size != (size := sum(int(w.sum()) for w in weights.values())):
-        for axis in masks.axes:
-            if axis.kind == "gates":
-                continue
-            keep = groups[axis.name]
-            keep &= axis.reduce(weights, "in")
-            if axis.having("out") and not axis.having("bias"):
+        for name, keep in _needed(neurons, weights, read or {}).items():
+            axis = next(axis for axis in neurons if axis.name == name)
+            if axis.kind != "hidden" and axis.having("out"):  # a neuron that nothing enters may still be given a state
                 keep &= axis.reduce(weights, "out")
-            axis.drop(weights, ~keep, "in", "out")
+            axis.drop(weights, ~keep, "in", "state", "out")
+            groups[name] = keep
     for axis in masks.of_kind("hidden"):
         for gates in gates_of(masks.axes, axis):
             groups[gates.name] &= gates.of_gates(groups[axis.name]) & gates.reduce(weights, "out")
     return Masks(masks.axes, weights, groups)
+
+
+def _needed(axes, weights, read):
+    """axis name → bool [size]: neurons from which a way of weights leads outside, found from there backwards."""
+    needed = {axis.name: read.get(axis.name, torch.zeros(axis.size, dtype=torch.bool)).clone() for axis in axes}
+    written = [(axis, member) for axis in axes for member in axis.having("out")]
+    reads = {(member.tensor, member.dim) for axis in axes for member in axis.having("in", "state")}
+    written = [(a, m) for a, m in written if (m.tensor, m.dim) not in reads]  # tied: its lines have another reader too
+    before = None
+    while before != (before := sum(int(some.sum()) for some in needed.values())):
+        useful = dict(weights)
+        for axis, member in written:
+            if useful[member.tensor] is weights[member.tensor]:
+                useful[member.tensor] = weights[member.tensor].clone()
+            member.clear(useful[member.tensor], ~needed[axis.name])
+        for axis in axes:
+            needed[axis.name] |= axis.reduce(useful, "in", "state")
+    return needed
 
 
 def closed_count(closed):

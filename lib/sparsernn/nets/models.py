@@ -5,23 +5,45 @@ All are called alike: `logits, state = model(tokens, lengths=None, state=None)`.
 tokens   int64 [T, B]                      lengths  int64 [B] or None (classifiers: padded on the left)
 """
 
+import inspect
+
+import torch
 from torch import nn
 
 from .axes import Axis, Member, each, recurrent_axes
 from .layers import LSTM, Embedding, Linear
 
+MODELS = {}  # name → class of every `Model`: what a file names
+
 
 class Model(nn.Module):
     """What methods, counting and compaction read off a model.
 
-    groups   which axis kinds take group variables: "voc", "wn" (neurons), "wgn" (gates too); for a model that says nothing,
-             `GROUPS`
+    groups     which axis kinds take group variables: "voc", "wn" (neurons), "wgn" (gates too); for a model that says
+               nothing, `GROUPS`
+    arguments  name → value it was made with
     """
 
     groups: dict[str, tuple[str, ...]] = {}
 
+    def __init_subclass__(cls, **more):
+        super().__init_subclass__(**more)
+        MODELS[cls.__name__] = cls
+
+    def __new__(cls, *args, **kwargs):
+        self = super().__new__(cls)
+        if args or kwargs:  # a copy is made without
+            bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+            object.__setattr__(self, "arguments", dict(list(bound.arguments.items())[1:]))
+        return self
+
     def axes(self):
         raise NotImplementedError
+
+    def example(self, steps, batch):
+        """Random input to time it with: token ids int64 [T, B], always the same."""
+        generator = torch.Generator().manual_seed(0)
+        return torch.randint(self.arguments["vocabulary"], (steps, batch), generator=generator)
 
 
 GROUPS = {

@@ -1,8 +1,10 @@
 """Weights that a model reads otherwise than by calling their layer: what nobody who stands in for the layer could see."""
 
 import copy
+import random
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 from torch.overrides import TorchFunctionMode
 
@@ -73,7 +75,7 @@ def calls_of(layers):
             hook.remove()
 
 
-def deep_copy(model):
+def deep_copy(model, memo=None):
     """copy.deepcopy, also where torch's hooks (weight_norm, pruning) have left computed tensors in modules' attributes."""
     held = []
     for module in model.modules():
@@ -86,7 +88,37 @@ def deep_copy(model):
     try:
         for place, name, _, plain in held:
             place[name] = plain
-        return copy.deepcopy(model)
+        return copy.deepcopy(model, memo)
     finally:
         for place, name, value, _ in held:
             place[name] = value
+
+
+class Start:
+    """A model as it stands, run from there as often as one likes: its buffers and attributes, and the generators of torch,
+    numpy and Python, are as they were each time."""
+
+    def __init__(self, model):
+        self.model, self.draws = model, _draws()
+
+    @contextmanager
+    def again(self):
+        """A copy of the model that shares its parameters, to be run and thrown away."""
+        put_back(self.draws)
+        try:
+            yield deep_copy(self.model, {id(parameter): parameter for parameter in self.model.parameters()})
+        finally:
+            put_back(self.draws)
+
+
+def _draws():
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+    return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
+
+
+def put_back(draws):
+    torch.set_rng_state(draws[0])
+    if draws[1]:
+        torch.cuda.set_rng_state_all(draws[1])
+    np.random.set_state(draws[2])
+    random.setstate(draws[3])

@@ -5,12 +5,14 @@ last step, a maximum or a mean over time leaves it as it is. Whoever then reads 
 """
 
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, is_dataclass
 
 import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
+
+from .small import like
 
 
 @dataclass
@@ -20,20 +22,26 @@ class Reading:
     columns   consumer's name → {its column: (the neuron in it, "y" from the outputs or "h" from the final state)}
     complete  nothing else in the model, and no part of its answer, depends on outputs or final state
     state     the answer depends on the final state
+    seen      the same as columns of all that were called, those that read nothing of it too
     """
 
-    columns: dict = field(default_factory=dict)
-    complete: bool = False
-    state: bool = False
+    columns: dict
+    complete: bool
+    state: bool
+    seen: dict = field(default_factory=dict)
 
-    @property
-    def narrow(self):
-        """Whether the width of the outputs may change: they go to known columns only."""
-        return self.complete and not self.state
+    def and_also(self, other):
+        """What holds in two examples. A consumer that reads one thing here and another there is none to rely on."""
+        both = self.seen.keys() & other.seen.keys()
+        spoiled = {name for name in both if self.seen[name] != other.seen[name]}
+        columns = {name: found for name, found in (self.columns | other.columns).items() if name not in spoiled}
+        complete = self.complete and other.complete and not spoiled & (self.columns.keys() | other.columns.keys())
+        return Reading(columns, complete, self.state or other.state, self.seen | other.seen)
 
 
 def call(model, example):
-    """The model on an example: a tensor, or a tuple or dict of arguments."""
+    """The model on a copy of an example: a tensor, or a tuple or dict of arguments."""
+    example = tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, example)
     if isinstance(example, dict):
         return model(**example)
     return model(*example) if isinstance(example, tuple) else model(example)
@@ -43,18 +51,26 @@ def call(model, example):
 def answer(model, example):
     """The tensors the model returns, but for states of its recurrent layers that it hands through."""
     states = []
-    layers = [m for m in model.modules() if isinstance(m, nn.RNNBase) or getattr(m, "hands_out_state", False)]
     handles = [
-        m.register_forward_hook(lambda module, args, output: states.extend(tree_leaves(output[1]))) for m in layers
+        m.register_forward_hook(lambda module, args, output: states.extend(tree_leaves(output[1])))
+        for m in model.modules()
+        if isinstance(m, nn.RNNBase)
     ]
     try:
-        leaves = [
-            _tensor_of(x) for x in tree_leaves(call(model, example)) if isinstance(x, (torch.Tensor, PackedSequence))
-        ]
+        leaves = [_tensor_of(x) for x in _leaves(call(model, example))]
     finally:
         for handle in handles:
             handle.remove()
     return [x for x in leaves if not any(x is state for state in states)]
+
+
+def _leaves(returned):
+    """The tensors in whatever a model returns: containers, dataclasses, and objects that hold them as attributes."""
+    for x in tree_leaves(returned):
+        if isinstance(x, torch.Tensor | PackedSequence):
+            yield x
+        elif is_dataclass(x) and not isinstance(x, type):
+            yield from _leaves([getattr(x, one.name) for one in fields(x)])
 
 
 def _tensor_of(x):
@@ -91,28 +107,21 @@ def watched(modules, see):
             handle.remove()
 
 
-def like(output, values):
-    """An output (tensor or packed) with other values."""
-    if isinstance(output, PackedSequence):
-        return output._replace(data=values(output.data))
-    return values(output)
+def who_reads(start, producer, consumers, example):
+    """→ `Reading` of one producer (name of a recurrent layer or an embedding); None if the example never reaches it.
 
-
-def who_reads(model, producer, consumers, example):
-    """→ `Reading` of one producer (a recurrent layer or an embedding). consumers: name → module, those that may read it."""
-    recurrent = isinstance(producer, nn.RNNBase)
-    generator = torch.Generator().manual_seed(0)
+    start  `outside.Start` of the model      consumers  names of those that may read it
+    """
+    generator, directions = torch.Generator().manual_seed(0), 1
 
     def marked(output):
         y, state = output if recurrent else (output, None)
         values = _tensor_of(y)
-        marks = torch.rand(values.shape[-1], generator=generator, dtype=torch.float64) + 1
-        marks = marks.to(values)
+        marks = (torch.rand(values.shape[-1], generator=generator, dtype=torch.float64) + 1).to(values)
         found["y"] = marks
         y = like(y, lambda v: marks.expand(v.shape).clone())
         if not recurrent:
             return y
-        directions = 2 if producer.bidirectional else 1
         hidden, *rest = state if isinstance(state, tuple) else (state,)
         last = torch.rand(directions, hidden.shape[-1], generator=generator, dtype=torch.float64).to(values) + 3
         found["h"] = last.flatten()
@@ -124,7 +133,7 @@ def who_reads(model, producer, consumers, example):
 
     def see(name, x):
         values = _tensor_of(x)
-        if not values.is_floating_point():
+        if not values.is_floating_point() or not values.numel():
             return x
         values = values.reshape(-1, values.shape[-1])
         steady = (values.amax(0) - values.amin(0)).abs() <= 1e-6 * values.abs().amax(0)
@@ -138,19 +147,21 @@ def who_reads(model, producer, consumers, example):
             spoiled.add(name)
         return x
 
-    with replaced(producer, marked), watched(consumers, see):
-        answer(model, example)
+    with start.again() as model:
+        module = model.get_submodule(producer)
+        if recurrent := isinstance(module, nn.RNNBase):
+            directions = 2 if module.bidirectional else 1
+        with replaced(module, marked), watched({name: model.get_submodule(name) for name in consumers}, see):
+            answer(model, example)
     if not found:
-        raise ValueError(
-            f"the example never reaches {type(producer).__name__}({producer.extra_repr()}); give one that does"
-        )
+        return None
     columns = {name: mapping for name, mapping in maps.items() if mapping and name not in spoiled}
-    complete = _indifferent(model, producer, consumers, columns, example, ("y", "h"))
-    state = recurrent and not _indifferent(model, producer, consumers, {}, example, ("h",))
-    return Reading(columns, complete, state)
+    complete = _indifferent(start, producer, columns, example, ("y", "h"))
+    state = recurrent and not _indifferent(start, producer, {}, example, ("h",))
+    return Reading(columns, complete, state, {name: {} if name in spoiled else found for name, found in maps.items()})
 
 
-def _indifferent(model, producer, consumers, columns, example, parts):
+def _indifferent(start, producer, columns, example, parts):
     """Whether the model's answer is the same whatever the outputs ("y") and final states ("h") are, `columns` unseen."""
     answers = []
     for seed in (1, 2):
@@ -160,7 +171,7 @@ def _indifferent(model, producer, consumers, columns, example, parts):
             return torch.randn(v.shape, generator=generator, dtype=torch.float64).to(v)
 
         def scrambled(output, random=random):
-            if not isinstance(producer, nn.RNNBase):
+            if not isinstance(output, tuple) or isinstance(output, PackedSequence):
                 return like(output, random)
             y, state = output
             return (like(y, random) if "y" in parts else y), tree_map(random, state)
@@ -169,6 +180,12 @@ def _indifferent(model, producer, consumers, columns, example, parts):
             unseen = list(columns.get(name, ()))
             return like(x, lambda v: v.index_fill(-1, torch.tensor(unseen, device=v.device), 0)) if unseen else x
 
-        with replaced(producer, scrambled), watched(consumers, blind):
-            answers.append(answer(model, example))
-    return len(answers[0]) == len(answers[1]) and all(map(torch.equal, *answers))
+        with start.again() as model:
+            watch = watched({name: model.get_submodule(name) for name in columns}, blind)
+            with replaced(model.get_submodule(producer), scrambled), watch:
+                answers.append(answer(model, example))
+    return len(answers[0]) == len(answers[1]) and all(map(_same, *answers))
+
+
+def _same(a, b):
+    return a.shape == b.shape and bool(((a == b) | ((a != a) & (b != b))).all())

@@ -7,8 +7,9 @@ import numpy as np
 import pandas as pd
 import torch
 
+from ..engines.models import layers_of
 from ..files import replacing
-from ..nets.compact import size_floor
+from ..nets.file import size_floor
 from ..nets.masked import masked
 from ..nets.masks import CONSTANT, REMOVED, close, closed_count, gate_states, paper_count
 from ..records import joined
@@ -87,7 +88,7 @@ def count_table(run):
 
 
 def sizes_table(run):
-    """Bytes on disk: file (dense, compact, floor), bytes. The floor: 6 B a stored weight, 4 B a bias or constant."""
+    """Bytes on disk: file (dense, compact, floor), bytes. The floor: 6 B a stored weight, 4 B a bias."""
     record = run.record
     sizes = {"dense": record["size_bytes_dense"], "compact": record["size_bytes"], "floor": size_floor(run.compact)}
     return pd.DataFrame({"file": sizes.keys(), "bytes": sizes.values()})
@@ -102,13 +103,23 @@ def gate_table(run):
     rows, closed = [], close(run.study.masks())
     for name, (letters, states) in gate_states(closed).items():
         suffix = name.removeprefix("gates")
-        values = iter(run.compact.tensor("lstm.constant" + suffix).tolist())  # row by row, constants of kept neurons
+        says = constants(layers_of(run.compact.lstm)[suffix].parts)
         biases = sum(getattr(run.model.lstm, f"bias_{k}{suffix}").detach() for k in ("ih", "hh")).view(len(letters), -1)
         for gate, line, bias in zip(letters, states, biases.tolist(), strict=True):
+            kept = iter(says[letters.index(gate)])
             for neuron, state in enumerate(line):
-                value = next(values) if state == CONSTANT else float("nan")
-                rows.append((suffix.strip("_"), gate, neuron, state, value, bias[neuron]))
+                value = next(kept) if state != REMOVED else float("nan")
+                rows.append(
+                    (suffix.strip("_"), gate, neuron, state, value if state == CONSTANT else float("nan"), bias[neuron])
+                )
     return pd.DataFrame(rows, columns=["layer", "gate", "neuron", "state", "value", "bias"])
+
+
+def constants(parts):
+    """[G][kept neurons]: what a gate that no weight reaches always says; NaN for the others."""
+    says = parts["constant"].new_full(parts["live"].shape, float("nan"))
+    says[~parts["live"].bool()] = parts["constant"]
+    return says.tolist()
 
 
 def gate_count_table(gates):
@@ -139,7 +150,7 @@ def words_table(run):
     The compact model reads each word alone; `says` is the answer (a class, in a language model the next symbol) that
     rises most above its mean over all kept words, `lift` that rise in nats.
     """
-    task, kept = run.task, run.compact.tensor("kept.vocabulary")
+    task, kept = run.task, kept_lines(run, "vocabulary")
     if not len(kept):
         return pd.DataFrame(columns=["word", "says", "lift"])
     ones = torch.ones(len(kept), dtype=torch.int64) if task.classes else None
@@ -149,6 +160,11 @@ def words_table(run):
     answers = task.classes or task.vocabulary
     words = {"word": [task.vocabulary[i] for i in kept.tolist()], "says": [answers[i] for i in says.tolist()]}
     return pd.DataFrame(words | {"lift": lift.tolist()}).sort_values("lift", ascending=False, ignore_index=True)
+
+
+def kept_lines(run, axis):
+    """int64: the words (or inputs) that are left."""
+    return close(run.study.masks()).groups[axis].nonzero().flatten()
 
 
 def spoken_for(words, n=8):
@@ -182,17 +198,18 @@ def word_numbers(run):
     """
     columns = ["word", "dimension", "value", "effect", "log_odds"]
     task, small = run.task, run.compact
-    if not task.classes or len(task.classes) != 2 or "embedding.weight" not in small.tensors():
+    if not task.classes or len(task.classes) != 2 or not hasattr(small, "embedding"):
         return pd.DataFrame(columns=columns)
-    kept = small.tensor("kept.vocabulary")
+    kept = kept_lines(run, "vocabulary")
     logits, _ = small(kept[None], torch.ones(len(kept), dtype=torch.int64))
     effect = (logits[:, 1] - logits[:, 0]) - (logits[:, 1] - logits[:, 0]).mean()
     odds = document_log_odds(task)[kept.numpy()]
-    values = small.tensor("embedding.weight")
+    values, inputs = small.embedding(kept), kept_lines(run, "input").tolist()
+    inputs = inputs if len(inputs) == values.shape[1] else range(values.shape[1])
     rows = [
         (task.vocabulary[word], int(dimension), value, effect[row].item(), odds[row])
         for row, word in enumerate(kept.tolist())
-        for dimension, value in zip(small.tensor("kept.input").tolist(), values[row].tolist(), strict=True)
+        for dimension, value in zip(inputs, values[row].tolist(), strict=True)
         if value
     ]
     return pd.DataFrame(rows, columns=columns)

@@ -20,7 +20,10 @@ import torch
 
 from .. import sparsify, tasks
 from ..files import replacing
-from ..nets.compact import compact, load, save
+from ..nets.compact import compact
+from ..nets.file import load, save
+from ..nets.found import Found
+from ..nets.layers import kind_of
 from ..nets.masks import close, closed_count, paper_count, weight_matrices
 from ..records import constant_gates, count_fields, where_and_with
 from .config import RunConfig, begun, needed
@@ -34,7 +37,7 @@ class Run:
 
     config, directory, task     what it is, where its files are, its data
     model, study                trained, and what is on it: `study.masks()` says what is kept, `study.scores()` why
-    compact, record, metrics    the small model (`Compact`), its row (dict), a row an epoch (DataFrame)
+    compact, record, metrics    the small model, its row (dict), a row an epoch (DataFrame)
     """
 
     def __init__(self, config, directory, session):
@@ -210,6 +213,7 @@ def _finish(session, directory, report):
     config, task, plan, study = session.config, session.task, session.plan, session.study
     masks, means = study.masks(), study.means()
     closed = close(masks)
+    _refuse_nothing(closed)
     masked = predictor(session.model, masks, means)
     size = save(compact(session.model, masks, means), directory / "model.safetensors")
     small = load(directory / "model.safetensors")
@@ -219,7 +223,7 @@ def _finish(session, directory, report):
     dense = preset(config.task, spec.equivalent or config.model).build(task)
     total, full = (sum(p.numel() for p in part) for part in (weight_matrices(dense).values(), dense.parameters()))
     record = {name: getattr(config, name) for name in ("task", "model", "method", "variant", "profile", "seed")}
-    record |= {"cell": small.meta.get("cell", ""), "schedule": schedule(config), "metric": task.metric}
+    record |= {"cell": cell_of(session.model), "schedule": schedule(config), "metric": task.metric}
     record |= {
         "valid": evaluate(small, task, "valid", plan),
         "test": tests["compact"],
@@ -237,6 +241,21 @@ def _finish(session, directory, report):
     with replacing(directory / "record.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     report(f"test {task.metric} {record['test']:.4f}  {record['compression']:.1f}x  compact error {error:.1e}")
+
+
+def cell_of(model):
+    """LSTM, GRU or RNN; empty for a model without a recurrent layer."""
+    return next((kind_of(layer).__name__ for layer in Found(model).recurrent.values()), "")
+
+
+def _refuse_nothing(closed):
+    """A training that pruned a whole layer has failed, whatever the rest of the network says."""
+    for axis in closed.of_kind("hidden"):
+        if not closed.groups[axis.name].any():
+            raise ValueError(
+                f"{axis.name} would keep none of its {axis.size} hidden neurons, so nothing would be left to run; "
+                "raise the threshold, train longer before the penalty is full, or lower kl_weight"
+            )
 
 
 def schedule(config):

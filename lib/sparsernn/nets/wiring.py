@@ -1,0 +1,109 @@
+"""Axes of a model that declares none: who reads whom, found by running examples, said as members of `Axis`."""
+
+from dataclasses import replace
+
+import torch
+from torch import nn
+
+from .axes import Axis, Member, each
+from .compact import Way
+from .found import Shape
+from .layers import kind_of
+from .masks import Masks
+from .readers import Reading, who_reads
+
+STATE, SOMEBODY = "its final state is read", "its readers are not all known"
+
+
+def readings(found, start, examples, consumers, fixed):
+    """Producer → `Reading` over all examples, of every recurrent layer and embedding that they reach and that may change.
+
+    consumers  producer → names of the modules that alone read its output, as it is: believed
+    Raises ValueError for a producer or a consumer that is not there, or of another width.
+    """
+    readers = [name for name, module in found.layers.items() if kind_of(module) is not nn.Embedding]
+    for name in consumers:
+        if name not in found.layers or kind_of(found.layers[name]) is nn.Linear:
+            raise ValueError(f"consumers of {name!r}: no recurrent layer or embedding of that name")
+    result = {}
+    for name, module in found.layers.items():
+        if kind_of(module) is nn.Linear or name in fixed:
+            continue
+        if name in consumers:
+            result[name] = _given(found, name, consumers[name], readers)
+            continue
+        seen = [
+            who_reads(start, name, [reader for reader in readers if reader != name], example) for example in examples
+        ]
+        for reading in filter(None, seen):
+            result[name] = result[name].and_also(reading) if name in result else reading
+    return result
+
+
+def _given(found, name, given, readers):
+    readers = {reader: found.layers[reader] for reader in readers if reader != name}
+    if unknown := [reader for reader in given if reader not in readers]:
+        raise ValueError(f"consumers of {name}: no such module {unknown[0]!r}; there are: {', '.join(readers)}")
+    width = _width(found.layers[name])
+    for reader in given:
+        reads = getattr(readers[reader], "in_features", getattr(readers[reader], "input_size", 0))
+        if reads != width:
+            raise ValueError(f"consumers of {name}: {reader} reads {reads} columns, the layer has {width} outputs")
+    columns = {column: (column, "y") for column in range(width)}
+    return Reading(dict.fromkeys(given, columns), complete=True, state=False)
+
+
+def _width(module):
+    return getattr(module, "embedding_dim", 0) or module.hidden_size * (2 if module.bidirectional else 1)
+
+
+def wired(found, masks, readings):
+    """→ masks whose axes know their readers, layer → `Way` of its output."""
+    axes, ways = {axis.name: axis for axis in masks.axes}, {}
+    for name, reading in readings.items():
+        module = found.layers[name]
+        why = "" if reading.complete and not reading.state else STATE if reading.state else SOMEBODY
+        if kind_of(module) is nn.Embedding:
+            size = module.embedding_dim
+            members = (
+                Member(found.canonical[f"{name}.weight"], 1, each(size), "out"),
+                *_members(found, reading, 0, size),
+            )
+            axes[f"{name}.columns"] = Axis(f"{name}.columns", "input", size, members)
+            read = {} if reading.complete else {f"{name}.columns": torch.ones(size, dtype=torch.bool)}
+            ways[name] = Way(read, wide=bool(why), why=why)
+            continue
+        suffixes, directions, read = Shape(module).suffixes(), 2 if module.bidirectional else 1, {}
+        for number, suffix in enumerate(suffixes):
+            axis = axes[f"{name}.hidden{suffix}"]
+            direction = number - len(suffixes) + directions  # of the last level; below it: negative
+            if direction >= 0:
+                more = _members(found, reading, direction * axis.size, axis.size)
+                axes[axis.name] = replace(axis, members=(*axis.members, *more))
+            if not reading.complete and (reading.state or direction >= 0):
+                read[axis.name] = torch.ones(axis.size, dtype=torch.bool) if reading.state else masks.group(axis)
+        ways[name] = Way(read, wide=bool(why), scaled=not reading.complete, why=why)
+    return Masks(tuple(axes.values()), masks.weights, masks.groups), ways
+
+
+def _members(found, reading, start, size):
+    """Members that read the neurons from `start` on: one a consumer's matrix, and whether from outputs or the final state."""
+    for consumer, columns in reading.columns.items():
+        for kind, role in (("y", "in"), ("h", "state")):
+            places = [[] for _ in range(size)]
+            for column, (neuron, of) in columns.items():
+                if of == kind and 0 <= neuron - start < size:
+                    places[neuron - start].append(column)
+            if longest := max(map(len, places)):
+                positions = torch.tensor([p + [-1] * (longest - len(p)) for p in places])
+                for tensor in _matrices(found, consumer):
+                    yield Member(tensor, 1, positions, role)
+
+
+def _matrices(found, consumer):
+    """The matrices whose columns are a layer's input."""
+    module = found.layers[consumer]
+    if consumer not in found.recurrent:
+        return [found.canonical[f"{consumer}.weight"]]
+    ends = [suffix for suffix in Shape(module).suffixes() if suffix.startswith("_l0")]
+    return [found.canonical[f"{consumer}.weight_ih{end}"] for end in ends]
