@@ -4,8 +4,8 @@ import torch
 from oracles import randn, step_loop
 
 from sparsernn.engines.base import Layer
-from sparsernn.nets.layers import GRU, LSTM, RNN
 from sparsernn.engines.parts import shrink
+from sparsernn.nets.layers import GRU, LSTM, RNN
 
 # name → layer class, activation of its gates
 CELLS = {

@@ -16,7 +16,8 @@ from sparsernn.bench import __main__ as command
 from sparsernn.bench import cases as bench_cases
 from sparsernn.bench import training as training_steps
 from sparsernn.engines import PRODUCTS, choose, engine_class, timing
-from sparsernn.nets import compact
+from sparsernn.nets.compact import compact
+from sparsernn.nets.file import save
 from sparsernn.nets.models import Classifier
 
 bench_sweep = importlib.import_module("sparsernn.bench.sweep")  # `bench.sweep` is its function
@@ -204,11 +205,11 @@ def test_a_trained_model_is_timed_beside_the_dense_net_of_its_first_size(tmp_pat
     model = randomise(Classifier(12, 2, embedding=4, hidden=8))  # hard gates: torch's fused layer is the opponent alone
     run = tmp_path / "task" / "lstm-8" / "wgn" / "quick-s0"
     run.mkdir(parents=True)
-    compact.save(compact.compact(model, random_masks(model, 1, 0.5)), run / "model.safetensors")
+    save(compact(model, random_masks(model, 1, 0.5)), run / "model.safetensors")
     record = {"task": "task", "model": "lstm-8", "method": "wgn", "variant": "", "seed": 0}
     (run / "record.json").write_text(json.dumps(record))
     (case,) = bench.models(bench.profile_of("smoke"), tmp_path)
-    assert case.dense.meta["activation"] == "logistic" and case.small.meta["activation"] == "hard"
+    assert case.dense.lstm.activation == "logistic" and case.small.lstm.activation == "hard"
     rows = {row["engine"]: row for row in bench.measure(case, "cpu", ROOF, 0.01)}
     assert {"dense-fp32", "compact-loop", "numba", "choose"} <= set(rows) and "compact-torch" not in rows
     assert rows["numba"]["error"] <= 1e-5 and rows["numba"]["method"] == "wgn" and rows["numba"]["density"] < 0.6

@@ -14,8 +14,8 @@ from torch import nn
 from sparsernn import attach, compact
 from sparsernn.engines import engine_class
 from sparsernn.engines.base import Unsupported
-from sparsernn.engines.models import Fast
-from sparsernn.nets.compact import load
+from sparsernn.engines.models import by_engine
+from sparsernn.nets.file import load
 from sparsernn.study import runs
 from sparsernn.study.config import RunConfig
 from sparsernn.study.runs import ensure
@@ -143,6 +143,9 @@ def test_a_compact_model_runs_elsewhere(task):
     expected = run.compact(batch.tokens, batch.lengths)[0]
     with elsewhere() as device:
         there = batch.to(device)
-        for small in (load(run.directory / "model.safetensors").to(device), Fast(run.compact, "compact-loop", device)):
+        for small in (
+            load(run.directory / "model.safetensors").to(device),
+            by_engine(run.compact, "compact-loop", batch.tokens, device),
+        ):
             got = small(there.tokens, there.lengths)[0]
             assert got.device.type == device and torch.allclose(got.cpu(), expected, atol=1e-5)

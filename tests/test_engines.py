@@ -13,7 +13,7 @@ from sparsernn import engines
 from sparsernn.engines import LAYERS, PRODUCTS, engine_class
 from sparsernn.engines import choose as chooser
 from sparsernn.engines.base import Unsupported, oracle
-from sparsernn.engines.models import Fast
+from sparsernn.engines.models import by_engine
 from sparsernn.nets.compact import compact
 from sparsernn.nets.models import BagOfWords, Classifier, LanguageModel
 from sparsernn.report import timings
@@ -145,10 +145,10 @@ def test_a_compact_model_says_the_same_by_any_engine(name, engine):
     model = randomise(MODELS[name]())
     small = compact(model, random_masks(model, 3, 0.6))
     tokens, lengths = torch.randint(V, (6, 4)), torch.tensor([6, 1, 4, 6])
-    fast = Fast(small, engine)
+    fast = by_engine(small, engine, tokens)
     assert error(fast(tokens)[0].double(), small(tokens)[0]) <= 1e-6
     assert error(fast(tokens, lengths)[0].double(), small(tokens, lengths)[0]) <= 1e-6
-    assert next(iter(small.tensors().values())).dtype == torch.float64, "the model itself is untouched"
+    assert small.head.weight.dtype == torch.float64, "the model itself is untouched"
 
 
 @pytest.mark.parametrize("engine", engines.available("cpu"))
@@ -164,13 +164,13 @@ def test_a_linear_layer_is_that_of_float64(engine, lines):
 def test_a_model_without_layers_and_a_state_are_refused():
     model = randomise(BagOfWords(V, 2))
     with pytest.raises(Unsupported, match="no recurrent layer"):
-        Fast(compact(model, random_masks(model, 0)), "numba")
+        by_engine(compact(model, random_masks(model, 0)), "numba", torch.zeros(2, 2, dtype=torch.int64))
     model = randomise(LanguageModel(V, hidden=4))
     small = compact(model, random_masks(model, 0, 1.0))
     tokens = torch.randint(V, (3, 2))
     _, state = small(tokens)
     with pytest.raises(Unsupported, match="start from zeros"):
-        Fast(small, "numba")(tokens, state=state)
+        by_engine(small, "numba", tokens)(tokens, state=state)
 
 
 # ---- the choice
@@ -180,9 +180,9 @@ class Slow(engine_class("compact-loop")):
     delay = 0.0
     factor = 1.0
 
-    def __call__(self, x, live=None):
+    def run(self, x, live):
         time.sleep(self.delay)
-        return self.factor * super().__call__(x, live)
+        return self.factor * super().run(x, live)
 
 
 def engine(delay, factor=1.0):
@@ -193,7 +193,8 @@ def chosen(monkeypatch, **made):
     monkeypatch.setattr(chooser, "_choices", {})
     monkeypatch.setattr(chooser, "available", lambda device: list(made))
     monkeypatch.setattr(chooser, "engine_class", lambda name: made[name])
-    return chooser.choose(pruned("LSTM")[0], 2, steps=3, seconds=0.05)
+    layer = pruned("LSTM")[0]
+    return chooser.choose(layer, chooser.example_of(layer, 2, 3), seconds=0.05)
 
 
 def test_the_fastest_engine_is_chosen_and_a_wrong_one_never(monkeypatch):
@@ -206,10 +207,10 @@ def test_an_engine_disturbed_at_its_first_trial_is_still_chosen(monkeypatch):
     class Disturbed(engine(0.002)):
         calls = 0
 
-        def __call__(self, x, live=None):
+        def run(self, x, live):
             type(self).calls += 1
             time.sleep(0.2 if self.calls == 3 else 0)  # once for the error, once to warm up, then the first trial
-            return super().__call__(x, live)
+            return super().run(x, live)
 
     assert chosen(monkeypatch, steady=engine(0.02), disturbed=Disturbed).engine == "disturbed"
 
@@ -220,27 +221,27 @@ def test_without_any_engine_the_reasons_are_given(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("given", "words"),
+    ("shape", "device", "words"),
     [
-        ({"device": "gpu"}, "unknown device 'gpu'"),
-        ({"batch": 0}, "0 sequences of 100 steps; at least one"),
-        ({"steps": 0}, "1 sequences of 0 steps"),
+        ((3, 1, 5), "gpu", "unknown device 'gpu'"),
+        ((3, 0, 5), "cpu", "at least one of each"),
+        ((0, 1, 5), "cpu", "at least"),
     ],
 )
-def test_what_cannot_be_tried_is_refused(given, words):
+def test_what_cannot_be_tried_is_refused(shape, device, words):
     with pytest.raises(ValueError, match=words):
-        chooser.choose(pruned("LSTM")[0], **{"batch": 1} | given)
+        chooser.choose(pruned("LSTM")[0], torch.zeros(shape), device)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is one")
 def test_without_a_gpu_the_choice_says_so():
     with pytest.raises(ValueError, match="no GPU that torch sees here"):
-        chooser.choose(pruned("LSTM")[0], 1, "cuda")
+        chooser.choose(pruned("LSTM")[0], torch.zeros(3, 1, 5), "cuda")
 
 
 def test_a_choice_is_made_where_it_was_tried(monkeypatch):
     built = []
-    monkeypatch.setattr(chooser, "_built", lambda model, name, device: built.append((name, device)))
+    monkeypatch.setattr(chooser, "_built", lambda model, name, example, device: built.append((name, device)))
     chooser.Choice("numba", "cuda", {}, {}).make("model")
     assert built == [("numba", "cuda")]
 
@@ -248,8 +249,8 @@ def test_a_choice_is_made_where_it_was_tried(monkeypatch):
 def test_a_choice_is_made_once_for_the_same_shapes(monkeypatch):
     monkeypatch.setattr(chooser, "_choices", {})
     layer = pruned("LSTM, hard")[0]
-    choice = chooser.choose(layer, 3, steps=4, seconds=0.01)
-    assert chooser.choose(pruned("LSTM, hard")[0], 3, steps=4) is choice
+    choice = chooser.choose(layer, chooser.example_of(layer, 3, 4), seconds=0.01)
+    assert chooser.choose(pruned("LSTM, hard")[0], chooser.example_of(layer, 3, 4)) is choice
     x, *_ = inputs(4, 3)
     assert error(choice.make(layer)(x).double(), oracle(layer, x)) <= 1e-6
 

@@ -329,6 +329,18 @@ def test_nothing_kept_counts_as_infinite_compression():
 # ---- the closure, on random masks
 
 
+def read_by_somebody(w, layers):
+    """Per layer, the neurons that the head reads, or one of these reads, and so on."""
+    needed = [np.zeros(w[f"lstm.weight_hh_l{k}"].shape[1], bool) for k in range(layers)]
+    needed[-1] |= w["head.weight"].any(0)
+    for _ in range(layers * len(needed[0])):
+        for k in reversed(range(layers)):
+            needed[k] |= w[f"lstm.weight_hh_l{k}"][np.tile(needed[k], 4)].any(0)
+            if k + 1 < layers:
+                needed[k] |= w[f"lstm.weight_ih_l{k + 1}"][np.tile(needed[k + 1], 4)].any(0)
+    return needed
+
+
 def closure_by_hand(masks, layers, embedded):
     """Matrices and neurons by name, no axes: zero lines until nothing changes → weights, words, inputs, neurons."""
     w = {name: m.numpy().copy() for name, m in masks.weights.items()}
@@ -352,7 +364,7 @@ def closure_by_hand(masks, layers, embedded):
             w[f"lstm.weight_hh_l{k}"][:, ~hidden[k]] = False
             for kind in ("ih", "hh"):
                 w[f"lstm.weight_{kind}_l{k}"][~(group[f"gates_l{k}"] & np.tile(hidden[k], 4))] = False
-            hidden[k] &= reader.any(0) | w[f"lstm.weight_hh_l{k}"].any(0)
+        hidden = [h & needed for h, needed in zip(hidden, read_by_somebody(w, layers), strict=True)]
         if before == [m.sum() for m in (*w.values(), words, *([inputs] if embedded else []), *hidden)]:
             return w, words, inputs, hidden
 

@@ -84,7 +84,9 @@ def swapped(small, found, masks, means, ways, fixed=()):
     said = {name: swap.layer(small, name) for name in found.layers if name not in swap.fixed}
     for name in swap.closed.weights:
         if layer_of(name) not in found.layers or layer_of(name) in swap.fixed:
-            small.get_parameter(name).data.copy_(swap.tensors[name])
+            weight = getattr(small.get_submodule(layer_of(name)), name.rpartition(".")[2])
+            if isinstance(weight, nn.Parameter):  # not one that is computed anew in each call
+                weight.data.copy_(swap.tensors[name])
     return small, said
 
 

@@ -255,6 +255,6 @@ def _shell(meta):
 
 
 def size_floor(small):
-    """Bytes no file of this kind goes below: 6 B a stored weight (value and index) + 4 B a bias."""
-    tensors = [tensor for tensor in small.state_dict().values() if tensor.is_floating_point()]
-    return sum(6 * int((t != 0).sum()) if t.dim() == 2 else 4 * int((t != 0).sum()) for t in tensors)
+    """Bytes no file of this kind goes below: 6 B a stored weight (value and index) + 4 B a bias (of a gate, the sum of two)."""
+    tensors = {n: t for n, t in small.state_dict().items() if t.is_floating_point() and "bias_hh" not in n}
+    return sum(6 * int((t != 0).sum()) if t.dim() == 2 else 4 * t.numel() for t in tensors.values())

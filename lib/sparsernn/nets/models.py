@@ -34,6 +34,7 @@ class Model(nn.Module):
         self = super().__new__(cls)
         if args or kwargs:  # a copy is made without
             bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+            bound.apply_defaults()
             object.__setattr__(self, "arguments", dict(list(bound.arguments.items())[1:]))
         return self
 
