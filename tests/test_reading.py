@@ -10,7 +10,7 @@ from oracles import randn, randomise
 
 from sparsernn.nets.compact import compact
 from sparsernn.nets.masked import masked
-from sparsernn.nets.masks import Masks
+from sparsernn.nets.masks import Masks, close
 from sparsernn.nets.models import Classifier, LanguageModel
 from sparsernn.report import tables as reading
 from sparsernn.tasks.base import ClassificationTask
@@ -38,7 +38,9 @@ def reader(model, groups, means=None):
     masks = Masks(masks.axes, masks.weights, kept)
     means = means or {}
     study = SimpleNamespace(masks=lambda: masks, means=lambda: means)
-    return SimpleNamespace(model=model, study=study, compact=compact(model, masks, means), task=two_classes())
+    return SimpleNamespace(
+        model=model, study=study, compact=compact(model, masks, means), closed=close(masks), task=two_classes()
+    )
 
 
 def test_log_odds_count_documents_not_words():
@@ -98,6 +100,7 @@ def test_a_trace_shows_live_gates_under_their_names():
     masks = run.study.masks()
     weights = {name: p != 0 for name, p in model.named_parameters() if p.dim() == 2}
     run.study = SimpleNamespace(masks=lambda: Masks(masks.axes, weights, {}), means=dict)
+    run.closed = close(run.study.masks())
     trace = reading.gate_trace(run, torch.tensor([3, 4]))
     assert set(trace["gate"]) == {"f", "h"} and trace["word"].to_list() == ["good", "good", "bad", "bad"]
     bias = model.lstm.bias_ih_l0[1] + model.lstm.bias_hh_l0[1]
@@ -119,6 +122,7 @@ def test_a_trace_without_a_live_gate_is_empty():
     run = reader(model, {})
     axes, none = run.study.masks().axes, {n: p != p for n, p in model.named_parameters() if p.dim() == 2}
     run.study = SimpleNamespace(masks=lambda: Masks(axes, none, {}), means=dict)
+    run.closed = close(run.study.masks())
     assert reading.gate_trace(run, torch.tensor([3, 4])).empty
 
 

@@ -79,11 +79,13 @@ class Calls:
                     f"the model answers otherwise the second time, by {worst:.1e}, from the same start: it keeps a state "
                     "outside of itself or draws from a generator of its own; nothing can be compared with it"
                 )
-            for call in _variations(start, name, example, found):
-                try:
-                    self._ask(start, call)
-                except REFUSES:  # a way in which the model cannot be called
-                    continue
+            for calls in _variations(start, name, example, found):
+                for call in calls:
+                    try:
+                        self._ask(start, call)
+                        break
+                    except REFUSES:  # a way in which the model cannot be called
+                        continue
             self.tolerance |= {call.words: tolerance for call in self.calls if call.words not in self.tolerance}
 
     def _ask(self, start, call):
@@ -119,7 +121,7 @@ def _answers(start, call):
             module = model.get_submodule(call.layer)
             handles.append(module.register_forward_pre_hook(_GiveState(), with_kwargs=True))
         try:
-            return [[x.clone() for x in answer(model, call.example)] for _ in range(2)]
+            return [[x.clone() for x in answer(model, call.example, behind=True)] for _ in range(2)]
         finally:
             for handle in handles:
                 handle.remove()
@@ -149,7 +151,8 @@ class _GiveState:
 
 
 def _variations(start, name, example, found):
-    """The calls that an example leads to: a state for each recurrent layer, other sizes, other words and numbers."""
+    """The calls that an example leads to: a state for each recurrent layer, other sizes, other words and numbers. Of each
+    the ways to say it, of which one will do."""
     steps = batch = None
     looked_up, first = [], []
     with start.again() as model:
@@ -160,10 +163,10 @@ def _variations(start, name, example, found):
                 model.get_submodule(layer).register_forward_pre_hook(see, with_kwargs=True)
         answer(model, example)
     for layer in found.recurrent:
-        yield Call(f"{name}, a state given to {layer}", example, layer)
+        yield [Call(f"{name}, a state given to {layer}", example, layer)]
     leaves, tree = tree_flatten(example)
     changed = [_other(leaf, looked_up) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
-    yield Call(f"{name}, other words and numbers", tree_unflatten(changed, tree))
+    yield [Call(f"{name}, other words and numbers", tree_unflatten(changed, tree))]
     for module, x in first[:1]:
         if isinstance(x, PackedSequence):
             steps, batch = len(x.batch_sizes), int(x.batch_sizes[0])
@@ -171,12 +174,23 @@ def _variations(start, name, example, found):
             batch, steps = x.shape[:2] if module.batch_first else x.shape[1::-1]
     if batch is None:
         return
-    for words, size in (("one sequence", 1), ("more sequences", 2 * batch + 1)):
-        changed = [_resized(leaf, batch, size, steps != batch or module.batch_first) for leaf in leaves]
-        yield Call(f"{name}, {words}", tree_unflatten(changed, tree))
-    for words, size in (("one step", 1), ("fewer steps", -(-steps // 2)), ("more steps", 2 * steps + 1)):
-        changed = [_resized(leaf, steps, size, steps != batch or not module.batch_first, batch) for leaf in leaves]
-        yield Call(f"{name}, {words}", tree_unflatten(changed, tree))
+    layer = first[0][0]
+    rows, layouts = layer.num_layers * (2 if layer.bidirectional else 1), (True, False)
+    states = [isinstance(leaf, torch.Tensor) and leaf.shape == (rows, batch, layer.hidden_size) for leaf in leaves]
+    sizes = {"one sequence": 1, "more sequences": 2 * batch + 1}
+    sizes |= {"one step": 1, "fewer steps": -(-steps // 2), "more steps": 2 * steps + 1}
+    for words, new in sizes.items():
+        calls = []
+        for batch_first in (
+            layouts if layer.batch_first else layouts[::-1]
+        ):  # the model may give it its input transposed
+            shape = (batch, steps) if batch_first else (steps, batch)
+            change = partial(
+                _resized, shape=shape, batch=0 if batch_first else 1, sequences="sequence" in words, new=new
+            )
+            changed = [change(leaf, state) for leaf, state in zip(leaves, states, strict=True)]
+            calls.append(Call(f"{name}, {words}", tree_unflatten(changed, tree)))
+        yield calls
 
 
 def _see(calls, layer, module, args, kwargs):
@@ -195,17 +209,21 @@ def _other(leaf, looked_up):
     return leaf
 
 
-def _resized(leaf, old, new, first, batch=None):
-    """A tensor with another size along the first (or last) dimension that is `old` long; lengths [batch] follow the steps."""
+def _resized(leaf, state, shape, batch, sequences, new):
+    """A tensor for `new` sequences or steps: along the first two dimensions, if they are `shape` (`batch` is the place of the
+    sequences in it); a state or a list along its sequences; lengths follow the steps."""
     if not isinstance(leaf, torch.Tensor) or not leaf.dim():
         return leaf
-    if batch is not None and leaf.shape == (batch,) and not leaf.is_floating_point():  # lengths, perhaps
+    old, dim = shape[batch if sequences else 1 - batch], None
+    if state:
+        dim = 1 if sequences else None
+    elif leaf.shape[:2] == shape:
+        dim = batch if sequences else 1 - batch
+    elif leaf.shape == (shape[batch],) and not sequences and not leaf.is_floating_point():  # lengths, perhaps
         return (leaf * new / old).ceil().to(leaf.dtype).clamp(max=new)
-    places = [dim for dim, size in enumerate(leaf.shape) if size == old]
-    if not places:
-        return leaf
-    dim = places[0] if first else places[-1] if len(places) > 1 else places[0]
-    return leaf.index_select(dim, torch.arange(new, device=leaf.device) % old)
+    elif leaf.shape[0] == old and (sequences or leaf.dim() == 1):
+        dim = 0
+    return leaf if dim is None else leaf.index_select(dim, torch.arange(new, device=leaf.device) % old)
 
 
 class _Dtypes(TorchDispatchMode):

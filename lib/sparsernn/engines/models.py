@@ -1,103 +1,83 @@
 """A whole model run by an engine: its recurrent layers, what reads them, and the look-up before them."""
 
+from functools import partial
+
 import torch
 from torch import nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..nets.found import Found, is_computed
-from ..nets.layers import RECURRENT, by_time, kind_of
+from ..nets.layers import RECURRENT, kind_of
 from ..nets.outside import Start, deep_copy
 from ..nets.readers import answer
-from ..nets.small import SmallLinear, SmallRecurrent, become
+from ..nets.small import SMALL, SmallEmbedding, SmallLinear, SmallRecurrent, become, settle
 from . import engine_class
 from .base import Layer, Unsupported
 from .parts import shrink
 
 
 def recurrent_layers(model):
-    """name → recurrent layer, small or as it was; not the levels inside small ones."""
-    found, inside = {}, set()
-    for name, module in model.named_modules():
-        if isinstance(module, SmallRecurrent) or (kind_of(module) in RECURRENT and module not in inside):
-            found[name] = module
-            inside |= set(module.modules()) - {module}
-    return found
+    """name → recurrent layer, small or as it was."""
+    kinds = (*RECURRENT, *RECURRENT.values(), *SMALL.values())
+    return {name: module for name, module in model.named_modules() if type(module) in kinds}
 
 
 def layers_of(module):
     """suffix → `Layer` of each layer and direction of a recurrent layer, on the CPU: gates without a weight are constants."""
-    return {suffix: layer for level in _levels(module) for suffix, layer in level.items()}
-
-
-def _levels(module):
-    small = isinstance(module, SmallRecurrent)
+    small, found = getattr(module, "_small", None), {}
     kind = next(theirs for theirs in RECURRENT if isinstance(module, theirs))
-    ends = ("", "_reverse") if module.bidirectional else ("",)
-    for number in range(module.num_layers):
-        level, found = module.levels[number] if small else module, {}
-        cell = RECURRENT[kind].cell_type(getattr(level, "activation", getattr(level, "nonlinearity", "logistic")))
-        for end in ends:
-            suffix = f"_l{number}{end}"
-            names = [f"{own}{suffix}" for own in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
-            weights = [getattr(module, name).detach().cpu() for name in names[: 4 if module.bias else 2]]
-            weights += [] if module.bias else [weights[1].new_zeros(len(weights[1]))] * 2
-            width = weights[1].shape[1]
-            keep = torch.ones(width, dtype=torch.bool)
-            if small:
-                keep[len(getattr(module, "kept" + suffix)) :] = False  # neurons that stay at zero
-                if number == 0 and module.words is not None:
-                    weights[0] = weights[0][:, :-1]  # an engine knows the column of removed words by itself
-            live = (weights[0] != 0).any(1) | (weights[1] != 0).any(1)
-            live &= keep.repeat(len(cell.gates))
-            weights[1] = weights[1][:, keep]
-            found[suffix] = Layer(cell, shrink(cell, *weights, keep, live))
-        yield found
+    activation = getattr(module, "activation", getattr(module, "nonlinearity", "logistic"))
+    cell, ends = RECURRENT[kind].cell_type(activation), ("", "_reverse") if module.bidirectional else ("",)
+    for suffix in [f"_l{number}{end}" for number in range(module.num_layers) for end in ends]:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]
+        weights = [getattr(module, name + suffix).detach().cpu() for name in names]
+        weights += [] if module.bias else [weights[1].new_zeros(len(weights[1]))] * 2
+        keep = torch.ones(weights[1].shape[1], dtype=torch.bool)
+        if isinstance(module, SmallRecurrent):
+            keep[len(getattr(small, "kept" + suffix)) :] = False  # neurons that stay at zero
+            if small.words is not None and suffix.startswith("_l0"):
+                weights[0] = weights[0][:, :-1]  # an engine knows the column of removed words by itself
+        live = ((weights[0] != 0).any(1) | (weights[1] != 0).any(1)) & keep.repeat(len(cell.gates))
+        weights[1] = weights[1][:, keep]
+        found[suffix] = Layer(cell, shrink(cell, *weights, keep, live))
+    return found
 
 
-class Level(nn.Module):
-    """One level of a recurrent layer, each direction by an engine; called as the layer is.
+class Levels:
+    """The levels of a small recurrent layer, each direction by an engine, in the place of `SmallRecurrent.level`.
 
     The final h is that of the last real step; of an LSTM's c, which no engine hands out, only NaN is returned.
-    Raises Unsupported for a state to go on from, ValueError for lengths that are none.
+    Raises Unsupported for a state to go on from.
     """
 
-    def __init__(self, layers, module, make, last):
-        super().__init__()
-        self.engines = [make(layer) if layer.hidden else None for layer in layers]
-        self.hidden_size, self.batch_first = max(1, *(layer.hidden for layer in layers)), module.batch_first
-        self.pair, self.last = isinstance(module, nn.LSTM), last
+    def __init__(self, layers, module, make):
+        self.engines = {suffix: make(layer) if layer.hidden else None for suffix, layer in layers.items()}
+        self.ends, self.last, self.pair = module.ends(), module.num_layers - 1, isinstance(module, nn.LSTM)
+        self.widths = module._small.widths
 
-    def flatten_parameters(self):
-        """Nothing to lay out: the engine has its own."""
-
-    def forward(self, input, hx=None, lengths=None, padding="right"):
-        if hx is not None:
+    def __call__(self, number, x, initial, ours):
+        if initial is not None:
             raise Unsupported("engines start from zeros; the model itself goes on from a state")
-        x, _, lengths, back = by_time(self, input, None, lengths)
-        steps, batch, live = len(x), x.shape[1], None
-        if lengths is not None:
-            if lengths.shape != (batch,) or bool(((lengths < 0) | (lengths > steps)).any()):
-                raise ValueError(f"lengths are {lengths.tolist()!r:.80}; one for each of {batch}, from 0 to {steps}")
-            time = torch.arange(steps, device=x.device)[:, None]
-            live = time < lengths if padding == "right" else time >= steps - lengths
-        outputs, states = [], []
-        for engine, reverse in zip(self.engines, (False, True), strict=False):
+        live, (steps, batch), outputs, states = ours[0], x.shape[:2], [], []
+        live = None if live is None else live[:, :, 0]
+        for end in self.ends:
+            engine, reverse = self.engines[f"_l{number}{end}"], bool(end)
             if engine is None:
                 y = torch.zeros(steps, batch, 0, device=x.device)
             elif reverse:
                 y = engine(x.flip(0), None if live is None else live.flip(0)).flip(0)
             else:
                 y = engine(x, live)
-            end = torch.full((batch,), 0 if reverse else steps - 1, device=x.device)
-            if lengths is not None and (padding == "left") == reverse:
-                end = (steps - lengths if reverse else lengths - 1).clamp(0, steps - 1)
-            h = y[end, torch.arange(batch, device=x.device)]
-            states.append(nn.functional.pad(h, (0, self.hidden_size - h.shape[1])))
+            time = torch.arange(steps, device=x.device)[:, None].expand(steps, batch)
+            time = time if live is None else time.masked_fill(~live, steps - 1 if reverse else 0)
+            final = time.amin(0) if reverse else time.amax(0)
+            h = y[final, torch.arange(batch, device=x.device)]
+            states.append(nn.functional.pad(h, (0, self.widths[number] - h.shape[1])))
             outputs.append(y)
         y, h = torch.cat(outputs, 2), torch.stack(states)
-        if not (y.shape[2] or self.last):  # the level above reads one column of zeros
+        if not (y.shape[2] or number == self.last):  # the level above reads one column of zeros
             y = y.new_zeros(steps, batch, 1)
-        return back(y, (h, torch.full_like(h, torch.nan)) if self.pair else h)
+        return y, [h, torch.full_like(h, torch.nan)] if self.pair else [h]
 
 
 class ByEngine(nn.Module):
@@ -120,7 +100,7 @@ class Ids(nn.Module):
     def __init__(self, embedding):
         super().__init__()
         self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
-        self.register_buffer("lookup", getattr(embedding, "lookup", None))
+        self.register_buffer("lookup", getattr(getattr(embedding, "_small", None), "lookup", None))
 
     def forward(self, input):
         if self.lookup is not None:
@@ -145,25 +125,32 @@ def by_engine(model, engine, example, device="cpu"):
     copied = deep_copy(model).float().cpu().eval().requires_grad_(False)
     straight = _straight(copied, tree_map(_on_cpu, example)) if kind.reads_ids else {}
     for name, module in recurrent_layers(copied).items():
-        levels = list(_levels(module))
+        layers = layers_of(module)
         if name in straight:
             embedding = copied.get_submodule(straight[name])
-            table = embedding.weight if getattr(embedding, "kept", None) is None else embedding.weight[:-1]
-            table = table if getattr(module, "reads", None) is None else table[:, module.reads]
-            levels[0] = {suffix: layer.reading(table) for suffix, layer in levels[0].items()}
+            table = embedding.weight[:-1] if isinstance(embedding, SmallEmbedding) else embedding.weight
+            reads = module._small.reads if isinstance(module, SmallRecurrent) else None
+            table = table if reads is None else table[:, reads]
+            layers |= {suffix: layer.reading(table) for suffix, layer in layers.items() if suffix.startswith("_l0")}
         _as_small(module, one_hot=kind_of(module) is not type(module) and name not in straight)
-        for number, level in enumerate(levels):
-            last = number + 1 == len(levels)
-            module.levels[number] = Level(level.values(), module, lambda layer: kind(layer, device), last)
-            places = module.sends if last and len(module.sends) < sum(part.hidden for part in level.values()) else None
-            module.register_buffer(f"places_l{number}", places, persistent=False)
+        object.__setattr__(module, "level", Levels(layers, module, lambda layer: kind(layer, device)))
+        for number in range(module.num_layers):  # an engine gives no neuron that stays at zero
+            sends, last = module._small.sends, number == module.num_layers - 1
+            whole = not last or len(sends) == sum(map(len, module.kept(number)))
+            module._small.follows(f"places_l{number}", None if whole else sends)
     found = Found(copied)
     for name, module in list(copied.named_modules()):
         known = name in found.layers and kind_of(module) is nn.Linear and not found.is_tied(name)
         if isinstance(module, SmallLinear) or (known and not is_computed(module, "weight")):
             bias = module.weight.new_zeros(len(module.weight)) if module.bias is None else module.bias
-            linear = kind.linear(module.weight.detach(), bias.detach(), device)
-            _put(copied, name, ByEngine(linear, getattr(module, "reads", None), module.in_features))
+            linear = partial(_only_bias, bias)
+            if module.weight.shape[1]:
+                linear = kind.linear(module.weight.detach(), bias.detach(), device)
+            _put(
+                copied,
+                name,
+                ByEngine(linear, getattr(getattr(module, "_small", None), "reads", None), module.in_features),
+            )
     for name in set(straight.values()):
         _put(copied, name, Ids(copied.get_submodule(name)))
     return copied.to(device)
@@ -179,6 +166,11 @@ def _on_cpu(x):
     )
 
 
+def _only_bias(bias, y):
+    """A linear layer that reads nothing."""
+    return bias.to(y.device).expand(*y.shape[:-1], -1)
+
+
 def _put(model, name, module):
     place, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(place), leaf, module.eval())
@@ -192,43 +184,62 @@ def _as_small(module, one_hot):
     kept = {f"_l{number}{end}": size for number in range(module.num_layers) for end in ends}
     words = module.input_size if one_hot else None
     spec = {"inputs": module.input_size, "reads": None, "words": words, "kept": kept}
+    weights = {name: getattr(module, name).detach() for name in module._flat_weights_names}
+    if one_hot:
+        weights |= {
+            name: nn.functional.pad(w, (0, 1)) for name, w in weights.items() if name.startswith("weight_ih_l0")
+        }
     become(module, spec | {"sends": len(ends) * size, "wide": False, "scaled": False})
-    for name in ("sends", "words", *("kept" + suffix for suffix in kept)):
-        buffer = getattr(module, name)
-        module.register_buffer(name, None if buffer is None else torch.arange(len(buffer)))
-    module.settle()
+    for name, buffer in list(module._small.named_buffers()):
+        module._small.register_buffer(name, torch.arange(len(buffer)))
+    for name in module._flat_weights_names:
+        setattr(module, name, nn.Parameter(weights[name], requires_grad=False))
+    settle(module)
 
 
 @torch.no_grad()
 def _straight(model, example):
     """Recurrent layer → the embedding of ids [·, ·] that it alone reads, as it is: found by running the example."""
-    start, found = Start(model), {}
-    embeddings = {name: m for name, m in model.named_modules() if isinstance(m, nn.Embedding)}
-    outputs, inputs = {}, {}
+    start, found, outputs, inputs = Start(model), {}, {}, {}
     with start.again() as copied:
-        for name in embeddings:
-            keep = lambda m, args, y, to=name: outputs.setdefault(to, []).append((args[0] if args else None, y))  # noqa: E731
-            copied.get_submodule(name).register_forward_hook(keep)
-        for name in recurrent_layers(copied):
-            keep = lambda m, args, to=name: inputs.setdefault(to, []).append(args[0] if args else None)  # noqa: E731
-            copied.get_submodule(name).register_forward_pre_hook(keep)
-        expected = answer(copied, example)
+        for name, module in copied.named_modules():
+            if isinstance(module, nn.Embedding):
+                module.register_forward_hook(partial(_keep_output, outputs.setdefault(name, [])))
+        for name, module in recurrent_layers(copied).items():
+            module.register_forward_pre_hook(partial(_keep_input, inputs.setdefault(name, [])))
+        answer(copied, example)
     for layer, given in inputs.items():
-        for name, ((ids, y), *more) in outputs.items():
-            x = given[0]
-            if (
-                more
-                or len(given) > 1
-                or not isinstance(x, torch.Tensor)
-                or ids is None
-                or ids.dim() != 2
-                or x.dim() != 3
-            ):
+        for name, said in outputs.items():
+            if len(given) != 1 or len(said) != 1 or given[0] is None or said[0][0] is None:
                 continue
-            if x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr() and x.numel() == y.numel():
-                with start.again() as copied:
-                    copied.get_submodule(name).register_forward_hook(lambda m, args, y: torch.full_like(y, torch.nan))
-                    copied.get_submodule(layer).register_forward_pre_hook(lambda m, args, x=x: (x, *args[1:]))
-                    if all(map(torch.equal, answer(copied, example), expected)):
-                        found[layer] = name
+            x, (ids, y) = given[0], said[0]
+            straight = ids.dim() == 2 and x.dim() == 3 and x.numel() == y.numel()
+            if straight and x.untyped_storage().data_ptr() == y.untyped_storage().data_ptr():
+                if not _read_elsewhere(start, example, name, layer, x):
+                    found[layer] = name
     return found
+
+
+def _keep_output(kept, module, args, y):
+    kept.append((args[0] if args else None, y))
+
+
+def _keep_input(kept, module, args):
+    kept.append(args[0] if args and isinstance(args[0], torch.Tensor) else None)
+
+
+def _read_elsewhere(start, example, embedding, layer, x):
+    """Whether NaN in the place of what an embedding says reaches any module, or the answer, but by the layer, given x."""
+    met = []
+
+    def look(module, args, kwargs):
+        met.extend(v for v in tree_leaves((args, kwargs)) if isinstance(v, torch.Tensor) and bool((v != v).any()))
+
+    with start.again() as copied:
+        reader = copied.get_submodule(layer)
+        copied.get_submodule(embedding).register_forward_hook(lambda m, args, y: torch.full_like(y, torch.nan))
+        reader.register_forward_pre_hook(lambda m, args: (x, *args[1:]))
+        for module in copied.modules():
+            if module is not reader:
+                module.register_forward_pre_hook(look, with_kwargs=True)
+        return any(bool((v != v).any()) for v in answer(copied, example)) or bool(met)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 
 from ..nets.compact import plain_copy, swapped
 from ..nets.file import packed_size
-from ..nets.found import Found, is_computed, parameter_names
+from ..nets.found import Found
 from ..nets.masks import Masks
-from ..nets.outside import Start, Watch, calls_of, deep_copy
+from ..nets.outside import Start, deep_copy
 from ..nets.readers import Reading, answer
 from ..nets.small import SmallEmbedding, SmallLinear, SmallRecurrent, zeros_stay
-from ..nets.wiring import readings, wired
+from ..nets.wiring import left_as_they_are, readings, wired
 from ..sparsify.attach import Study
 from .compare import Calls, in_float64
 from .timing import wait
@@ -80,7 +80,7 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     reference, wide, given = in_float64(deep_copy(model).eval(), plain, examples)
     found, start = Found(wide), Start(wide)
     calls = Calls(Start(reference), given, found)
-    outside = _outside(start, found, given)
+    outside = left_as_they_are(found, start, given)
     if study:
         masks, means = study.masks(), {name: mean.cpu() for name, mean in study.means().items()}
     else:
@@ -122,32 +122,6 @@ def _trials(found, masks, seen):
         why = "what stands between it and its readers needs the width"
         yield whole, ways | {name: replace(ways[name], wide=True, why=why) for name in some}
     yield wired(found, masks, {name: Reading({}, complete=False, state=True) for name in seen})
-
-
-def _outside(start, found, examples):
-    """Layer that stays as it is → why: not called, its weight computed, or also read otherwise than by a call."""
-    left = dict(found.left)
-    for name, module in found.layers.items():
-        if any(is_computed(module, own) for own in parameter_names(module)):
-            left[name] = "its weight is computed in forward"
-    called = set()
-    for example in examples:
-        with start.again() as model:
-            here = Found(model)
-            owners = {}
-            for full, canonical in here.canonical.items():
-                owners.setdefault(canonical, []).append(here.layers[full.rpartition(".")[0]])
-            watched = {name: (parameter, owners[name]) for name, parameter in here.weights.items()}
-            with calls_of(here.layers) as reached, Watch(watched) as watch:
-                answer(model, example)
-        called |= reached
-        for full, canonical in found.canonical.items():
-            if canonical in watch.read:
-                left.setdefault(full.rpartition(".")[0], "its weight is also read without a call")
-    for name in found.layers:
-        if name not in called:
-            left.setdefault(name, "no example reaches it")
-    return {name: f"left as it is: {why}" for name, why in left.items()}
 
 
 def _proof(model, before, small, example, compared, layers, keep_zeros):

@@ -4,7 +4,7 @@ Removed neurons leave every gate, the recurrent columns and whatever reads them;
 alone; scales are multiplied into the weights. Source: 1812.05692, ISS 1709.05027.
 """
 
-from dataclasses import dataclass
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -16,37 +16,32 @@ from torch.nn.utils.weight_norm import WeightNorm
 from .found import Found, Shape, parameter_names
 from .layers import kind_of
 from .masks import close
-from .outside import deep_copy
+from .outside import Start, deep_copy
 from .small import become, fill
+from .wiring import Way, left_as_they_are, readings, wired
 
 
-@dataclass(frozen=True)
-class Way:
-    """How the output of a layer leaves it.
-
-    read    axis name → bool [size]: neurons that somebody reads whom no member of the axis names
-    wide    it keeps its width, removed neurons as zeros
-    scaled  its scale is applied as it leaves, not in the weights of those who read it
-    why     in words, where it keeps its width
-    """
-
-    read: dict
-    wide: bool = False
-    scaled: bool = False
-    why: str = ""
-
-
-def compact(model, masks, means=None):
+def compact(model, masks, means=None, example=None):
     """A copy of `model` with small layers in it that computes what `model` computes under `masks`.
 
-    model   one that declares its axes (`axes()`); untouched
-    masks   `Masks` as a method reads them off (closed here, see `masks.close`)
-    means   axis name → mean of its group variable
-    Equal to the masked model to 1e-9 in float64 (tests/test_compact.py). Where nobody but users' code knows who reads whom,
-    `sparsernn.compact` finds it by running examples, and proves the result.
+    masks    `Masks` as a method reads them off (closed here, see `masks.close`)
+    means    axis name → mean of its group variable
+    example  what a model that declares no axes (`axes()`) is called with: who reads whom is found by running it
+    Equal to the masked model to 1e-9 in float64 (tests/test_compact.py); `sparsernn.compact` also proves it.
     """
-    small = plain_copy(model)
-    return swapped(small, Found(small), masks, means or {}, {})[0]
+    return shrunk(model, masks, means, example)[0]
+
+
+def shrunk(model, masks, means=None, example=None):
+    """→ `compact` of the same, and the closed masks it follows."""
+    small, ways, left = plain_copy(model), {}, {}
+    found = Found(small)
+    if not hasattr(small, "axes"):
+        start = Start(small)
+        left = left_as_they_are(found, start, [example])
+        masks, ways = wired(found, masks, readings(found, start, [example], {}, left))
+    swap = _Swap(found, masks, means or {}, ways, left)
+    return swap.swapped(small)[0], swap.closed
 
 
 def plain_copy(model):
@@ -80,14 +75,7 @@ def swapped(small, found, masks, means, ways, fixed=()):
     found   of that copy            ways   layer → `Way` of its output; others: all who read it are named by the axes
     fixed   names of layers that stay as they are, with zeros for weights that are masked (tied ones do by themselves)
     """
-    swap = _Swap(found, masks, means, ways, fixed)
-    said = {name: swap.layer(small, name) for name in found.layers if name not in swap.fixed}
-    for name in swap.closed.weights:
-        if layer_of(name) not in found.layers or layer_of(name) in swap.fixed:
-            weight = getattr(small.get_submodule(layer_of(name)), name.rpartition(".")[2])
-            if isinstance(weight, nn.Parameter):  # not one that is computed anew in each call
-                weight.data.copy_(swap.tensors[name])
-    return small, said
+    return _Swap(found, masks, means, ways, fixed).swapped(small)
 
 
 class _Swap:
@@ -100,6 +88,9 @@ class _Swap:
     """
 
     def __init__(self, found, masks, means, ways, fixed):
+        self.apart, self.scales_apart = self._scaled_apart(found, masks, means), (masks, means)
+        masks = replace(masks, groups={n: g for n, g in masks.groups.items() if n not in self.apart.values()})
+        means = {name: mean for name, mean in means.items() if name not in self.apart.values()}
         self.found, self.masks, self.means = found, masks, means
         self.axes = [axis for axis in masks.axes if axis.kind != "gates"]
         self.fixed = {name for name in found.layers if name in fixed or found.is_tied(name)}
@@ -135,6 +126,41 @@ class _Swap:
                 for member in self.readers(axis):
                     lines = member.positions[~self.sent[axis.name]]
                     self.arriving[layer_of(member.tensor)][lines[lines >= 0]] = False
+
+    @staticmethod
+    def _scaled_apart(found, masks, means):
+        """Tied embedding → the axis of its words, where they have a scale: what shares its weights does not have it."""
+        apart, scales = {}, {axis.name: axis for axis in masks.axes if axis.kind == "vocabulary"}
+        for name, axis in scales.items():
+            owners = [layer_of(member.tensor) for member in axis.having("scale")]
+            tied = [
+                n for n in owners if n in found.layers and found.is_tied(n) and kind_of(found.layers[n]) is nn.Embedding
+            ]
+            if tied and (name in means or name in masks.groups):
+                apart |= dict.fromkeys(tied, name)
+        return apart
+
+    def _apart(self, small, name, masks, means):
+        """The embedding with its scale, on its own."""
+        module, axis = small.get_submodule(name), self.apart[name]
+        weight = self.tensors[self.found.canonical[f"{name}.weight"]]
+        scale = means.get(axis, torch.ones(len(weight))).to(weight) * masks.groups.get(axis, torch.tensor(True)).to(
+            weight.device
+        )
+        spec, tensors = self._embedding(name, module, {"weight": (weight * scale[:, None]).cpu()})
+        become(module, spec)
+        fill(module, {own: tensor.to(weight.device) for own, tensor in tensors.items()})
+        return module.extra_repr() + "; no longer tied: its words have a scale"
+
+    def swapped(self, small):
+        said = {name: self.layer(small, name) for name in self.found.layers if name not in self.fixed}
+        for name in self.closed.weights:
+            if layer_of(name) not in self.found.layers or layer_of(name) in self.fixed:
+                weight = getattr(small.get_submodule(layer_of(name)), name.rpartition(".")[2])
+                if isinstance(weight, nn.Parameter):  # not one that is computed anew in each call
+                    weight.data.copy_(self.tensors[name])
+        said |= {name: self._apart(small, name, *self.scales_apart) for name in self.apart}
+        return small, said
 
     def home(self, axis):
         """The layer that writes an axis; None for words and other inputs that no layer of the model makes."""
@@ -199,7 +225,7 @@ class _Swap:
         weight = full["weight"][:, self.arriving[name]]
         used = weight.any(0)
         few = 2 * int(used.sum()) < len(used) or (self._axis("vocabulary", f"{name}.weight") and not bool(used.all()))
-        tensors = {"weight": weight[:, used], "reads": used.nonzero().flatten()} if few else {"weight": weight}
+        tensors = {"weight": weight[:, used], "_small.reads": used.nonzero().flatten()} if few else {"weight": weight}
         spec = {"inputs": len(used), "reads": int(used.sum()) if few else None}
         return spec, tensors | {own: tensor for own, tensor in full.items() if own == "bias"}
 
@@ -213,7 +239,7 @@ class _Swap:
             return {"rows": None, "columns": weight.shape[1]}, {"weight": weight}
         rows = torch.cat([weight[words], weight.new_zeros(1, weight.shape[1])])
         spec = {"rows": int(words.sum()), "columns": weight.shape[1]}
-        return spec, {"weight": rows, "kept": words.nonzero().flatten()}
+        return spec, {"weight": rows, "_small.kept": words.nonzero().flatten()}
 
     def _recurrent(self, name, module, full):
         cell, suffixes = Shape(module).cell, Shape(module).suffixes()
@@ -241,15 +267,15 @@ class _Swap:
         spec = {"inputs": int(arriving.sum()), "reads": None if reads is None else len(reads)}
         spec |= {"words": None if words is None else len(words), "kept": {s: int(k.sum()) for s, k in kept.items()}}
         spec |= {"sends": int(sends.sum()), "wide": name not in self.narrow, "scaled": scale is not None}
-        tensors = {"kept" + suffix: k.nonzero().flatten() for suffix, k in kept.items()}
-        tensors |= {"sends": sends[torch.cat([kept[suffix] for suffix in last])].nonzero().flatten()}
+        tensors = {"_small.kept" + suffix: k.nonzero().flatten() for suffix, k in kept.items()}
+        tensors |= {"_small.sends": sends[torch.cat([kept[suffix] for suffix in last])].nonzero().flatten()}
         for own, tensor in (("reads", reads), ("words", words), ("scale", None if scale is None else scale[sends])):
-            tensors |= {} if tensor is None else {own: tensor}
+            tensors |= {} if tensor is None else {"_small." + own: tensor}
         columns = used
         for number in range(module.num_layers):
             keep = [kept[f"_l{number}{end}"] for end in ends]
             for end, parts in _level(cell, full, number, ends, keep, columns, one_hot and number == 0):
-                tensors |= {f"levels.{number}.{own}_l0{end}": tensor for own, tensor in parts.items()}
+                tensors |= {f"{own}_l{number}{end}": tensor for own, tensor in parts.items()}
             columns = torch.cat(keep)
         return spec, tensors
 
@@ -287,5 +313,7 @@ def _joined(cell, bias_ih, bias_hh):
     """The two biases with all in the first where they only ever add up."""
     first, second = bias_ih.chunk(len(cell.gates)), bias_hh.chunk(len(cell.gates))
     apart = [of_x != of_h for of_x, of_h in zip(cell.from_input, cell.from_state, strict=True)]
+    if bias_ih.itemsize < 4:  # their sum would be rounded
+        return bias_ih, bias_hh
     joined = [a if two else a + b for a, b, two in zip(first, second, apart, strict=True)]
     return torch.cat(joined), torch.cat([b if two else b * 0 for b, two in zip(second, apart, strict=True)])

@@ -6,6 +6,7 @@ model, arguments  class and arguments of one of the study's own models; null for
 layers            name → the shape of a small layer (`nets.small`)
 sparse            matrix → {shape, by}: it is stored as `.values`, `.indices` and `.indptr`, by "rows" or "columns"
 zeros             tensor → [shape, dtype]: nothing but zeros        same  name → the name of the tensor it is tied to
+frozen            parameters that do not train             zeros_stay  layers whose zeros stay
 digest            sha256 of all of this and of every tensor
 
 A list of kept lines is stored as 16 or 32 bit numbers, or as `.bits`. `load` trusts nothing that it reads.
@@ -25,7 +26,7 @@ from . import first_format
 from .compact import plain_copy
 from .models import MODELS
 from .packing import an_object, indices, pack, pack_index, unpacked
-from .small import become, fill
+from .small import become, fill, own_names, zeros_stay
 
 FORMAT = "sparsernn-compact/2"
 ROOM = 1 << 28  # bytes that a file may always unpack to, and
@@ -51,7 +52,8 @@ def packed_size(small):
 
 def _content(small):
     state = small.state_dict()
-    layers = {name: module._small for name, module in small.named_modules() if hasattr(module, "_small")}
+    layers = {name: module._small.spec for name, module in small.named_modules() if hasattr(module, "_small")}
+    ours = {f"{layer}.{name}": layer for layer in layers for name in own_names(small.get_submodule(layer))}
     if not layers:
         raise ValueError(f"{type(small).__name__} has no small layer; save what compact returned")
     if odd := next(
@@ -65,11 +67,11 @@ def _content(small):
             same[name] = first[key]
             continue
         first[key] = name
-        owner, leaf = _owner(layers, name)
+        owner = ours.get(name)
         if owner is not None and tensor.is_floating_point() and not tensor.isfinite().all():
             raise ValueError(f"{name} holds numbers that are not finite")
         if owner is not None and tensor.dtype == torch.int64:
-            tensors |= pack_index(name, tensor, _size(small.get_submodule(owner), leaf))
+            tensors |= pack_index(name, tensor, _size(small.get_submodule(owner), name))
         elif tensor.is_floating_point() and tensor.numel() > 8 and not tensor.any():
             zeros[name] = [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
         elif tensor.dim() == 2 and tensor.is_floating_point():
@@ -82,6 +84,8 @@ def _content(small):
     if MODELS.get(type(small).__name__) is type(small) and _plain(small.arguments):
         meta |= {"model": type(small).__name__, "arguments": small.arguments}
     meta |= {"layers": layers, "sparse": sparse, "zeros": zeros, "same": same}
+    meta["frozen"] = [name for name, parameter in small.named_parameters() if not parameter.requires_grad]
+    meta["zeros_stay"] = [n for n in layers if zeros_stay in small.get_submodule(n)._forward_pre_hooks.values()]
     text = json.dumps(meta | {"digest": digest(meta, tensors)}, separators=(",", ":"))
     return to_bytes(tensors, {"sparsernn": text})  # one key: the order of several would be chance
 
@@ -100,13 +104,9 @@ def _plain(arguments):
     return all(isinstance(value, bool | int | float | str) for value in arguments.values())
 
 
-def _owner(layers, name):
-    """The small layer a tensor belongs to, and its name there; (None, name) for what belongs to none."""
-    return next(((layer, name[len(layer) + 1 :]) for layer in layers if name.startswith(layer + ".")), (None, name))
-
-
-def _size(module, leaf):
+def _size(module, name):
     """What numbers of kept lines count."""
+    leaf = name.rpartition(".")[2]
     if leaf == "sends":
         return module.hidden_size * (2 if module.bidirectional else 1)
     if leaf.startswith("kept_l"):
@@ -163,6 +163,7 @@ def _built(meta, tensors, model, room):
         if name not in modules:
             raise ValueError(nearest("layer", name, modules))
         become(modules[name], spec)
+    ours = {f"{layer}.{name}": layer for layer in layers for name in own_names(modules[layer])}
     expected, same = small.state_dict(), an_object(meta.get("same"), "same")
     spread = [n for name in layers for n in (getattr(modules[name], a, 0) for a in ("num_embeddings", "input_size"))]
     room -= sum(t.numel() * t.element_size() for t in expected.values()) + 8 * sum(spread)
@@ -179,8 +180,8 @@ def _built(meta, tensors, model, room):
                 wanted = list(expected[name].shape) if name in expected else "none of that name"
                 raise ValueError(f"{name} is laid out as {layout!r:.100}, expected a shape of {wanted}")
         tensors = unpacked(tensors, sparse, room // 4)
-        sizes = {n: _size(modules[_owner(layers, n)[0]], _owner(layers, n)[1]) for n, t in expected.items()
-                 if t.dtype == torch.int64 and _owner(layers, n)[0] is not None and n not in same}  # fmt: skip
+        lists = [n for n in ours if expected[n].dtype == torch.int64 and n not in same]
+        sizes = {name: _size(modules[ours[name]], name) for name in lists}
         tensors = indices(tensors, sizes)
         for name, said in an_object(meta.get("zeros"), "zeros").items():
             if name not in expected or name in tensors or not _zero(said, expected[name]):
@@ -189,7 +190,20 @@ def _built(meta, tensors, model, room):
     for name, other in same.items():
         if name in tensors or name not in expected or not isinstance(other, str) or other not in tensors:
             raise ValueError(f"{name} is said to be the same as {other!r:.80}, which is not there")
-    return _filled(small, layers, tensors, same, expected)
+    small = _filled(small, layers, ours, tensors, same, expected)
+    if not first:
+        for name in _names(meta.get("zeros_stay"), layers):
+            small.get_submodule(name).register_forward_pre_hook(zeros_stay)
+        named = dict(small.named_parameters())
+        for name in _names(meta.get("frozen"), named):
+            named[name].requires_grad_(False)
+    return small
+
+
+def _names(given, known):
+    if not isinstance(given, list) or any(not isinstance(name, str) or name not in known for name in given):
+        raise ValueError(f"{given!r:.200} are no names of its layers or parameters")
+    return given
 
 
 def _zero(said, wanted):
@@ -197,7 +211,7 @@ def _zero(said, wanted):
     return isinstance(said, list) and len(said) == 2 and said[0] == list(wanted.shape) and said[1] in names
 
 
-def _filled(small, layers, tensors, same, expected):
+def _filled(small, layers, ours, tensors, same, expected):
     tensors = tensors | {name: tensors[other] for name, other in same.items()}
     if odd := sorted(tensors.keys() ^ expected.keys()):
         raise ValueError(f"{odd[0]} is {'missing' if odd[0] in expected else 'not a tensor of the model'}")
@@ -210,13 +224,13 @@ def _filled(small, layers, tensors, same, expected):
         if tensor.shape != wanted.shape or kinds[0] != kinds[1]:
             given, wanted = (f"{tuple(t.shape)} of {t.dtype}" for t in (tensor, wanted))
             raise ValueError(f"{name} is {given}, expected {wanted}")
-        if tensor.is_floating_point() and _owner(layers, name)[0] is not None and not bool(tensor.isfinite().all()):
+        if tensor.is_floating_point() and name in ours and not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} holds numbers that are not finite")
     for layer in layers:
-        mine = {name[len(layer) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(layer + ".")}
+        mine = {name[len(layer) + 1 :]: tensors[name] for name, owner in ours.items() if owner == layer}
         fill(small.get_submodule(layer), mine)
     for name, tensor in tensors.items():
-        if _owner(layers, name)[0] is None:
+        if name not in ours:
             _put(small, name, tensor)
     for name, other in same.items():
         place, _, leaf = name.rpartition(".")

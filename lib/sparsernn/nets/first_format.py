@@ -48,7 +48,7 @@ def converted(meta, tensors):
         arguments["classes"] = len(tensors["head.bias"])
         whole = kept["vocabulary"] == sizes["vocabulary"]
         shapes["head"] = {"inputs": sizes["vocabulary"], "reads": None if whole else kept["vocabulary"]}
-        result |= {} if whole else {"head.reads": words}
+        result |= {} if whole else {"head._small.reads": words}
     else:
         if meta.get("cell") != "LSTM" or meta.get("activation") not in ("logistic", "hard"):
             raise ValueError(
@@ -66,22 +66,22 @@ def converted(meta, tensors):
             }
             shapes["embedding"] = {"rows": kept["vocabulary"], "columns": kept["input"]}
             table = tensors["embedding.weight"]
-            result |= {"embedding.weight": _with_zeros(table, 0), "embedding.kept": words}
+            result |= {"embedding.weight": _with_zeros(table, 0), "embedding._small.kept": words}
             lstm |= {"inputs": kept["input"], "words": None}
         elif meta["activation"] != "logistic":
             raise ValueError("the gates of a LanguageModel are logistic")
         else:
-            result["lstm.words"] = words
+            result["lstm._small.words"] = words
         lstm |= {"kept": {suffix: kept["hidden" + suffix] for suffix in layers}, "sends": kept["hidden" + layers[-1]]}
         shapes["lstm"] = lstm | {"wide": False, "scaled": False}
         shapes["head"] = {"inputs": lstm["sends"], "reads": None}
-        result["lstm.sends"] = torch.arange(lstm["sends"])
+        result["lstm._small.sends"] = torch.arange(lstm["sends"])
         for number, suffix in enumerate(layers):
             parts = {part: tensors[f"lstm.{part}{suffix}"] for part in PARTS}
-            result[f"lstm.kept{suffix}"] = tensors["kept.hidden" + suffix]
+            result[f"lstm._small.kept{suffix}"] = tensors["kept.hidden" + suffix]
             one_hot = model == "LanguageModel" and number == 0
             for name, tensor in _rows(parts, kept["hidden" + suffix], meta["activation"], one_hot).items():
-                result[f"lstm.levels.{number}.{name}_l0"] = tensor
+                result[f"lstm.{name}{suffix}"] = tensor
     result |= {"head.weight": tensors["head.weight"], "head.bias": tensors["head.bias"]}
     said = {"format": FORMAT, "model": model, "arguments": arguments, "layers": shapes, "same": {}}
     return said, result

@@ -1,5 +1,7 @@
 """A model as methods, masks and compaction see it: its layers by name, its matrices, its axes. Declared, or found."""
 
+from dataclasses import replace
+
 import torch
 from torch import nn
 
@@ -64,16 +66,21 @@ class Found:
         return getattr(self.model, "groups", GROUPS)
 
     def is_tied(self, layer):
-        """Whether a layer's weight is another layer's too."""
-        canonical = self.canonical.get(f"{layer}.weight")
-        return canonical is not None and list(self.canonical.values()).count(canonical) > 1
+        """Whether a weight or bias of a layer is another layer's too."""
+        mine = [canonical for full, canonical in self.canonical.items() if full.rpartition(".")[0] == layer]
+        return any(list(self.canonical.values()).count(canonical) > 1 for canonical in mine)
 
     def axes(self):
         """What the model declares; else words of embeddings, inputs, neurons and gates of recurrent layers."""
         return tuple(self.model.axes()) if hasattr(self.model, "axes") else self.axes_found()
 
     def axes_found(self):
-        return tuple(self._axes())
+        return tuple(self._by_first_names(axis) for axis in self._axes())
+
+    def _by_first_names(self, axis):
+        """The axis with shared parameters under the name they go by."""
+        members = (replace(m, tensor=self.canonical.get(m.tensor, m.tensor)) for m in axis.members)
+        return replace(axis, members=tuple(members))
 
     def _axes(self):
         for name, module in self.layers.items():

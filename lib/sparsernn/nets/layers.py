@@ -165,14 +165,9 @@ class Recurrent(Carrying):
 
     def _forward(self, input, state, scales, lengths, padding):
         state = (state,) if isinstance(state, torch.Tensor) else state
-        self._check(input, state, scales or {}, lengths, padding)
-        steps, batch = input.shape[:2]
-        live, partial = None, [False] * steps
-        if lengths is not None:
-            time = torch.arange(steps, device=input.device)[:, None]
-            live = time < lengths if padding == "right" else time >= steps - lengths
-            partial = (~live.all(1)).tolist()
-            live = live.unsqueeze(2)
+        self._check(input, state, scales or {})
+        batch = input.shape[1]
+        live, partial = self.padded(input, lengths, padding)
         suffixes = self.suffixes()
         if state is None:
             blank = self.weight_hh_l0.new_zeros(len(suffixes), batch, self.weight_hh_l0.shape[1])
@@ -190,6 +185,22 @@ class Recurrent(Carrying):
                 input, outputs = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)), []
         final = tuple(torch.stack(s) for s in zip(*finals, strict=True))
         return input, final if self.cell.n_states > 1 else final[0]
+
+    @staticmethod
+    def padded(input, lengths, padding):
+        """→ bool [T, B, 1], False where a step is padding, or None; and per step whether any sequence is padded there."""
+        steps = len(input)
+        if lengths is None:
+            return None, [False] * steps
+        if lengths.shape != input.shape[1:2]:
+            raise ValueError(f"lengths has shape {tuple(lengths.shape)}, expected {tuple(input.shape[1:2])}")
+        if bool(((lengths < 0) | (lengths > steps)).any()):
+            raise ValueError(
+                f"lengths are {lengths.min()} to {lengths.max()}, allowed: 0 to the {steps} steps of the input"
+            )
+        time = torch.arange(steps, device=input.device)[:, None]
+        live = time < lengths if padding == "right" else time >= steps - lengths
+        return live.unsqueeze(2), (~live.all(1)).tolist()
 
     def _run(self, x, suffix, initial, scales, live, partial, words):
         """One layer in one direction → y [T, B, H] and its final states."""
@@ -228,9 +239,7 @@ class Recurrent(Carrying):
             y = y.masked_fill(~live, 0)
         return (y.flip(0) if reverse else y), (hidden[-1], *rest)
 
-    def _check(self, input, state, scales, lengths, padding):
-        if padding not in ("left", "right"):
-            raise ValueError(f"padding is {padding!r}; allowed: 'left', 'right'")
+    def _check(self, input, state, scales):
         if input.dtype == torch.int64:
             if input.dim() != 2:
                 raise ValueError(f"token ids have shape {tuple(input.shape)}, expected (T, B)")
@@ -238,15 +247,8 @@ class Recurrent(Carrying):
             raise ValueError(f"input has shape {tuple(input.shape)}, expected (T, B, {self.weight_ih_l0.shape[1]})")
         if input.shape[0] == 0:
             raise ValueError("input has no time step")
-        steps, batch = input.shape[:2]
-        if lengths is not None and lengths.shape != (batch,):
-            raise ValueError(f"lengths has shape {tuple(lengths.shape)}, expected {(batch,)}")
-        if lengths is not None and bool(((lengths < 0) | (lengths > steps)).any()):
-            raise ValueError(
-                f"lengths are {lengths.min()} to {lengths.max()}, allowed: 0 to the {steps} steps of the input"
-            )
         hidden = self.weight_hh_l0.shape[1]  # of the weights it is called with: a method may leave neurons out
-        expected = len(self.suffixes()), batch, hidden
+        expected = len(self.suffixes()), input.shape[1], hidden
         for given in state or ():
             if given.shape != expected:
                 raise ValueError(f"state has shape {tuple(given.shape)}, expected {expected}")

@@ -1,7 +1,8 @@
 """Small layers: the same module objects, from now on without what was removed, called as before.
 
-`become` turns a layer into one of the shape that a `spec` describes, in place: hooks, attributes and everybody who holds it
-stay. `fill` then gives it its numbers. A layer of which only columns of the input went stays torch's own (or ours).
+`become` turns a layer into one of the shape that a `spec` describes, in place: hooks, attributes, parameters' names and
+everybody who holds it stay. `fill` then gives it its numbers. A layer of which only columns of the input went stays torch's
+own (or ours). What a small layer knows of what was removed is its child `_small` (`Kept`).
 
 spec of a linear layer     inputs: columns that are given · reads: how many of them it takes, or None for all
 spec of an embedding       rows: words that have one, or None for all · columns
@@ -10,23 +11,13 @@ spec of a recurrent layer  inputs · reads · words: of one-hot ids, those with 
                            places · scaled: multiplied as they go out
 """
 
-import re
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
-from torch.utils._pytree import tree_map
 
-from .layers import RECURRENT, kind_of
+from .layers import GRU, LSTM, RECURRENT, RNN, by_time, kind_of
 
-PARAMETER = re.compile(r"((?:weight|bias)_[ih]h)_l(\d+)(_reverse)?")
-STEP = {
-    "LSTM": torch.lstm_cell,
-    "GRU": torch.gru_cell,
-    "RNN_TANH": torch.rnn_tanh_cell,
-    "RNN_RELU": torch.rnn_relu_cell,
-}
 LOOP = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}
 
 
@@ -37,149 +28,139 @@ def like(output, values):
     return values(output)
 
 
+class Kept(nn.Module):
+    """What is left of a layer: `spec`, and lists of lines as buffers (`reads`, `words`, `kept_l0`, `sends`, `scale`)."""
+
+    def __init__(self, spec, **sizes):
+        super().__init__()
+        self.spec = spec
+        for name, size in sizes.items():
+            self.register_buffer(name, None if size is None else torch.empty(size, dtype=torch.int64, device="meta"))
+
+    def follows(self, name, tensor):
+        """A buffer that follows from the others, and is in no file."""
+        self.register_buffer(name, tensor, persistent=False)
+
+
 class SmallLinear(nn.Linear):
-    """A linear layer that takes only some columns of what it is given: `reads`."""
+    """A linear layer that takes only some columns of what it is given."""
 
     def forward(self, input):
         _check_width(input, self.in_features)
-        return F.linear(input.index_select(-1, self.reads), self.weight, self.bias)
-
-    def settle(self):
-        _check_index("reads", self.reads, self.in_features)
+        return F.linear(input.index_select(-1, self._small.reads), self.weight, self.bias)
 
     def extra_repr(self):
-        return super().extra_repr() + f", {len(self.reads)} of them read"
+        return super().extra_repr() + f", {len(self._small.reads)} of them read"
 
 
 class SmallEmbedding(nn.Embedding):
     """An embedding without the rows that are zero: those words share one row of zeros, the last, which does not train."""
 
-    def settle(self):
-        _check_index("kept", self.kept, self.num_embeddings)
-        self.register_buffer("lookup", _places(self.kept, self.num_embeddings), persistent=False)
-
-    def places(self, ids):
-        """Ids of words → of rows. Raises IndexError for a word that is not there, as torch does."""
-        return self.lookup.index_select(0, ids.flatten()).view(ids.shape)
-
     def forward(self, input):
         how = self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
-        return F.embedding(self.places(input), self.weight, len(self.weight) - 1, *how)
+        return F.embedding(_look_up(self._small.lookup, input), self.weight, len(self.weight) - 1, *how)
 
     def extra_repr(self):
-        return f"{self.num_embeddings}, {self.embedding_dim}, {len(self.kept)} words with a row"
+        return f"{self.num_embeddings}, {self.embedding_dim}, {len(self._small.kept)} words with a row"
 
 
-class SmallRecurrent(nn.RNNBase):
+class SmallRecurrent:
     """A stack of recurrent layers without the removed neurons, called as the layer it was.
 
-    A level is a layer as wide as the direction that keeps more; the other has neurons without weights, which stay at zero.
-    A constant gate is a row of zeros with its bias: σ(b) or tanh(b) at every step. States, given and returned, have the
-    width they had: what is given to removed neurons is read by nobody, and they come out as zeros.
-
-    levels  the layers, torch's or ours; their parameters are also found by their old names (`weight_hh_l1`)
-    Raises RuntimeError for an input or a state of another width, as torch does.
+    Parameters have their old names. A level is as wide as the direction that keeps more; the other has neurons without
+    weights, which stay at zero. A constant gate is a row of zeros with its bias: σ(b) or tanh(b) at every step. States,
+    given and returned, have the width they had: what is given to removed neurons is read by nobody, and they come out as
+    zeros. Raises RuntimeError for an input or a state of another width, as torch does.
     """
 
-    def settle(self):
-        """Check the numbers of what is kept and lay out what follows from them."""
-        if self.reads is not None:
-            _check_index("reads", self.reads, self.input_size)
-        if self.words is not None:
-            _check_index("words", self.words, self.input_size)
-            self.register_buffer("lookup", _places(self.words, self.input_size), persistent=False)
-        starts, ends = [], self._ends()
-        for number in range(len(self.levels)):
-            width, places = self.levels[number].hidden_size, []
-            for direction, end in enumerate(ends):
-                kept = getattr(self, f"kept_l{number}{end}")
-                _check_index(f"kept_l{number}{end}", kept, self.hidden_size)
-                places.append(direction * width + torch.arange(len(kept), device=kept.device))
-                starts.append(kept + direction * self.hidden_size)
-            places = torch.cat(places)
-            if number + 1 == len(self.levels):
-                _check_index("sends", self.sends, len(places))
-                places = places[self.sends]
-            elif not len(places):  # torch has no layer without an input: it gets a neuron that stays at zero
-                places = places.new_zeros(1)
-            all_of_it = len(places) == len(ends) * width and bool((places.diff() == 1).all())
-            self.register_buffer(f"places_l{number}", None if all_of_it else places, persistent=False)
-        outer = torch.cat(starts[-len(ends) :])[self.sends] if self.wide else None
-        self.register_buffer("places_out", outer, persistent=False)
+    def flatten_parameters(self):
+        """Nothing is laid out anew: levels differ in width, and cuDNN takes them as they are."""
 
-    def __getattr__(self, name):
-        found = PARAMETER.fullmatch(name)
-        if found and int(found[2]) < len(levels := self.__dict__["_modules"].get("levels", ())):
-            return getattr(levels[int(found[2])], f"{found[1]}_l0{found[3] or ''}")
-        return super().__getattr__(name)
-
-    def _ends(self):
+    def ends(self):
         return ("", "_reverse") if self.bidirectional else ("",)
 
-    def flatten_parameters(self):
-        for level in self._modules.get("levels", ()):
-            level.flatten_parameters()
+    def kept(self, number):
+        """Which of the old neurons a level has, one list a direction."""
+        return [getattr(self._small, f"kept_l{number}{end}") for end in self.ends()]
 
     def extra_repr(self):
-        suffixes = [f"_l{number}{end}" for number in range(len(self.levels)) for end in self._ends()]
-        kept = ", ".join(f"{s[1:]} {len(getattr(self, 'kept' + s))}/{self.hidden_size}" for s in suffixes)
-        width = self.hidden_size * len(self._ends())
-        return f"neurons {kept}" + (f", output {width} wide" if self.wide else f", output {len(self.sends)} of {width}")
+        suffixes = [f"l{number}{end}" for number in range(self.num_layers) for end in self.ends()]
+        kept = ", ".join(f"{s} {len(getattr(self._small, 'kept_' + s))}/{self.hidden_size}" for s in suffixes)
+        width = self.hidden_size * len(self.ends())
+        sends = f"output {width} wide" if self._small.spec["wide"] else f"output {len(self._small.sends)} of {width}"
+        return f"neurons {kept}, {sends}" + (", hard gates" if self.activation == "hard" else "")
 
-    def forward(self, input, hx=None, **more):
-        x, levels, ends = self._narrow_input(input), self.levels, self._ends()
-        directions, finals = len(ends), []
-        if hx is not None:
-            tree_map(self._check_state, hx)
-        for number, level in enumerate(levels):
+    def forward(self, input, hx=None, lengths=None, padding="right"):
+        small = self._modules["_small"]
+        buffers, x, ours, back = small._buffers, self._narrow_input(input), None, None  # by dict: one step is short
+        directions, finals = len(self.ends()), []
+        ids = not isinstance(x, PackedSequence) and x.dtype == torch.int64
+        if self.activation == "hard" or lengths is not None or ids or "level" in vars(self):
+            x, hx, lengths, back = by_time(self, x, hx, lengths)
+            ours = self.padded(x, lengths, padding)
+        states = hx if hx is None or isinstance(hx, tuple | list) else (hx,)
+        self._check_states(states)
+        for number in range(self.num_layers):
             if number and self.dropout and self.training:
                 x = like(x, lambda v: F.dropout(v, self.dropout))
-            kept = [getattr(self, f"kept_l{number}{end}") for end in ends]
-            rows, initial = slice(number * directions, (number + 1) * directions), None
-            if hx is not None:
-                initial = tree_map(lambda s, r=rows, k=kept, w=level.hidden_size: _narrow(s[r], k, w), hx)
-            x, final = _run(level, x, initial, more)
-            if (places := getattr(self, f"places_l{number}")) is not None:
+            kept, width, initial = [buffers[name] for name in small.kept_names[number]], small.widths[number], None
+            if states is not None:
+                rows = slice(number * directions, (number + 1) * directions)
+                initial = [_narrow(s if self.num_layers == 1 else s[rows], kept, width) for s in states]
+            x, final = self.level(number, x, initial, ours)
+            if (places := buffers[small.places_names[number]]) is not None:
                 x = like(x, lambda v, p=places: v.index_select(-1, p))
-            finals.append(tree_map(lambda s, k=kept: _widen(s, k, self.hidden_size), final))
-        if self.scale is not None:
-            x = like(x, lambda v: v * self.scale)
-        if self.wide:
+            finals.append([_widen(s, kept, self.hidden_size) for s in final])
+        if (scale := buffers["scale"]) is not None:
+            x = like(x, lambda v: v * scale)
+        if (out := buffers["places_out"]) is not None:
             width = directions * self.hidden_size
-            x = like(x, lambda v: v.new_zeros(*v.shape[:-1], width).index_copy(-1, self.places_out, v))
-        if len(finals) == 1:
-            return x, finals[0]
-        if isinstance(finals[0], tuple):
-            return x, tuple(torch.cat(parts) for parts in zip(*finals, strict=True))
-        return x, torch.cat(finals)
+            x = like(x, lambda v: v.new_zeros(*v.shape[:-1], width).index_copy(-1, out, v))
+        state = finals[0] if len(finals) == 1 else [torch.cat(s) for s in zip(*finals, strict=True)]
+        state = tuple(state) if len(state) > 1 else state[0]
+        return (x, state) if back is None else back(x, state)
+
+    def level(self, number, x, initial, ours):
+        """One level over its input → outputs, final states. initial: states [D, (B,) width], or None; ours: (live, partial)
+        where our own loop runs it; None: torch's kernel, without its layer's checks, a third of the time of one step."""
+        small, outputs, finals = self._modules["_small"], [], []
+        width, names = small.widths[number], small.weights[number]
+        if ours is None:
+            return _torch_level(self, width, [getattr(self, name) for name in names], x, initial)
+        for direction, end in enumerate(self.ends()):
+            if initial is None:
+                state = [self.weight_hh_l0.new_zeros(x.shape[1], width) for _ in range(self.cell.n_states)]
+            else:
+                state = [s[direction] for s in initial]
+            y, final = self._run(x, f"_l{number}{end}", state, None, *ours, None)
+            outputs.append(y)
+            finals.append(final)
+        return torch.cat(outputs, 2), [torch.stack(s) for s in zip(*finals, strict=True)]
 
     def _narrow_input(self, input):
-        values = input.data if isinstance(input, PackedSequence) else input
+        values, buffers = input.data if isinstance(input, PackedSequence) else input, self._modules["_small"]._buffers
         if values.dtype == torch.int64:
-            return input if self.words is None else like(input, self.ids)
+            return input if buffers["words"] is None else like(input, lambda v: _look_up(buffers["lookup"], v))
         _check_width(values, self.input_size)
-        return input if self.reads is None else like(input, lambda v: v.index_select(-1, self.reads))
+        return input if (reads := buffers["reads"]) is None else like(input, lambda v: v.index_select(-1, reads))
 
-    def ids(self, words):
-        """One-hot ids of words → of the columns that are left. Raises IndexError for a word that is not there."""
-        return self.lookup.index_select(0, words.flatten()).view(words.shape)
-
-    def _check_state(self, state):
-        rows = self.num_layers * len(self._ends())
-        if state.shape[-1] != self.hidden_size or state.shape[0] != rows:
-            expected = f"({rows}, …, {self.hidden_size})"
-            raise RuntimeError(f"Expected hidden size {expected}, got {list(state.shape)}")
+    def _check_states(self, states):
+        rows = self.num_layers * len(self.ends())
+        for state in states or ():
+            if state.shape[-1] != self.hidden_size or state.shape[0] != rows:
+                expected = f"({rows}, …, {self.hidden_size})"
+                raise RuntimeError(f"Expected hidden size {expected}, got {list(state.shape)}")
 
 
-class SmallLSTM(SmallRecurrent, nn.LSTM):
+class SmallLSTM(SmallRecurrent, LSTM):
     """See `SmallRecurrent`."""
 
 
-class SmallGRU(SmallRecurrent, nn.GRU):
+class SmallGRU(SmallRecurrent, GRU):
     """See `SmallRecurrent`."""
 
 
-class SmallRNN(SmallRecurrent, nn.RNN):
+class SmallRNN(SmallRecurrent, RNN):
     """See `SmallRecurrent`."""
 
 
@@ -191,38 +172,40 @@ def _check_width(values, width):
         raise RuntimeError(f"input.size(-1) must be equal to {width}, got {values.shape[-1]}")
 
 
-def _check_index(name, index, size):
-    """Rising numbers from 0 to below `size`."""
-    if len(index) and not (bool((index.diff() > 0).all()) and 0 <= int(index[0]) and int(index[-1]) < size):
-        raise ValueError(f"{name} are no rising numbers from 0 to {size - 1}")
+def _look_up(lookup, ids):
+    """Ids of words → of what is left. Raises IndexError for a word that is not there, as torch does."""
+    return lookup.index_select(0, ids.flatten()).view(ids.shape)
 
 
-def _places(kept, size):
-    """int64 [size]: the place of each among the kept; of those that are not, the one after the last."""
-    lookup = torch.full((size,), len(kept), device=kept.device)
-    lookup[kept] = torch.arange(len(kept), device=kept.device)
-    return lookup
-
-
-def _run(level, x, initial, more):
-    """A level over its input. torch's own is run by torch's kernel itself: checking arguments takes a third of one step."""
-    plain = not more and type(level) in SMALL and isinstance(x, torch.Tensor) and x.dim() == 3
-    if not plain or level._forward_hooks or level._forward_pre_hooks:
-        return level(x, initial, **more)
-    weights, pair = [level._parameters[name] for name in level._flat_weights_names], isinstance(level, nn.LSTM)
+def _torch_level(layer, width, weights, x, initial):
+    """torch's kernel over a tensor [T, B, ·] (or batch first), one sequence, or a packed one."""
+    packed, pair = isinstance(x, PackedSequence), isinstance(layer, nn.LSTM)
+    values = x.data if packed else x
+    single = not packed and values.dim() == 2
+    if single:  # one sequence, no batch
+        values = values.unsqueeze(0 if layer.batch_first else 1)
+        initial = None if initial is None else [s.unsqueeze(1) for s in initial]
     if initial is None:
-        initial = x.new_zeros(1 + level.bidirectional, x.shape[0 if level.batch_first else 1], level.hidden_size)
-        initial = (initial, initial) if pair else initial
-    still = torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled(x.device.type)
-    if not still and x.device.type == "cpu" and not level.bidirectional and x.shape[int(level.batch_first)] == 1:
-        state = (initial[0][0], initial[1][0]) if pair else initial[0]
-        state = STEP[level.mode](x[:, 0] if level.batch_first else x[0], state, *weights)
-        h, *_ = state if pair else (state,)
-        y = h.unsqueeze(int(level.batch_first))
-        return y, tuple(s.unsqueeze(0) for s in state) if pair else state.unsqueeze(0)
-    how = level.bias, 1, 0.0, level.training, level.bidirectional, level.batch_first
-    y, *final = LOOP[level.mode](x, initial, weights, *how)
-    return y, tuple(final) if pair else final[0]
+        batch = x.batch_sizes[0] if packed else values.shape[0 if layer.batch_first else 1]
+        initial = [values.new_zeros(1 + layer.bidirectional, batch, width)] * (1 + pair)
+    elif packed and x.sorted_indices is not None:
+        initial = [s.index_select(1, x.sorted_indices) for s in initial]
+    how = layer.bias, 1, 0.0, layer.training, layer.bidirectional
+    given = initial if pair else initial[0]
+    if packed:
+        y, *final = LOOP[layer.mode](values, x.batch_sizes, given, weights, *how)
+        if x.unsorted_indices is not None:
+            final = [s.index_select(1, x.unsorted_indices) for s in final]
+        return x._replace(data=y), final
+    one_step = pair and not layer.bidirectional and x.device.type == "cpu" and values.shape[int(layer.batch_first)] == 1
+    if one_step and not (torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu")):
+        final = torch.lstm_cell(values[:, 0] if layer.batch_first else values[0], [s[0] for s in initial], *weights)
+        y, final = final[0].unsqueeze(int(layer.batch_first)), [s.unsqueeze(0) for s in final]
+    else:
+        y, *final = LOOP[layer.mode](values, given, weights, *how, layer.batch_first)
+    if single:
+        y, final = y.squeeze(0 if layer.batch_first else 1), [s.squeeze(1) for s in final]
+    return y, final
 
 
 def _narrow(state, kept, width):
@@ -247,14 +230,9 @@ def _widen(state, kept, width):
 # ---- from a layer to a small one
 
 
-def _empty(*shape, like=None):
-    """A place for a tensor that `fill` brings."""
-    return torch.empty(*shape, dtype=torch.int64 if like is None else like.dtype, device="meta")
-
-
 def _replace(module, name, *shape):
     old = getattr(module, name)
-    setattr(module, name, nn.Parameter(_empty(*shape, like=old), requires_grad=old.requires_grad))
+    setattr(module, name, nn.Parameter(torch.empty(shape, dtype=old.dtype, device="meta"), old.requires_grad))
 
 
 def become(module, spec):
@@ -266,58 +244,46 @@ def become(module, spec):
     if kind is None:
         raise ValueError(f"{type(module).__name__} is no layer that can be made small")
     _check(spec, LIMITS[kind](module))
-    module._small = spec
     if kind is nn.Linear:
-        module.in_features, columns = spec["inputs"], spec["inputs"] if spec["reads"] is None else spec["reads"]
-        _replace(module, "weight", module.out_features, columns)
-        if spec["reads"] is not None:
-            module.__class__ = SmallLinear
-            module.register_buffer("reads", _empty(columns))
+        module.in_features, reads = spec["inputs"], spec["reads"]
+        _replace(module, "weight", module.out_features, spec["inputs"] if reads is None else reads)
+        module.__class__ = type(module) if reads is None else SmallLinear
+        module._small = Kept(spec) if reads is None else Kept(spec, reads=reads)
     elif kind is nn.Embedding:
         module.embedding_dim, rows = spec["columns"], spec["rows"]
         _replace(module, "weight", module.num_embeddings if rows is None else rows + 1, spec["columns"])
-        if rows is not None:
-            module.__class__ = SmallEmbedding
-            module.register_buffer("kept", _empty(rows))
-    elif spec["kept"] is None:
-        module.input_size = spec["inputs"]
-        for name in module._flat_weights_names:
-            if name.startswith("weight_ih_l0"):
-                _replace(module, name, len(getattr(module, name)), spec["inputs"])
+        module.__class__ = type(module) if rows is None else SmallEmbedding
+        module._small = Kept(spec) if rows is None else Kept(spec, kept=rows)
     else:
+        module.input_size = spec["inputs"]
         _become_recurrent(module, kind, spec)
 
 
 def _become_recurrent(module, kind, spec):
     ends, kept = ("", "_reverse") if module.bidirectional else ("",), spec["kept"]
-    shape = {"bias": module.bias, "batch_first": module.batch_first, "bidirectional": module.bidirectional}
-    if kind is not type(module):
-        shape["activation"] = module.activation
-    elif kind is nn.RNN:
-        shape["nonlinearity"] = module.nonlinearity
-    counts = [[kept[f"_l{number}{end}"] for end in ends] for number in range(module.num_layers)]
-    first = spec["inputs"] if spec["reads"] is None else spec["reads"]
-    columns = [first if spec["words"] is None else spec["words"] + 1, *(max(1, sum(c)) for c in counts[:-1])]
-    levels, old = [], dict(module._parameters)
-    with torch.device("meta"):
-        for number, (width, count) in enumerate(zip(columns, counts, strict=True)):
-            level = type(module)(width, max(1, *count), **shape)
-            for name in level._flat_weights_names:
-                was = old[name.replace("_l0", f"_l{number}")]
-                setattr(level, name, nn.Parameter(_empty(*getattr(level, name).shape, like=was), was.requires_grad))
-            levels.append(level.train(module.training))
-    module._parameters.clear()
-    module._flat_weights_names, module._flat_weights, module._flat_weight_refs = [], [], []
+    first, rows = spec["inputs"] if spec.get("reads") is None else spec["reads"], len(module.weight_hh_l0)
+    if kept is None:
+        kept = {f"_l{number}{end}": module.hidden_size for number in range(module.num_layers) for end in ends}
+    elif spec["words"] is not None:
+        first = spec["words"] + 1
+    gates, columns = rows // module.hidden_size, first
+    for number in range(module.num_layers):
+        counts = [kept[f"_l{number}{end}"] for end in ends]
+        width = max(1, *counts)
+        for end in ends:
+            _replace(module, f"weight_ih_l{number}{end}", gates * width, columns)
+            _replace(module, f"weight_hh_l{number}{end}", gates * width, width)
+            for name in ("bias_ih", "bias_hh") if module.bias else ():
+                _replace(module, f"{name}_l{number}{end}", gates * width)
+        columns = max(1, sum(counts))
+    if spec["kept"] is None:
+        module._small = Kept(spec)
+        return
     module.__class__ = SMALL[kind]
-    module.input_size, module.wide, module.levels = spec["inputs"], spec["wide"], nn.ModuleList(levels)
-    for suffix, count in kept.items():
-        module.register_buffer("kept" + suffix, _empty(count))
-    module.register_buffer("sends", _empty(spec["sends"]))
-    for name in ("reads", "words"):
-        module.register_buffer(name, None if spec[name] is None else _empty(spec[name]))
-    module.register_buffer("lookup", None, persistent=False)
-    scale = _empty(spec["sends"], like=old["weight_hh_l0"]) if spec["scaled"] else None
-    module.register_buffer("scale", scale)
+    lists = {"kept" + suffix: count for suffix, count in kept.items()} | {"sends": spec["sends"]}
+    module._small = Kept(spec, reads=spec["reads"], words=spec["words"], **lists)
+    scale = torch.empty(spec["sends"], dtype=module.weight_hh_l0.dtype, device="meta") if spec["scaled"] else None
+    module._small.register_buffer("scale", scale)
 
 
 def _recurrent_limits(module):
@@ -355,27 +321,79 @@ def _check(spec, limits):
             raise ValueError(f"{name} is {value!r:.80}; a whole number from {limit[0]} to {limit[1]}")
 
 
+def own_names(module):
+    """What of a layer's state the small one brings: its weights and biases, and `_small`; not what others hung on it."""
+    names = module._flat_weights_names if isinstance(module, nn.RNNBase) else ("weight", "bias")
+    kept = module._small.state_dict() if hasattr(module, "_small") else {}
+    return [name for name in names if getattr(module, name, None) is not None] + ["_small." + name for name in kept]
+
+
 def fill(module, tensors):
-    """Give a layer that has become small its numbers: name → tensor, as `state_dict` calls them. Raises ValueError where
-    they do not fit."""
-    expected = module.state_dict()
+    """Give a layer that has become small its numbers: name → tensor, those of `own_names`. Raises ValueError where they do
+    not fit."""
+    expected = {name: tensor for name, tensor in module.state_dict().items() if name in own_names(module)}
     if tensors.keys() != expected.keys():
         odd = sorted(tensors.keys() ^ expected.keys())[0]
         raise ValueError(f"{odd} is {'missing' if odd in expected else 'not a tensor of this layer'}")
     for name, tensor in tensors.items():
-        place, _, leaf = name.rpartition(".")
-        owner, wanted = module.get_submodule(place), expected[name]
+        wanted = expected[name]
         if tensor.shape != wanted.shape or tensor.is_floating_point() != wanted.is_floating_point():
             given, wanted = (f"{tuple(t.shape)} of {t.dtype}" for t in (tensor, wanted))
             raise ValueError(f"{name} is {given}, expected {wanted}")
-        if leaf in owner._buffers:
-            owner._buffers[leaf] = tensor
+        if name.startswith("_small."):
+            module._small._buffers[name.removeprefix("_small.")] = tensor
         else:
-            setattr(owner, leaf, nn.Parameter(tensor, requires_grad=getattr(owner, leaf).requires_grad))
-    if hasattr(module, "settle"):
-        module.settle()
+            setattr(module, name, nn.Parameter(tensor, requires_grad=getattr(module, name).requires_grad))
+    settle(module)
     if isinstance(module, nn.RNNBase):
         module.flatten_parameters()
+
+
+def settle(module):
+    """Check the lists of what is kept, and lay out what follows from them. Raises ValueError for lists that are none."""
+    small = module._small
+    if isinstance(module, SmallLinear):
+        _check_index("reads", small.reads, module.in_features)
+    elif isinstance(module, SmallEmbedding):
+        _check_index("kept", small.kept, module.num_embeddings)
+        small.follows("lookup", _places(small.kept, module.num_embeddings))
+    elif isinstance(module, SmallRecurrent):
+        for name in ("reads", "words"):
+            if getattr(small, name) is not None:
+                _check_index(name, getattr(small, name), module.input_size)
+        small.follows("lookup", None if small.words is None else _places(small.words, module.input_size))
+        kinds = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]
+        small.widths = [max(1, *map(len, module.kept(number))) for number in range(module.num_layers)]
+        small.kept_names = [[f"kept_l{n}{end}" for end in module.ends()] for n in range(module.num_layers)]
+        small.places_names = [f"places_l{n}" for n in range(module.num_layers)]
+        small.weights = [[f"{k}_l{n}{end}" for end in module.ends() for k in kinds] for n in range(module.num_layers)]
+        for number, width in enumerate(small.widths):
+            kept = module.kept(number)
+            for each in kept:
+                _check_index(f"kept_l{number}", each, module.hidden_size)
+            places = [d * width + torch.arange(len(each), device=each.device) for d, each in enumerate(kept)]
+            places, old = torch.cat(places), torch.cat([each + d * module.hidden_size for d, each in enumerate(kept)])
+            if number + 1 == module.num_layers:
+                _check_index("sends", small.sends, len(places))
+                places, old = places[small.sends], old[small.sends]
+            elif not len(places):  # torch has no layer without an input: it gets a neuron that stays at zero
+                places = places.new_zeros(1)
+            whole = len(places) == len(kept) * width
+            small.follows(f"places_l{number}", None if whole else places)
+        small.follows("places_out", old if small.spec["wide"] else None)
+
+
+def _check_index(name, index, size):
+    """Rising numbers from 0 to below `size`."""
+    if len(index) and not (bool((index.diff() > 0).all()) and 0 <= int(index[0]) and int(index[-1]) < size):
+        raise ValueError(f"{name} are no rising numbers from 0 to {size - 1}")
+
+
+def _places(kept, size):
+    """int64 [size]: the place of each among the kept; of those that are not, the one after the last."""
+    lookup = torch.full((size,), len(kept), device=kept.device)
+    lookup[kept] = torch.arange(len(kept), device=kept.device)
+    return lookup
 
 
 class _ZerosStay:
@@ -385,7 +403,7 @@ class _ZerosStay:
         self.weight = weight
 
     def __call__(self, gradient):
-        return gradient * (self.weight != 0)
+        return gradient.masked_fill(self.weight == 0, 0)
 
 
 def zeros_stay(module, args):

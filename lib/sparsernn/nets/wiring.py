@@ -1,18 +1,59 @@
 """Axes of a model that declares none: who reads whom, found by running examples, said as members of `Axis`."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
 
 from .axes import Axis, Member, each
-from .compact import Way
-from .found import Shape
+from .found import Found, Shape, is_computed, parameter_names
 from .layers import kind_of
 from .masks import Masks
-from .readers import Reading, who_reads
+from .outside import Watch, calls_of
+from .readers import Reading, answer, who_reads
 
 STATE, SOMEBODY = "its final state is read", "its readers are not all known"
+
+
+@dataclass(frozen=True)
+class Way:
+    """How the output of a layer leaves it.
+
+    read    axis name → bool [size]: neurons that somebody reads whom no member of the axis names
+    wide    it keeps its width, removed neurons as zeros
+    scaled  its scale is applied as it leaves, not in the weights of those who read it
+    why     in words, where it keeps its width
+    """
+
+    read: dict
+    wide: bool = False
+    scaled: bool = False
+    why: str = ""
+
+
+def left_as_they_are(found, start, examples):
+    """Layer that must stay as it is → why: not called, its weight computed, or also read otherwise than by a call."""
+    left = dict(found.left)
+    for name, module in found.layers.items():
+        if any(is_computed(module, own) for own in parameter_names(module)):
+            left[name] = "its weight is computed in forward"
+    called = set()
+    for example in examples:
+        with start.again() as model:
+            here, owners = Found(model), {}
+            for full, canonical in here.canonical.items():
+                owners.setdefault(canonical, []).append(here.layers[full.rpartition(".")[0]])
+            watched = {name: (parameter, owners[name]) for name, parameter in here.weights.items()}
+            with calls_of(here.layers) as reached, Watch(watched) as watch:
+                answer(model, example)
+        called |= reached
+        for full, canonical in found.canonical.items():
+            if canonical in watch.read:
+                left.setdefault(full.rpartition(".")[0], "its weight is also read without a call")
+    for name in found.layers:
+        if name not in called:
+            left.setdefault(name, "no example reaches it")
+    return {name: f"left as it is: {why}" for name, why in left.items()}
 
 
 def readings(found, start, examples, consumers, fixed):

@@ -11,7 +11,7 @@ from ..engines.models import layers_of
 from ..files import replacing
 from ..nets.file import size_floor
 from ..nets.masked import masked
-from ..nets.masks import CONSTANT, REMOVED, close, closed_count, gate_states, paper_count
+from ..nets.masks import CONSTANT, REMOVED, closed_count, gate_states, paper_count
 from ..records import joined
 
 BIN = 0.4  # width of a bin of log α
@@ -69,7 +69,7 @@ def log_alpha_table(run):
 def count_table(run):
     """What is kept, counted twice: part, total, paper_count (the authors' pass), closed (what is stored)."""
     masks = run.study.masks()
-    paper, closed = paper_count(masks), closed_count(close(masks))
+    paper, closed = paper_count(masks), closed_count(run.closed)
     sizes = {axis.name: axis.size for axis in masks.axes}
 
     def row(part, *counts):
@@ -100,7 +100,7 @@ def gate_table(run):
     value  what a constant gate always says, as the compact file has it (NaN: not constant)
     bias   b_ih + b_hh of the trained model: a constant gate is the squashed bias
     """
-    rows, closed = [], close(run.study.masks())
+    rows, closed = [], run.closed
     for name, (letters, states) in gate_states(closed).items():
         suffix = name.removeprefix("gates")
         says = constants(layers_of(run.compact.lstm)[suffix].parts)
@@ -164,7 +164,7 @@ def words_table(run):
 
 def kept_lines(run, axis):
     """int64: the words (or inputs) that are left."""
-    return close(run.study.masks()).groups[axis].nonzero().flatten()
+    return run.closed.groups[axis].nonzero().flatten()
 
 
 def spoken_for(words, n=8):
@@ -249,7 +249,7 @@ def gate_trace(run, tokens, most=36):
     else:
         products = torch.nn.functional.embedding(words, w_input.t())
         products = products if scale["input"] is None else products * scale["input"][0][words][:, :, None]
-    letters, states = gate_states(close(masks))["gates_l0"]
+    letters, states = gate_states(run.closed)["gates_l0"]
     live = [(g, n) for g, line in enumerate(states) for n, state in enumerate(line) if state == "live"]
     block_of = {gate: layer.cell.gate_of_block.index(gate) for gate in range(len(letters))}
     state = [w_state.new_zeros(1, layer.hidden_size) for _ in range(layer.cell.n_states)]

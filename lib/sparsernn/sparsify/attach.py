@@ -186,13 +186,16 @@ def _carry(found, method, left, batch_dim):
     for axis in found.axes() if opened else ():
         if axis.kind not in opened:
             continue
-        owner = axis.having("scale")[0].tensor.rpartition(".")[0]
-        layer = found.layers.get(owner)
-        carried = None if layer is None else getattr(layer, "carried", None)
-        mine = [m.tensor for m in axis.having("in", "out") if m.tensor.startswith(owner + ".")]
-        untouched = [t for t in mine if carried is None or carried[t.rpartition(".")[2]] is None]
-        if carried is not None and not (method.touches and untouched and len(untouched) == len(mine)):
-            carried.groups[axis.name.rpartition(".")[2]] = Group(axis)
+        group, name = Group(axis), axis.name.rpartition(".")[2]
+        for owner in dict.fromkeys(member.tensor.rpartition(".")[0] for member in axis.having("scale")):
+            layer = found.layers.get(owner)
+            carried = None if layer is None else getattr(layer, "carried", None)
+            mine = [m.tensor for m in axis.having("in", "out") if m.tensor.startswith(owner + ".")]
+            untouched = [t for t in mine if carried is None or carried[t.rpartition(".")[2]] is None]
+            if carried is not None and not (method.touches and untouched and len(untouched) == len(mine)):
+                carried.groups[name] = group
+                own = [m.tensor for m in axis.having("scale") if m.tensor.startswith(owner + ".")]
+                carried.scales |= {tensor.rpartition(".")[2]: name for tensor in own}
     for layer in found.layers.values():
         carried = getattr(layer, "carried", None)
         if carried is not None and not carried.items():

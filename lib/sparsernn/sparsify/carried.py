@@ -85,7 +85,7 @@ class Weight(Item):
 
 
 class Group(Item):
-    """The variables of an axis, one a neuron, and the names of the scales they are; a method may give it a `theta`."""
+    """The variables of an axis, one a neuron, in every layer that has a scale of it; a method may give it a `theta`."""
 
     learns = True
 
@@ -93,7 +93,6 @@ class Group(Item):
         super().__init__(axis.name)
         self.register_parameter("theta", None)
         self.kind, self.size = axis.kind, axis.size
-        self.scales = tuple(member.tensor.rpartition(".")[2] for member in axis.having("scale"))
 
 
 class Pieces:
@@ -176,6 +175,7 @@ class Carried(nn.Module):
                loops over a layer's parameters know its own
     batch_dim  the dimension of an embedding's ids that runs over sequences
     lookup     word → its line while words are cut out of the training (−1: cut out); None: each its own
+    scales     name of a scale → that of the group it is
     called     whether the layer was ever called with it        before   the class the layer had
     """
 
@@ -184,6 +184,7 @@ class Carried(nn.Module):
         self.matrices, self.groups = nn.ModuleDict(), nn.ModuleDict()
         self.__dict__["layer"], self.__dict__["method"] = layer, method  # parents, not children
         self.batch_dim, self.lookup, self.called, self.before = batch_dim, None, False, type(layer)
+        self.scales = {}
         self.word_dim = 0 if kind_of(layer) is nn.Embedding else 1
 
     def __setitem__(self, own, item):
@@ -232,7 +233,7 @@ class Carried(nn.Module):
 
     def scale(self, name, batch, words=None):
         self.called = True
-        item, method = next((group for group in self.groups.values() if name in group.scales), None), self.method
+        item, method = self.groups._modules.get(self.scales.get(name)), self.method
         if item is None or method.idle:
             return None
         if item.fixed:

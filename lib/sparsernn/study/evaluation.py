@@ -35,13 +35,19 @@ def predictions(predict, task, split, plan, device="cpu"):
         yield batch, logits
 
 
+def example_of(task, plan):
+    """What the model is called with, for one that does not declare who reads whom: a batch of training."""
+    batch = next(iter(task.batches("train", plan.batch_size, plan.steps or None)))
+    return (*batch.inputs, *(() if batch.lengths is None else (batch.lengths,)))
+
+
 def compact_error(model, masks, means, task, plan):
     """Largest relative difference of logits, compact against masked, float64, whole test set."""
-    double = copy.deepcopy(model).double()
+    double, example = copy.deepcopy(model).double(), example_of(task, plan)
     means = {name: mean.double() for name, mean in means.items()}
     pairs = zip(
         predictions(predictor(double, masks, means), task, "test", plan),
-        predictions(compact(double, masks, means), task, "test", plan),
+        predictions(compact(double, masks, means, example), task, "test", plan),
         strict=True,
     )
     return max(error(small, reference) for (_, reference), (_, small) in pairs)

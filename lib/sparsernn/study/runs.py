@@ -13,6 +13,7 @@ import shutil
 import tempfile
 import time
 from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import pandas as pd
@@ -20,14 +21,14 @@ import torch
 
 from .. import sparsify, tasks
 from ..files import replacing
-from ..nets.compact import compact
+from ..nets.compact import shrunk
 from ..nets.file import load, save
 from ..nets.found import Found
 from ..nets.layers import kind_of
-from ..nets.masks import close, closed_count, paper_count, weight_matrices
+from ..nets.masks import closed_count, paper_count, weight_matrices
 from ..records import constant_gates, count_fields, where_and_with
 from .config import RunConfig, begun, needed
-from .evaluation import compact_error, evaluate, predictor
+from .evaluation import compact_error, evaluate, example_of, predictor
 from .presets import preset
 from .training import Session
 
@@ -43,13 +44,18 @@ class Run:
     def __init__(self, config, directory, session):
         self.config, self.directory, self.task = config, directory, session.task
         self.model, self.study = session.model.eval(), session.study
-        self.compact = load(directory / "model.safetensors")
+        self.compact = load(directory / "model.safetensors", self.model)
         self.record = json.loads((directory / "record.json").read_text())
         self.metrics = pd.read_csv(directory / "metrics.csv")
 
     def predictor(self, masks):
         """The model under masks, as `evaluate` calls it."""
         return predictor(self.model, masks, self.study.means())
+
+    @cached_property
+    def closed(self):
+        """The masks closed over who reads whom: what the small model has."""
+        return shrunk(self.model, self.study.masks(), self.study.means(), example_of(self.task, self.config.plan))[1]
 
     def threshold_curve(self, thresholds):
         """Quality against threshold, on validation: DataFrame of threshold, valid, compression, weights_kept, gates_live."""
@@ -212,11 +218,11 @@ def _finish(session, directory, report):
     """Masks → compact model, proven equal, measured, recorded. The test split is read here, once, after every choice."""
     config, task, plan, study = session.config, session.task, session.plan, session.study
     masks, means = study.masks(), study.means()
-    closed = close(masks)
+    small, closed = shrunk(session.model, masks, means, example_of(task, plan))
     _refuse_nothing(closed)
     masked = predictor(session.model, masks, means)
-    size = save(compact(session.model, masks, means), directory / "model.safetensors")
-    small = load(directory / "model.safetensors")
+    size = save(small, directory / "model.safetensors")
+    small = load(directory / "model.safetensors", session.model)
     error = compact_error(session.model, masks, means, task, plan)
     tests = {name: evaluate(predict, task, "test", plan) for name, predict in (("masked", masked), ("compact", small))}
     spec = preset(config.task, config.model)
