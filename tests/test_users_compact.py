@@ -371,11 +371,13 @@ def test_a_padding_row_stays_zero_and_sparse_gradients_stay_sparse(argument):
     assert "sparse" in argument or not small.emb(torch.tensor([2])).any()
 
 
-def test_the_small_model_is_pruned_by_torch_and_made_smaller():
+def test_the_small_model_is_pruned_by_torch_and_asked_about_again():
     small = compacted(model_of(Net, "by step"))
     for layer, name in ((small.emb, "weight"), (small.rnn, "weight_hh_l0"), (small.head, "weight")):
         prune.ln_structured(layer, name, 0.5, n=1, dim=1)
-    compacted(small)
+    again, proof = sparsernn.compact(small, FEW)
+    assert proof.layers["rnn"] == "left as it is: it is small already" and proof.error == 0
+    same(again(OTHER), small(OTHER))
 
 
 def test_making_small_leaves_no_trace_on_the_model():

@@ -73,7 +73,7 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     """
     examples = _examples(example, examples)
     study, plain = Study.of(model), plain_copy(model)
-    if not Found(plain).recurrent:
+    if not Found(plain).recurrent and not any(isinstance(module, SmallRecurrent) for module in plain.modules()):
         raise ValueError(
             f"{type(model).__name__} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
         )

@@ -92,31 +92,23 @@ class _Swap:
         masks = replace(masks, groups={n: g for n, g in masks.groups.items() if n not in self.apart.values()})
         means = {name: mean for name, mean in means.items() if name not in self.apart.values()}
         self.found, self.masks, self.means = found, masks, means
-        self.axes = [axis for axis in masks.axes if axis.kind != "gates"]
         self.fixed = {name for name in found.layers if name in fixed or found.is_tied(name)}
         self.ways = {name: ways.get(name, Way({})) for name in found.layers}
-        for axis in self.axes:
-            if (name := self.home(axis)) in self.fixed:  # whatever it says is read
-                whole = {axis.name: torch.ones(axis.size, dtype=torch.bool)}
-                self.ways[name] = Way(self.ways[name].read | whole, True, self.scaled(axis))
-            elif name is not None and any(
-                layer_of(m.tensor) in self.fixed or layer_of(m.tensor) not in found.layers for m in self.readers(axis)
-            ):
-                why = self.ways[name].why or "a layer that stays as it is reads it"
-                self.ways[name] = Way(self.ways[name].read, True, self.ways[name].scaled or self.scaled(axis), why)
-        self.closed = close(masks, {axis: read for way in self.ways.values() for axis, read in way.read.items()})
+        read = {axis: some for way in self.ways.values() for axis, some in way.read.items()}
+        axes = tuple(axis if axis.kind == "gates" else self._apart_from_fixed(axis, read) for axis in masks.axes)
+        self.masks = masks = replace(masks, axes=axes)
+        self.axes = [axis for axis in axes if axis.kind != "gates"]
+        self.closed = close(masks, read)
         self.tensors = self._folded()
         self.sent, self.narrow = {}, set()
         for axis in self.axes:
             self.sent[axis.name] = self.closed.groups[axis.name]
             if (name := self.home(axis)) is not None:
-                read = self.ways[name].read.get(axis.name, torch.zeros(axis.size, dtype=torch.bool))
+                some = read.get(axis.name, torch.zeros(axis.size, dtype=torch.bool))
                 for member in self.readers(axis):
-                    read = read | member.read(
-                        self.closed.weights[member.tensor].movedim(member.dim, 0).flatten(1).any(1)
-                    )
-                self.sent[axis.name] = self.sent[axis.name] & read
-                if self._leaves(axis) and read.any() and not self.ways[name].wide and name not in self.fixed:
+                    some = some | member.read(_lines(self.closed.weights[member.tensor], member.dim))
+                self.sent[axis.name] = self.sent[axis.name] & some
+                if self._leaves(axis) and some.any() and not self.ways[name].wide and name not in self.fixed:
                     self.narrow.add(name)  # one of whose output nothing is left keeps its width: it says zeros
         self.arriving = {
             name: torch.ones(_inward(m), dtype=torch.bool) for name, m in found.layers.items() if _inward(m)
@@ -127,6 +119,35 @@ class _Swap:
                     lines = member.positions[~self.sent[axis.name]]
                     self.arriving[layer_of(member.tensor)][lines[lines >= 0]] = False
 
+    def _apart_from_fixed(self, axis, read):
+        """The axis without members whose layers stay as they are: what they read is noted in `read`, the layer that writes
+        it keeps its width, and scales what leaves it."""
+        name, masks = self.home(axis), self.masks
+        everything = torch.ones(axis.size, dtype=torch.bool)
+        if name in self.fixed:  # whatever it says is read
+            read[axis.name] = everything
+            self.ways[name] = Way({}, True, self.scaled(axis))
+            return axis
+        stay = [
+            m
+            for m in self.readers(axis)
+            if layer_of(m.tensor) in self.fixed or layer_of(m.tensor) not in self.found.layers
+        ]
+        if not stay:
+            return axis
+        if axis.kind == "vocabulary":  # who shares a look-up's weights has a use for every word
+            read[axis.name] = everything
+            return axis
+        if name is None:
+            return axis
+        read[axis.name] = read.get(axis.name, ~everything)
+        for member in stay:
+            some = member.read(_lines(masks.weights[member.tensor], member.dim))
+            read[axis.name] = read[axis.name] | (some & masks.group(axis) if member.role == "in" else some)
+        why = self.ways[name].why or "a layer that stays as it is reads it"
+        self.ways[name] = Way(self.ways[name].read, True, self.ways[name].scaled or self.scaled(axis), why)
+        return replace(axis, members=tuple(m for m in axis.members if not any(m is other for other in stay)))
+
     @staticmethod
     def _scaled_apart(found, masks, means):
         """Tied embedding → the axis of its words, where they have a scale: what shares its weights does not have it."""
@@ -136,7 +157,8 @@ class _Swap:
             tied = [
                 n for n in owners if n in found.layers and found.is_tied(n) and kind_of(found.layers[n]) is nn.Embedding
             ]
-            if tied and (name in means or name in masks.groups):
+            scale = means.get(name, torch.ones(axis.size)) * masks.group(axis)
+            if tied and bool((scale != 1).any()):
                 apart |= dict.fromkeys(tied, name)
         return apart
 
@@ -283,6 +305,11 @@ class _Swap:
         """The axis of a kind of which a tensor is a member, None where there is none."""
         tensor = self.found.canonical[tensor]
         return next((a for a in self.axes if a.kind == kind and any(m.tensor == tensor for m in a.having(role))), None)
+
+
+def _lines(tensor, dim):
+    """bool: which lines along a dimension have an entry."""
+    return tensor.movedim(dim, 0).flatten(1).any(1)
 
 
 def _inward(module):

@@ -32,7 +32,9 @@ class Found:
             kind = kind_of(module)
             if kind is None:
                 parents = [k for k in (*RECURRENT, nn.Linear, nn.Embedding) if isinstance(module, k)]
-                if parents:
+                if hasattr(module, "_small"):
+                    self.left[name] = "it is small already"
+                elif parents:
                     self.left[name] = (
                         f"{type(module).__name__} is a {parents[0].__name__} with {_own(type(module), parents[0])} of its own"
                     )
