@@ -53,7 +53,7 @@ class Proof:
             + (f" ({smaller:.1f}× smaller)" if smaller > 1 else ""),
             f"{'bytes in a file':20} {self.bytes_file:,}",
             f"{'milliseconds':20} {self.ms_before:.3f} → {self.ms_after:.3f}"
-            + (f" ({faster:.1f}× faster)" if faster > 1 else ""),
+            + (f" ({faster:.1f}× faster)" if faster > 1.05 else ""),
         ]
         return "\n".join(lines)
 

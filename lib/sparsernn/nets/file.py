@@ -165,7 +165,11 @@ def _built(meta, tensors, model, room):
         become(modules[name], spec)
     ours = {f"{layer}.{name}": layer for layer in layers for name in own_names(modules[layer])}
     expected, same = small.state_dict(), an_object(meta.get("same"), "same")
-    spread = [n for name in layers for n in (getattr(modules[name], a, 0) for a in ("num_embeddings", "input_size"))]
+    spread = [
+        n
+        for name in layers
+        for n in (getattr(modules[name], a, 0) for a in ("num_embeddings", "input_size", "in_features"))
+    ]
     room -= sum(t.numel() * t.element_size() for t in expected.values()) + 8 * sum(spread)
     if room < 0:
         raise ValueError("it would unpack to more than a file of this size can hold")
@@ -191,6 +195,8 @@ def _built(meta, tensors, model, room):
         if name in tensors or name not in expected or not isinstance(other, str) or other not in tensors:
             raise ValueError(f"{name} is said to be the same as {other!r:.80}, which is not there")
     small = _filled(small, layers, ours, tensors, same, expected)
+    if model is None:
+        _tried(small)
     if not first:
         for name in _names(meta.get("zeros_stay"), layers):
             small.get_submodule(name).register_forward_pre_hook(zeros_stay)
@@ -226,6 +232,10 @@ def _filled(small, layers, ours, tensors, same, expected):
             raise ValueError(f"{name} is {given}, expected {wanted}")
         if tensor.is_floating_point() and name in ours and not bool(tensor.isfinite().all()):
             raise ValueError(f"{name} holds numbers that are not finite")
+    types = {}  # of the model's → of the file's
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and types.setdefault(expected[name].dtype, tensor.dtype) != tensor.dtype:
+            raise ValueError(f"{name} is of {tensor.dtype}, others of {types[expected[name].dtype]}")
     for layer in layers:
         mine = {name[len(layer) + 1 :]: tensors[name] for name, owner in ours.items() if owner == layer}
         fill(small.get_submodule(layer), mine)
@@ -240,6 +250,15 @@ def _filled(small, layers, ours, tensors, same, expected):
     if any(t.is_meta for t in (*small.parameters(), *small.buffers())):
         raise ValueError(f"a {type(small).__name__} has buffers that no file holds; give load the model it was made of")
     return small.eval()
+
+
+def _tried(small):
+    """Whether the layers of one of the study's own models fit each other: it is called once."""
+    try:
+        with torch.no_grad():
+            small(small.example(1, 1))
+    except (RuntimeError, IndexError, ValueError) as problem:
+        raise ValueError(f"the layers do not fit each other: {problem!s:.200}") from problem
 
 
 def _put(small, name, tensor):
@@ -258,8 +277,8 @@ def _shell(meta):
         raise ValueError("the model is nobody's but yours: load(path, model), with the model it was made of")
     if not isinstance(name, str) or name not in MODELS:
         raise ValueError(nearest("model", str(name)[:80], MODELS) + "; or give load the model it was made of")
-    numbers = [v for v in an_object(arguments, "arguments").values() if isinstance(v, int | float)]
-    if not _plain(arguments) or any(not 0 <= number < 1 << 31 for number in numbers):
+    numbers = [v for v in an_object(arguments, "arguments").values() if type(v) is int]
+    if not _plain(arguments) or any(not 0 < number < 1 << 31 for number in numbers):
         raise ValueError(f"arguments of {name} are {arguments!r:.200}")
     try:
         with torch.device("meta"):

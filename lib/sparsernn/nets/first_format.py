@@ -38,9 +38,13 @@ def converted(meta, tensors):
     for name, tensor in tensors.items():
         dims = 2 if "weight" in name or ".live" in name else 1
         if tensor.dim() != dims or (tensor.is_floating_point() and not bool(tensor.isfinite().all())):
-            raise ValueError(f"{name} has {tensor.dim()} dimensions, expected {dims}, all of finite numbers")
+            raise ValueError(
+                f"{name} has {tensor.dim()} dimensions, expected {dims}, or holds a number that is not finite"
+            )
         if tensor.is_floating_point() == (".live" in name or name.startswith("kept.")):
             raise ValueError(f"{name} is of {tensor.dtype}")
+    if len(types := {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}) > 1:
+        raise ValueError(f"its numbers are of {' and '.join(sorted(map(str, types)))}")
     kept = {axis: len(tensors["kept." + axis]) for axis in axes}
     arguments, shapes, result = {"vocabulary": sizes["vocabulary"]}, {}, {}
     words = tensors["kept.vocabulary"]

@@ -17,6 +17,8 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from .cells import GRUCell, LSTMCell, Recurrence, RNNCell
 
+MOST_LAYERS = 1000  # of a stack: more is a mistake, or a file that was made to do harm
+
 
 def word_scale(tokens, scale, batch_dim=1):
     """The scale [B|1, V] of each token (ids of any shape, sequences along `batch_dim`) → its shape + [1]: the same wherever
@@ -137,11 +139,13 @@ class Recurrent(Carrying):
         self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
         activation=None,
     ):  # fmt: skip
-        activation = activation or self.activations[0]
+        activation = self.activations[0] if activation is None else activation
         if activation not in self.activations:
             raise ValueError(
                 f"activation is {activation!r}; a {type(self).__name__} has {' or '.join(self.activations)}"
             )
+        if num_layers > MOST_LAYERS:
+            raise ValueError(f"num_layers is {num_layers}; at most {MOST_LAYERS}")
         more = {"nonlinearity": activation} if isinstance(self, nn.RNN) else {}
         super().__init__(
             input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout,
@@ -190,6 +194,8 @@ class Recurrent(Carrying):
     def padded(input, lengths, padding):
         """→ bool [T, B, 1], False where a step is padding, or None; and per step whether any sequence is padded there."""
         steps = len(input)
+        if padding not in ("left", "right"):
+            raise ValueError(f"padding is {padding!r}; allowed: 'left', 'right'")
         if lengths is None:
             return None, [False] * steps
         if lengths.shape != input.shape[1:2]:

@@ -140,6 +140,7 @@ class BagOfWords(Model):
         return [_vocabulary_axis(self.head.in_features, "head.weight", 1, "head.input", False)]
 
     def forward(self, tokens, lengths=None, state=None):
+        LSTM.padded(tokens, lengths, "left")  # refuses lengths that are none
         counts = self.head.weight.new_zeros(tokens.shape[1], self.head.in_features)
         counts.scatter_add_(1, tokens.t(), counts.new_ones(()).expand(tokens.t().shape))
         return self.head(counts.log1p()), None
