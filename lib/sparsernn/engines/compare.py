@@ -15,6 +15,7 @@ from ..nets.readers import answer
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.complex128: 1e-9, torch.complex64: 1e-5}
 TOLERANCE_ELSE = 1e-2  # of a number in half precision
+ROUNDED = ", as it is returned"
 REFUSES = (RuntimeError, ValueError, LookupError, TypeError, AssertionError, AttributeError)  # how a forward says no
 
 
@@ -67,7 +68,9 @@ class Calls:
 
     def __init__(self, start, examples, found):
         self.calls, self.answers, self.tolerance = [], {}, {}
+        self.double = any(p.dtype == torch.float64 for p in start.model.parameters())
         names = ["the example"] if len(examples) == 1 else [f"example {n + 1}" for n in range(len(examples))]
+        self.examples = set(names)
         for name, example in zip(names, examples, strict=True):
             with _Dtypes() as dtypes:
                 first = self._ask(start, Call(name, example))
@@ -93,6 +96,12 @@ class Calls:
         self.calls.append(call)
         self.answers[call.words] = found
         return found
+
+    def as_returned(self, small):
+        """The same of the examples themselves, by the small model with its weights as they were rounded, in float64."""
+        calls = [call for call in self.calls if call.words in self.examples]
+        start = Start(deep_copy(small).double() if self.double else small)
+        return {call.words + ROUNDED: _worst(_answers(start, call), self.answers[call.words]) for call in calls}
 
     def compare(self, start):
         """→ words → error of the other model, the same of those that are too large; infinite where it cannot be called."""

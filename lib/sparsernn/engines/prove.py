@@ -4,6 +4,8 @@ import statistics
 import time
 from dataclasses import dataclass, field, replace
 
+import torch
+
 from ..nets.compact import plain_copy, swapped
 from ..nets.file import packed_size
 from ..nets.found import Found
@@ -13,7 +15,7 @@ from ..nets.readers import Reading, answer
 from ..nets.small import SmallEmbedding, SmallLinear, SmallRecurrent, zeros_stay
 from ..nets.wiring import left_as_they_are, readings, wired
 from ..sparsify.attach import Study
-from .compare import Calls, in_float64
+from .compare import ROUNDED, Calls, in_float64
 from .timing import wait
 
 
@@ -88,6 +90,8 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
         masks, means = Masks(found.axes(), kept, {}), {}
     wrong = {}
     declared = [(masks, {})] if hasattr(wide, "axes") else None
+    if declared and consumers:
+        raise ValueError(f"consumers are for models that do not say who reads whom; {type(model).__name__} has axes()")
     for whole, ways in declared or _trials(found, masks, readings(found, start, given, consumers or {}, outside)):
         candidate, _ = swapped(deep_copy(wide), found, whole, means, ways, outside)
         compared, bad = calls.compare(Start(candidate))
@@ -102,6 +106,8 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
         )
     before = deep_copy(plain)
     small, layers = swapped(plain, Found(plain), whole, means, ways, outside)
+    if any(parameter.dtype != torch.float64 for parameter in small.parameters()):
+        compared = compared | calls.as_returned(small)
     return small, _proof(model, before, small, examples[0], compared, layers | outside, keep_zeros)
 
 
@@ -131,7 +137,12 @@ def _proof(model, before, small, example, compared, layers, keep_zeros):
         module.register_forward_pre_hook(zeros_stay)
     ms = _milliseconds(deep_copy(model).eval(), small, example)
     counts, sizes = (_weights(before), _weights(small)), (_bytes(before), _bytes(small))
+    rounding = max((by for words, by in compared.items() if words.endswith(ROUNDED)), default=0.0)
     warnings = []
+    if rounding > 1e-4:
+        warnings.append(
+            f"in the model's own dtype the multiplied weights are rounded: the answer moves by {rounding:.1e}"
+        )
     if sizes[1] > sizes[0]:
         warnings.append(f"the small model is larger: {sizes[0]:,} → {sizes[1]:,} bytes")
     if ms[1] > 1.05 * ms[0]:
