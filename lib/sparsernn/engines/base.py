@@ -97,6 +97,15 @@ def one_hot(ids, size, dtype):
     return F.one_hot(ids, size + 1)[..., :size].to(dtype)
 
 
+def check_ids(ids, last):
+    """Raises IndexError for ids that are not from 0 to `last`; on a GPU as torch's look-up does: asking would wait for it."""
+    least, most = torch.aminmax(ids)
+    if ids.device.type == "cuda":
+        torch._assert_async((least >= 0) & (most <= last))
+    elif least.item() < 0 or most.item() > last:
+        raise IndexError(f"ids from {least.item()} to {most.item()}; allowed: 0 to {last}")
+
+
 class Engine:
     """Runs one layer: `engine(x, live)` with x [T, B, I] float or ids [T, B] int64 → y [T, B, H], from a zero state.
 
@@ -125,11 +134,7 @@ class Engine:
         if x.dtype == torch.int64:
             if x.dim() != 2 or not x.numel():
                 raise ValueError(f"token ids have shape {tuple(x.shape)}, expected (T, B), at least one of each")
-            there = (x >= 0) & (x <= self.layer.inputs)
-            if x.device.type == "cuda":
-                torch._assert_async(there.all())  # as torch's look-up does: asking would wait for the device
-            elif not bool(there.all()):
-                raise IndexError(f"ids from {int(x.min())} to {int(x.max())}; the layer reads 0 to {self.layer.inputs}")
+            check_ids(x, self.layer.inputs)
         elif x.dim() != 3 or x.shape[2] != self.layer.inputs or not x.shape[0] * x.shape[1]:
             raise ValueError(
                 f"input has shape {tuple(x.shape)}, expected (T, B, {self.layer.inputs}), at least one of each"

@@ -1,5 +1,6 @@
 """A whole model run by an engine: its recurrent layers, what reads them, and the look-up before them."""
 
+from contextlib import suppress
 from functools import partial
 
 import torch
@@ -46,14 +47,15 @@ def layers_of(module):
 class Levels:
     """The levels of a small recurrent layer, each direction by an engine, in the place of `SmallRecurrent.level`.
 
-    The final h is that of the last real step; of an LSTM's c, which no engine hands out, only NaN is returned.
+    states  whether the model has a use for final states: then h is that of the last real step. An LSTM's c, which no engine
+            hands out, and states that were not asked for, are NaN.
     Raises Unsupported for a state to go on from.
     """
 
     def __init__(self, layers, module, make):
         self.engines = {suffix: make(layer) if layer.hidden else None for suffix, layer in layers.items()}
         self.ends, self.last, self.pair = module.ends(), module.num_layers - 1, isinstance(module, nn.LSTM)
-        self.widths = module._small.widths
+        self.widths, self.states = module._small.widths, False
 
     def __call__(self, number, x, initial, ours):
         if initial is not None:
@@ -68,15 +70,18 @@ class Levels:
                 y = engine(x.flip(0), None if live is None else live.flip(0)).flip(0)
             else:
                 y = engine(x, live)
-            time = torch.arange(steps, device=x.device)[:, None].expand(steps, batch)
-            time = time if live is None else time.masked_fill(~live, steps - 1 if reverse else 0)
-            final = time.amin(0) if reverse else time.amax(0)
-            h = y[final, torch.arange(batch, device=x.device)]
-            states.append(nn.functional.pad(h, (0, self.widths[number] - h.shape[1])))
+            if self.states:
+                time = torch.arange(steps, device=x.device)[:, None].expand(steps, batch)
+                time = time if live is None else time.masked_fill(~live, steps - 1 if reverse else 0)
+                h = y[time.amin(0) if reverse else time.amax(0), torch.arange(batch, device=x.device)]
+                states.append(nn.functional.pad(h, (0, self.widths[number] - h.shape[1])))
             outputs.append(y)
-        y, h = torch.cat(outputs, 2), torch.stack(states)
+        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
         if not (y.shape[2] or number == self.last):  # the level above reads one column of zeros
             y = y.new_zeros(steps, batch, 1)
+        if not self.states:
+            return y, None
+        h = torch.stack(states)
         return y, [h, torch.full_like(h, torch.nan)] if self.pair else [h]
 
 
@@ -153,7 +158,20 @@ def by_engine(model, engine, example, device="cpu"):
             )
     for name in set(straight.values()):
         _put(copied, name, Ids(copied.get_submodule(name)))
-    return copied.to(device)
+    copied = copied.to(device)
+    _ask_for_states(copied, tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, example))
+    return copied
+
+
+@torch.no_grad()
+def _ask_for_states(model, example):
+    """Have final states computed, unless the example runs, and its answer is the same number without."""
+    needed = True
+    with suppress(Exception):  # an engine need not run the example to run other calls
+        example = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, example)
+        needed = any(bool((x != x).any()) for x in answer(model, example))
+    for module in recurrent_layers(model).values():
+        module.level.states = needed
 
 
 def _on_cpu(x):

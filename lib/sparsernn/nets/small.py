@@ -110,12 +110,15 @@ class SmallRecurrent:
             x, final = self.level(number, x, initial, ours)
             if (places := buffers[small.places_names[number]]) is not None:
                 x = like(x, lambda v, p=places: v.index_select(-1, p))
-            finals.append([_widen(s, kept, self.hidden_size) for s in final])
+            finals.append(final and [_widen(s, kept, self.hidden_size) for s in final])
         if (scale := buffers["scale"]) is not None:
             x = like(x, lambda v: v * scale)
         if (out := buffers["places_out"]) is not None:
             width = directions * self.hidden_size
             x = like(x, lambda v: v.new_zeros(*v.shape[:-1], width).index_copy(-1, out, v))
+        if finals[0] is None:  # an engine that was not asked for it
+            rows = self.num_layers * directions
+            finals = [[x.new_full((), torch.nan).expand(rows, x.shape[1], self.hidden_size)] * self.cell.n_states]
         state = finals[0] if len(finals) == 1 else [torch.cat(s) for s in zip(*finals, strict=True)]
         state = tuple(state) if len(state) > 1 else state[0]
         return (x, state) if back is None else back(x, state)
