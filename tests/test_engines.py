@@ -194,7 +194,7 @@ def chosen(monkeypatch, **made):
     monkeypatch.setattr(chooser, "available", lambda device: list(made))
     monkeypatch.setattr(chooser, "engine_class", lambda name: made[name])
     layer = pruned("LSTM")[0]
-    return chooser.choose(layer, chooser.example_of(layer, 2, 3), seconds=0.05)
+    return chooser.choose(layer, inputs(3, 2)[0], seconds=0.05)
 
 
 def test_the_fastest_engine_is_chosen_and_a_wrong_one_never(monkeypatch):
@@ -249,8 +249,8 @@ def test_a_choice_is_made_where_it_was_tried(monkeypatch):
 def test_a_choice_is_made_once_for_the_same_shapes(monkeypatch):
     monkeypatch.setattr(chooser, "_choices", {})
     layer = pruned("LSTM, hard")[0]
-    choice = chooser.choose(layer, chooser.example_of(layer, 3, 4), seconds=0.01)
-    assert chooser.choose(pruned("LSTM, hard")[0], chooser.example_of(layer, 3, 4)) is choice
+    choice = chooser.choose(layer, inputs(4, 3)[0], seconds=0.01)
+    assert chooser.choose(pruned("LSTM, hard")[0], inputs(4, 3)[0]) is choice
     x, *_ = inputs(4, 3)
     assert error(choice.make(layer)(x).double(), oracle(layer, x)) <= 1e-6
 

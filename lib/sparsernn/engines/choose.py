@@ -46,12 +46,6 @@ def _signature(thing, example):
     return kind, tuple(sorted(found)), repr(given)
 
 
-def example_of(layer, batch, steps, device="cpu"):
-    """Random input x [T, B, I] for a `Layer`."""
-    generator = torch.Generator().manual_seed(0)
-    return torch.randn(steps, batch, layer.inputs, generator=generator).to(device)
-
-
 @torch.no_grad()
 def run(built, example):
     """What it answers: of a layer y, of a model the tensors it returns but states."""

@@ -74,9 +74,8 @@ class Found:
 
     def axes(self):
         """What the model declares; else words of embeddings, inputs, neurons and gates of recurrent layers."""
-        return tuple(self.model.axes()) if hasattr(self.model, "axes") else self.axes_found()
-
-    def axes_found(self):
+        if hasattr(self.model, "axes"):
+            return tuple(self.model.axes())
         return tuple(self._by_first_names(axis) for axis in self._axes())
 
     def _by_first_names(self, axis):
