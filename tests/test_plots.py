@@ -50,12 +50,18 @@ def metric_rows(method="sparse-vd-wgn", epochs=3, **columns):
 def log_alpha_rows(tensor="lstm.weight_hh_l0", kept=(0, 5), pruned=(90, 5)):
     rows = [(tensor, 3 - 0.4 * (k + 1), 3 - 0.4 * k, n, True) for k, n in enumerate(kept)]
     rows += [(tensor, 3 + 0.4 * k, 3 + 0.4 * (k + 1), n, False) for k, n in enumerate(pruned)]
-    return pd.DataFrame(rows, columns=["tensor", "low", "high", "count", "kept"])
+    return pd.DataFrame(rows, columns=["tensor", "low", "high", "count", "kept"]).assign(reading="log α")
 
 
 def threshold_rows():
     table = pd.DataFrame({"threshold": [1.0, 2.0, 3.0, 4.0], "valid": [0.5, 0.9, 0.8, 0.8]})
-    return table.assign(compression=[np.inf, 400.0, 200.0, 3.0], metric="accuracy", chosen=table["threshold"] == 3)
+    return table.assign(
+        compression=[np.inf, 400.0, 200.0, 3.0],
+        reading="log α",
+        keeps_below=True,
+        metric="accuracy",
+        chosen=table["threshold"] == 3,
+    )
 
 
 def record(method, test, compression, metric="accuracy", variant="", seed=0, model="lstm-64", task="pydocs-topic"):
@@ -70,8 +76,7 @@ def test_every_method_has_a_look_and_no_two_the_same():
     assert set(sparsify.names()) <= set(plots.METHOD_STYLE)
     assert len({(colour, marker) for colour, marker, _ in plots.METHOD_STYLE.values()}) == len(plots.METHOD_STYLE)
     assert len({marker for _, marker, _ in plots.METHOD_STYLE.values()}) >= len(plots.METHOD_STYLE) - 2
-    with pytest.raises(ValueError, match="no style for method 'brand-new'"):
-        plots.look("brand-new")
+    assert plots.look("a-stranger-s") not in plots.METHOD_STYLE.values()
 
 
 def test_drawing_leaves_matplotlib_as_it_was():
@@ -117,15 +122,15 @@ def test_threshold_curve_names_the_chosen_and_the_best():
     assert "At threshold 3: 0.8 accuracy, 200× fewer weights; best 0.9 at 2" in text
 
 
-def test_log_alpha_histogram_says_the_share_of_noise():
-    ax = plots.log_alpha_histogram(log_alpha_rows())
+def test_a_histogram_of_scores_says_the_share_of_noise():
+    ax = plots.score_histogram(log_alpha_rows())
     assert "lstm.weight_hh_l0: 95% pruned" in words_of(ax) and "kept (5%)" in words_of(ax)
     assert ax.lines[0].get_xdata()[0] == 3, "the dashed line stands on the bin edge that is the threshold"
 
 
-def test_log_alpha_histograms_count_weights_not_group_variables():
+def test_histograms_of_scores_count_weights_not_group_variables():
     both = pd.concat([log_alpha_rows(), log_alpha_rows("hidden_l0", kept=(50,), pruned=(0,))])
-    text = words_of(plots.log_alpha_histograms(both))
+    text = words_of(plots.score_histograms(both))
     assert (
         "95% of the 100 weights are pruned" in text and "hidden_l0: 0% pruned" in text and "variables per bin" in text
     )
@@ -325,9 +330,9 @@ def test_a_trace_names_the_gate_that_moves_most():
 @pytest.mark.parametrize(
     ("draw", "table", "words"),
     [
-        (plots.log_alpha_histogram, log_alpha_rows()[:0], "this method has no log α"),
-        (plots.log_alpha_histograms, log_alpha_rows()[:0], "this method has no log α"),
-        (plots.threshold_curve, threshold_rows()[:0], "this method has no log α"),
+        (plots.score_histogram, log_alpha_rows()[:0], "this method has no scores"),
+        (plots.score_histograms, log_alpha_rows()[:0], "this method has no scores"),
+        (plots.threshold_curve, threshold_rows()[:0], "this method has no scores"),
         (plots.gate_map, gate_rows(["l"] * 4)[:0], "no gates here"),
         (plots.gate_counts, gate_rows(["l"] * 4)[:0], "no gates to count"),
         (plots.constant_values, gate_rows(["l"] * 4)[:0], "no gates here"),
@@ -370,12 +375,20 @@ def test_bins_of_log_alpha_cut_exactly_at_the_threshold(threshold):
         ]
     )
     values = values.clamp(-8, 8)
-    run = Stub(study=Stub(scores=lambda: {"w": values}), config=Stub(options=Stub(threshold=threshold)))
-    table = tables.log_alpha_table(run)
+    method = sparsify.make("sparse-vd-w", sparsify.options_of("sparse-vd-w", {"threshold": threshold}))
+    table = tables.score_table(Stub(study=Stub(scores=lambda: {"w": values}, method=method)))
     assert table["count"].sum() == len(values)
     assert table.loc[table["kept"], "count"].sum() == int((values < threshold).sum())
     assert threshold in table["low"].to_list() or not (~table["kept"]).any()
-    assert np.allclose(table["high"] - table["low"], tables.BIN)
+    assert np.allclose(table["high"] - table["low"], method.reading.bin)
+
+
+def test_sizes_of_pruned_weights_lie_left_of_the_range_and_the_others_in_it():
+    values = torch.tensor([-torch.inf, -torch.inf, -9.0, -2.0, 0.1, 3.0])  # log10 |w|; zeros are pruned
+    table = tables.score_table(Stub(study=Stub(scores=lambda: {"w": values}, method=sparsify.make("hard"))))
+    assert table["count"].sum() == 6 and table.loc[~table["kept"], "count"].sum() == 2
+    assert table.loc[table["kept"], "low"].min() == -6.0 and "log10" in table["reading"][0]
+    assert "33% pruned" in words_of(plots.score_histogram(table))
 
 
 def test_metrics_know_compression_and_all_layers_gates():

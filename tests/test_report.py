@@ -9,7 +9,7 @@ import torch
 
 from sparsernn import records, tasks
 from sparsernn.report import publish as report
-from sparsernn.report.tables import gate_table, log_alpha_table, save, threshold_table
+from sparsernn.report.tables import gate_table, save, score_table, threshold_table
 from sparsernn.study.config import RunConfig
 from sparsernn.study.opponents import count_back_off
 from sparsernn.study.presets import PRESETS
@@ -27,7 +27,7 @@ def published(tmp_path_factory):
     tiny.register()
     for task, method in [("tiny-topic", "linear"), ("tiny-topic", "sparse-vd-wgn"), ("tiny-char", "dense")]:
         run = ensure(RunConfig(task=task, method=method, profile="quick"))
-        save(run, thresholds=threshold_table(run, [1, 5]), log_alpha=log_alpha_table(run), gates=gate_table(run))
+        save(run, thresholds=threshold_table(run), scores=score_table(run), gates=gate_table(run))
     count_back_off("tiny-char", "quick", 3)
     written = report.publish("quick", root / "results", root / "figures")
     yield root, written

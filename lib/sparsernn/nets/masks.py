@@ -71,6 +71,15 @@ def _count(masks, weights, kept, live):
     )
 
 
+def standing(masks):
+    """Matrix name → bool: weights that are kept and belong to no removed word, neuron or gate; nothing more is followed."""
+    weights = {name: w.clone() for name, w in masks.weights.items()}
+    for axis in masks.axes:
+        if axis.name in masks.groups:
+            axis.drop(weights, ~masks.groups[axis.name], "in", "out")
+    return weights
+
+
 def paper_count(masks):
     """Count as the authors do (1812.05692 code, `compute_compression_masks`): one pass, every test on the raw masks.
 

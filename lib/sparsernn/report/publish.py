@@ -17,7 +17,7 @@ from ..study.runs import schedule
 from . import plots
 from . import tables as tidy
 
-TABLES = ("metrics.csv", "thresholds.csv", "log_alpha.csv", "gates.csv", "numbers.csv", "trace.csv")
+TABLES = ("metrics.csv", "thresholds.csv", "scores.csv", "gates.csv", "numbers.csv", "trace.csv")
 LARGEST_MODEL = 1 << 23  # bytes of a compact model that is worth tracking
 
 
@@ -165,8 +165,8 @@ def draw(profile, results, figures, study=None):
         keep(plots.training_curves(curves), f"{stem}-training")
         for method, thresholds in _per_method(profile, shown, "thresholds.csv", results):
             keep(plots.threshold_curve(thresholds), f"{stem}-{method}-thresholds")
-        for method, counts in _per_method(profile, shown, "log_alpha.csv", results):
-            keep(plots.log_alpha_histograms(counts), f"{stem}-{method}-log-alpha")
+        for method, counts in _per_method(profile, shown, "scores.csv", results):
+            keep(plots.score_histograms(counts), f"{stem}-{method}-scores")
         for method, gates in _per_method(profile, shown, "gates.csv", results):
             keep(plots.gate_map(gates), f"{stem}-{method}-gates")
             keep(plots.gate_counts(gates), f"{stem}-{method}-gate-counts")

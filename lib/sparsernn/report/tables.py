@@ -14,9 +14,6 @@ from ..nets.masked import masked
 from ..nets.masks import CONSTANT, REMOVED, closed_count, gate_states, paper_count
 from ..records import joined
 
-BIN = 0.4  # width of a bin of log α
-LOWEST, HIGHEST = -8.0, 8.0  # log α is clamped to these for reading
-
 
 def metrics_table(*runs):
     """`tidy_metrics` of one or several runs, one under the other."""
@@ -35,35 +32,45 @@ def tidy_metrics(metrics, record):
     return table
 
 
-def threshold_table(run, thresholds):
-    """`run.threshold_curve` with the plan's own threshold among the thresholds: + metric, chosen. Validation only."""
-    if not hasattr(run.config.options, "threshold"):
-        return pd.DataFrame(
-            columns=["threshold", "valid", "compression", "weights_kept", "gates_live", "metric", "chosen"]
-        )
-    chosen = run.config.options.threshold
-    table = run.threshold_curve(sorted({*map(float, thresholds), chosen}))
-    return table.assign(metric=run.record["metric"], chosen=table["threshold"] == chosen)
+def threshold_table(run):
+    """`run.threshold_curve` over the cuts that suit the method's scores, its own among them: + reading (the scores' name),
+    keeps_below, metric, chosen. Validation only."""
+    if (reading := run.study.method.reading) is None:
+        columns = ["threshold", "valid", "compression", "weights_kept", "gates_live"]
+        return pd.DataFrame(columns=[*columns, "reading", "keeps_below", "metric", "chosen"])
+    own = _cut(run.study.method)
+    table = run.threshold_curve(sorted({*map(float, reading.cuts), own}))
+    how = {"reading": reading.name, "keeps_below": reading.keeps_below, "metric": run.record["metric"]}
+    return table.assign(**how, chosen=table["threshold"] == own)
 
 
-def log_alpha_table(run):
-    """Counts of log α: tensor, low, high, count, kept; bins [low, high) of width 0.4, an edge at the threshold.
+def _cut(method):
+    """A method's threshold, or the end of the range that its scores are shown in."""
+    return min(max(method.threshold, method.reading.low), method.reading.high)
 
-    Every bin of [−8, 8] has its row, empty ones too, so the threshold can be read off: where `kept` ends.
+
+def score_table(run):
+    """Counts of what decides who stays (log α, log10 |w|, a gate): tensor, low, high, count, kept, reading (its name).
+
+    Bins [low, high), an edge at the threshold. Every bin of the range has its row, empty ones too, so the threshold can be
+    read off: where `kept` changes. What lies outside the range is in the outermost bin of its side.
     """
-    if not hasattr(run.config.options, "threshold"):
-        return pd.DataFrame(columns=["tensor", "low", "high", "count", "kept"])
-    cut, rows = run.config.options.threshold, []
-    first, last = int((LOWEST - cut) // BIN), int((HIGHEST - cut) // BIN)
+    method, columns, rows = run.study.method, ["tensor", "low", "high", "count", "kept", "reading"], []
+    if (reading := method.reading) is None:
+        return pd.DataFrame(columns=columns)
+    cut, width = _cut(method), reading.bin
+    first, last = min(-1, int((reading.low - cut) // width)), max(0, int((reading.high - cut) // width))
     for name, values in run.study.scores().items():
-        number = ((values.double() - cut) / BIN).floor().flatten()
-        kept = (values < cut).flatten()  # as the method decides; a rounded quotient must not move a weight
-        number = torch.where(kept, number.clamp(max=-1), number.clamp(min=0)).long()
+        number = ((values.double() - cut) / width).floor().flatten().clamp(first, last)
+        kept = method.keeps(values).flatten()  # as the method decides; a rounded quotient must not move a weight
+        above = ~kept if reading.keeps_below else kept
+        number = torch.where(above, number.clamp(min=0), number.clamp(max=-1)).long()
         counts = torch.bincount(number - first, minlength=last - first + 1).tolist()
         for k, count in enumerate(counts, first):
-            low, high = round(cut + BIN * k, 9), round(cut + BIN * (k + 1), 9)
-            rows.append({"tensor": name, "low": low, "high": high, "count": count, "kept": k < 0})
-    return pd.DataFrame(rows, columns=["tensor", "low", "high", "count", "kept"])
+            low, high = round(cut + width * k, 9), round(cut + width * (k + 1), 9)
+            side = (k < 0) == reading.keeps_below
+            rows.append((name, low, high, count, side, reading.name))
+    return pd.DataFrame(rows, columns=columns)
 
 
 def count_table(run):

@@ -5,6 +5,7 @@ from functools import partial
 from ..files import nearest
 from .base import Dense, Method
 from .binary import BinaryDropout, BinarySparseVD
+from .gradual import Gradual, Hard
 from .linear import L1Logistic
 from .options import names_of, refuse_unknown
 from .sparse_vd import SparseVD
@@ -17,6 +18,8 @@ METHODS = {
     "sparse-vd-w-voc": partial(SparseVD, kinds="voc"),
     "sparse-vd-wn": partial(SparseVD, kinds="wn"),
     "sparse-vd-wgn": partial(SparseVD, kinds="wgn"),
+    "gradual": Gradual,
+    "hard": Hard,
     "linear": L1Logistic,
 }
 

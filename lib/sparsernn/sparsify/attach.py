@@ -66,9 +66,9 @@ def attach(
 
 def put_on(
     model, method, steps, n_examples, *, only=None, skip=None, example=None, reference=None, batch_dim=None,
-    steps_per_epoch=1, needs_recurrent=True,
+    steps_per_epoch=1, needs_recurrent=True, strict=True,
 ):  # fmt: skip
-    """`attach` of a `Method` that is made already."""
+    """`attach` of a `Method` that is made already. strict: the last step refuses a density that was missed."""
     check("steps", int, steps, least=1), check("n_examples", int, n_examples, least=1)
     check("steps_per_epoch", int, steps_per_epoch, least=1)
     found = Found(model)
@@ -94,16 +94,18 @@ def put_on(
             reasons = "; ".join(f"{name}: {why}" for name, why in left.items())
             raise ValueError(f"no layer is left for the method to touch ({reasons})")
         method.prepare()
+        what, by = method.begins
         if (begins := min((first for _, first, _ in method.schedule()), default=0)) >= steps:
             raise ValueError(
-                f"the penalty would begin at step {begins:,} of a training of {steps:,}: lower kl_start, or train longer"
+                f"{what} would begin at step {begins:,} of a training of {steps:,}: lower {by}, or train longer"
             )
+        method.refuse_out_of_reach()
     except BaseException:  # refused: the model as it was
         for layer in found.layers.values():
             _put_down(layer)
         raise
     method.idle = False
-    return Study(model, method, left, known=example is not None)
+    return Study(model, method, left, known=example is not None, strict=strict)
 
 
 def _start(method, reference):
@@ -115,6 +117,7 @@ def _start(method, reference):
     if missing := [name for name in needs if not given.get(name)]:
         raise ValueError(
             f"this method starts from a finished run of {missing[0]!r}: give attach reference=, the state_dict of its model"
+            + (method.or_else and f", or {method.or_else}")
         )
     method.start_from(given)
 
@@ -264,8 +267,8 @@ class Study:
     A copy of the model (copy.deepcopy, torch.save) has a study of its own: `Study.of(copy)`.
     """
 
-    def __init__(self, model, method, left, known):
-        self.model, self.method, self.left, self.step = model, method, left, 0
+    def __init__(self, model, method, left, known, strict):
+        self.model, self.method, self.left, self.step, self.strict = model, method, left, 0, strict
         self.known, self.depth, self.watch, self.watching = known, 0, None, False
         self.hooks = [
             model.register_forward_pre_hook(self._begin),
@@ -296,6 +299,18 @@ class Study:
     def groups(self):
         return self.method.groups
 
+    def ahead(self):
+        """What is about to happen, a line each: how many weights may go, and what begins and ends at which step."""
+        lines, prunable = [], self.method.prunable()
+        if wanted := getattr(self.method.options, "density", 0.0):
+            total = sum(prunable.values())
+            lines = [f"density {wanted:g}: {round(wanted * total):,} of the {total:,} weights of {', '.join(prunable)}"]
+        steps = [
+            f"{what}: steps {first:,} to {end:,} of {self.method.steps:,}"
+            for what, first, end in self.method.schedule()
+        ]
+        return lines + steps
+
     def parameters(self):
         """What the method learns beside the model's own parameters."""
         return (parameter for item in self.method.items() for parameter in item.parameters())
@@ -324,6 +339,8 @@ class Study:
             self.method.fix()
         self.step += 1
         self.method.step = self.step
+        if self.strict and self.step == self.method.steps:
+            self.method.refuse_missed()
         if self.step == LATE and not self.method.fixed and self._left_out():
             raise ValueError(
                 f"after {LATE} steps nothing that the method learns has moved: make the optimiser of study.parameter_groups()"

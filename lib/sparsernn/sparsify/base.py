@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..nets.masks import Masks
+from ..nets.masks import Masks, standing
 from .carried import in_backward
 from .options import Options, option
 
@@ -20,7 +20,32 @@ class Phase:
 
 
 @dataclass(frozen=True)
-class Thresholded(Options):
+class Reading:
+    """How a method's scores are read: their name, the range that histograms show, and which side of a threshold is kept."""
+
+    name: str
+    low: float
+    high: float
+    bin: float
+    cuts: tuple[float, ...]
+    keeps_below: bool = False
+
+
+LOG_ALPHA = Reading("log α", -8.0, 8.0, 0.4, tuple(range(-1, 8)), keeps_below=True)
+MISSED = 0.1  # a density may end this far off the one asked for, as a share of it
+
+
+@dataclass(frozen=True)
+class Wanted(Options):
+    """Options of a method that can be asked for a density."""
+
+    density: float = option(
+        0.0, "weights kept ÷ weights it may prune, at the end; 0: whatever its other options give", least=0, most=1
+    )
+
+
+@dataclass(frozen=True)
+class Thresholded(Wanted):
     """Options of a method whose scores decide what is kept."""
 
     threshold: float = option(0.0, "what is kept has its score below it")
@@ -45,6 +70,9 @@ class Method:
     draws_words    whether weights and scales can be drawn for the words of a batch alone
     noise_on_output  whether linear layers with `local_noise` take their noise on the output (`variance`)
     a_draw_each    whether a neuron's scales are drawn apart, one for each place where it is read
+    reading        how its scores are read (`Reading`); None: it has none to draw, or to cut elsewhere
+    begins         what begins, and the option that says when: for a training that would end before
+    or_else        what may stand in for the finished runs it needs, for an error
     """
 
     Options = Options
@@ -54,6 +82,9 @@ class Method:
     draws_words = False
     noise_on_output = False
     a_draw_each = False
+    reading: Reading | None = None
+    begins = "the penalty", "kl_start"
+    or_else = ""
 
     def __init__(self, options=None):
         self.options = options or self.Options()
@@ -100,8 +131,14 @@ class Method:
         """A number for each weight or neuron that says whether it stays; None: it stays."""
         return None
 
+    @property
+    def threshold(self):
+        """Where scores are cut; infinitely far out where the method has pruned already what goes."""
+        return getattr(self.options, "threshold", torch.inf if self.reading.keeps_below else -torch.inf)
+
     def keeps(self, score, threshold=None):
-        return score < (self.options.threshold if threshold is None else threshold)
+        threshold = self.threshold if threshold is None else threshold
+        return score < threshold if self.reading.keeps_below else score > threshold
 
     def keep_of(self, item, score, threshold=None):
         """bool: what stays of an item with these scores; what is spared always does."""
@@ -193,6 +230,36 @@ class Method:
         """What is kept (`Masks`), at `threshold` or the options'."""
         items = self.weights | self.groups
         return self.masks_of({n: self.keep_of(items[n], score, threshold) for n, score in self.scores().items()})
+
+    # ---- how dense
+
+    def prunable(self):
+        """Name → number of the weights that it may prune."""
+        return {name: item.theta.numel() for name, item in self.weights.items()}
+
+    def reach(self):
+        """The least and the largest density that it can end with."""
+        return 0.0, 1.0
+
+    def density(self, masks=None):
+        """Weights kept ÷ weights that it may prune; a weight of a removed word, neuron or gate is none that is kept."""
+        names = self.prunable()
+        kept = standing(self.masks() if masks is None else masks)
+        return sum(int(kept[name].sum()) for name in names) / sum(names.values())
+
+    def refuse_out_of_reach(self):
+        """Raise ValueError for a density that the method cannot end with, with its range."""
+        wanted, (least, most) = getattr(self.options, "density", 0.0), self.reach()
+        if wanted and not least * (1 - MISSED) <= wanted <= most * (1 + MISSED):
+            raise ValueError(f"density is {wanted:g}; what this method can reach here is {least:.4g} to {most:.4g}")
+
+    def refuse_missed(self, masks=None):
+        """Raise ValueError for a training that has not ended at the density it was asked for."""
+        wanted = getattr(self.options, "density", 0.0)
+        if wanted and abs(self.density(masks) / wanted - 1) > MISSED:
+            raise ValueError(
+                f"the training ended at a density of {self.density(masks):.4g}, not at {wanted:g} as asked (±{MISSED:.0%})"
+            )
 
     def masks_of(self, keep):
         """`Masks` of a bool tensor a scored item; everything else is kept."""

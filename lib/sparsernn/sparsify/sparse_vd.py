@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .base import Method, Phase, Thresholded
+from .base import LOG_ALPHA, Method, Phase, Thresholded
 from .carried import Transient
 from .kl import _KL, FITS, kl_and_gradients, log_alpha, noisy
 from .options import option
@@ -65,7 +65,7 @@ class SparseVD(Method):
     `kl_every` the KL's gradient is held for some steps, in which no θ or log σ moves far.
     """
 
-    Options = SparseVDOptions
+    Options, reading = SparseVDOptions, LOG_ALPHA
     touches = draws_words = noise_on_output = True
 
     def __init__(self, options=None, kinds=()):

@@ -124,7 +124,7 @@ def begun(path):
 
 def needed(config):
     """The finished runs that a run starts from: same task, model, profile and seed."""
-    names = sparsify.make(config.method).needs()
+    names = sparsify.make(config.method, config.options).needs()
     return [RunConfig(config.task, config.model, name, config.profile, config.seed) for name in names]
 
 

@@ -175,8 +175,8 @@ def _train(session, directory, checkpoint, report):
             session.save(checkpoint)
     if session.epoch < epochs:
         report(_forecast(session))
-        for words, first, end in session.method.schedule():
-            report(f"{words}: steps {first:,} to {end:,} of {session.method.steps:,}")
+        for line in session.study.ahead():
+            report(line)
     while session.epoch < epochs:
         start = time.perf_counter()
         loss, penalty = (sum(values) / len(values) for values in zip(*session.steps(), strict=True))
@@ -220,6 +220,8 @@ def _finish(session, directory, report):
     masks, means = study.masks(), study.means()
     small, closed = shrunk(session.model, masks, means, example_of(task, plan))
     _refuse_nothing(closed)
+    if config.profile != "smoke":  # too short to reach anything
+        session.method.refuse_missed(masks)
     masked = predictor(session.model, masks, means)
     size = save(small, directory / "model.safetensors")
     small = load(directory / "model.safetensors", session.model)

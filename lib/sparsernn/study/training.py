@@ -43,6 +43,7 @@ class Session:
             reference=finished,
             batch_dim=1,
             needs_recurrent=False,
+            strict=False,
         )
         self.method = self.study.method
         self.model.to(device)

@@ -8,7 +8,7 @@ import matplotlib.pyplot as plt
 
 from .gates import constant_values, gate_counts, gate_map
 from .kernels import ENGINE_STYLE, crossover, product_claim, rooflines
-from .pruning import log_alpha_histogram, log_alpha_histograms, threshold_curve
+from .pruning import score_histogram, score_histograms, threshold_curve
 from .reading import gate_trace, word_page
 from .study import beside_published, front, fronts, sizes
 from .style import METHOD_STYLE, OPPONENTS, look, percent, size, times
@@ -28,8 +28,6 @@ __all__ = [
     "gate_map",
     "gate_trace",
     "kl_curves",
-    "log_alpha_histogram",
-    "log_alpha_histograms",
     "look",
     "noise_curves",
     "percent",
@@ -37,6 +35,8 @@ __all__ = [
     "product_claim",
     "rooflines",
     "size",
+    "score_histogram",
+    "score_histograms",
     "sizes",
     "threshold_curve",
     "times",

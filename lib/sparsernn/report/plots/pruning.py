@@ -1,27 +1,38 @@
-"""Where the threshold of log α cuts: what it buys, and how far apart what stays and what goes are."""
+"""Where a threshold cuts: what it buys, and how far apart what stays and what goes are."""
 
 import math
 
 import numpy as np
-from matplotlib.ticker import MultipleLocator
+from matplotlib.ticker import MaxNLocator
 
 from .style import BLACK, BLUE, ORANGE, best_of, log_counts, metric_of, percent, say, styled, subplots, times, title
 
 KEPT, PRUNED = (BLUE, ""), (ORANGE, "///")
+LABELS = {"log α": r"$\log\alpha = \log\,\sigma^2/\theta^2$", "log10 |w|": r"$\log_{10}|w|$"}
+
+
+def _cut(bins):
+    """The edge between the bins of what is kept and of what goes."""
+    kept, gone = bins[bins["kept"]], bins[~bins["kept"]]
+    if gone.empty or kept.empty:
+        return bins["high"].max()
+    return gone["low"].min() if kept["low"].min() < gone["low"].min() else kept["low"].min()
 
 
 @styled
 def threshold_curve(table):
-    """Validation quality and compression against the threshold of log α; the chosen one marked.
+    """Validation quality and compression against the threshold; the chosen one marked.
 
-    table: `tables.threshold_table` (threshold, valid, compression, metric, chosen).
+    table: `tables.threshold_table` (threshold, valid, compression, reading, keeps_below, metric, chosen).
     """
     if table.empty:
         figure, ax = subplots(5.2, 1.6)
-        say(ax, "no threshold to choose: this method has no log α")
+        say(ax, "no threshold to choose: this method has no scores")
         return figure
     figure, axes = subplots(6.2, 5.0, 2, 1, sharex=True)
     words, better = metric_of(table)
+    reading, side = table["reading"].iloc[0], "above"
+    side = "below" if table["keeps_below"].astype(bool).all() else side
     table = table.sort_values("threshold")
     chosen = table[table["chosen"].astype(bool)]
     shown = table.assign(compression=table["compression"].where(np.isfinite(table["compression"].astype(float))))
@@ -30,7 +41,7 @@ def threshold_curve(table):
         for cut in chosen["threshold"]:
             ax.axvline(cut, color=BLACK, ls="--", lw=1)
     axes[0].set_ylabel(f"validation {words}\n({better} is better)")
-    axes[1].set(ylabel="compression:\nweights, all ÷ kept", xlabel="threshold: keep log α below it", yscale="log")
+    axes[1].set(ylabel="compression:\nweights, all ÷ kept", xlabel=f"threshold: keep {reading} {side} it", yscale="log")
     log_counts(axes[1].yaxis)
     best = best_of(table["valid"], better)
     peak = table[table["valid"] == best]["threshold"]
@@ -45,17 +56,17 @@ def threshold_curve(table):
 
 
 @styled
-def log_alpha_histogram(table, ax=None):
-    """How far apart what stays and what goes are: counts of log α, the cut, and the share on each side.
+def score_histogram(table, ax=None):
+    """How far apart what stays and what goes are: counts of scores, the cut, and the share on each side.
 
-    table: rows of one tensor of `tables.log_alpha_table` (low, high, count, kept); of several: their sum.
+    table: rows of one tensor of `tables.score_table` (low, high, count, kept, reading); of several: their sum.
     """
     ax = ax or subplots(5, 3)[1]
     if table.empty:
-        return say(ax, "this method has no log α")
+        return say(ax, "this method has no scores")
     kept = table["kept"].astype(bool)
     bins = table.assign(kept=kept).groupby(["low", "high", "kept"], as_index=False)["count"].sum()
-    total, cut = bins["count"].sum(), bins["low"][~bins["kept"]].min() if (~kept).any() else bins["high"].max()
+    total, cut = bins["count"].sum(), _cut(bins)
     for side, (colour, hatch) in ((True, KEPT), (False, PRUNED)):
         part = bins[bins["kept"] == side]
         name = f"{'kept' if side else 'pruned'} ({percent(part['count'].sum() / total)})"
@@ -64,9 +75,10 @@ def log_alpha_histogram(table, ax=None):
     ax.axvline(cut, ymax=0.86, color=BLACK, ls="--", lw=1)
     is_weight = table["tensor"].str.contains(".", regex=False).all()
     ax.set(
-        xlabel=r"$\log\alpha = \log\,\sigma^2/\theta^2$", ylabel=f"{'weights' if is_weight else 'variables'} per bin"
+        xlabel=LABELS.get(table["reading"].iloc[0], table["reading"].iloc[0]),
+        ylabel=f"{'weights' if is_weight else 'variables'} per bin",
     )
-    ax.xaxis.set_major_locator(MultipleLocator(2 if ax.get_position().width > 0.5 else 4))
+    ax.xaxis.set_major_locator(MaxNLocator(9 if ax.get_position().width > 0.5 else 5, steps=[1, 2, 4, 5, 10]))
     ax.set(yscale="log", ylim=(0.6, bins["count"].max() * 12), xlim=(bins["low"].min(), bins["high"].max()))
     ax.legend(fontsize=8, loc="upper left", ncols=2, handlelength=1.4, columnspacing=1, borderaxespad=0.2)
     names = table["tensor"].unique()
@@ -76,18 +88,18 @@ def log_alpha_histogram(table, ax=None):
 
 
 @styled
-def log_alpha_histograms(table, columns=3):
-    """`log_alpha_histogram` of every tensor and group variable. table: `tables.log_alpha_table`."""
+def score_histograms(table, columns=3):
+    """`score_histogram` of every tensor and group variable. table: `tables.score_table`."""
     names = list(table["tensor"].unique())
     if not names:
         figure, ax = subplots(5.2, 1.6)
-        say(ax, "this method has no log α: nothing says which weights go")
+        say(ax, "this method has no scores that say which weights go")
         return figure
     columns = min(columns, len(names))
     rows = math.ceil(len(names) / columns)
     figure, axes = subplots(3.5 * columns, 2.4 * rows + 0.3, rows, columns, squeeze=False)
     for ax, name in zip(axes.flat, names, strict=False):
-        log_alpha_histogram(table[table["tensor"] == name], ax)
+        score_histogram(table[table["tensor"] == name], ax)
     for ax in axes.flat[: max(0, len(names) - columns)]:
         ax.set_xlabel("")
     for ax in axes.flat[len(names) :]:

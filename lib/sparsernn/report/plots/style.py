@@ -22,10 +22,12 @@ METHOD_STYLE = {
     "sparse-vd-wgn": (BLUE, "s", "-"),
     "gradual": (GREEN, "P", "-"),
     "hard": (GREEN, "X", "--"),
-    "gradual-block": (GREEN, "p", ":"),
+    "blocks": (GREEN, "p", ":"),
+    "one-shot": (GREEN, ">", "-."),
     "l0": (PINK, "d", "-"),
     "iss": (BROWN, "h", "-"),
     "restricted": (YELLOW, "8", "-."),
+    "heads": (BROWN, "^", ":"),
     "linear": (RED, "*", "-."),
     "back-off": (PURPLE, "H", ":"),
 }
@@ -103,10 +105,8 @@ def size(count):
 
 
 def look(method):
-    """(colour, marker, dash) of a method. Raises ValueError for one that has none yet."""
-    if method not in METHOD_STYLE:
-        raise ValueError(f"no style for method {method!r}: add it to plots.METHOD_STYLE ({', '.join(METHOD_STYLE)})")
-    return METHOD_STYLE[method]
+    """(colour, marker, dash) of a method; grey crosses for one that was registered from outside."""
+    return METHOD_STYLE.get(method, (GREY, "x", ":"))
 
 
 def metric_of(table):
