@@ -235,7 +235,8 @@ class Method:
 
     def prunable(self):
         """Name → number of the weights that it may prune."""
-        return {name: item.theta.numel() for name, item in self.weights.items()}
+        lines = {name: 0 if w.spared is None else w.theta[w.spared].numel() for name, w in self.weights.items()}
+        return {name: weight.theta.numel() - lines[name] for name, weight in self.weights.items()}
 
     def reach(self):
         """The least and the largest density that it can end with."""
@@ -245,6 +246,9 @@ class Method:
         """Weights kept ÷ weights that it may prune; a weight of a removed word, neuron or gate is none that is kept."""
         names = self.prunable()
         kept = standing(self.masks() if masks is None else masks)
+        for name in names:
+            if (spared := self.weights[name].spared) is not None:
+                kept[name][spared] = False
         return sum(int(kept[name].sum()) for name in names) / sum(names.values())
 
     def refuse_out_of_reach(self):

@@ -78,9 +78,9 @@ class ByThreshold(Masking):
     @torch.no_grad()
     def shrink(self, step):
         for kind, weights in self.of_types():
-            sizes = torch.cat([(weight.theta * weight.mask).abs().flatten() for weight in weights])
+            sizes, free = torch.cat([self.sizes_of(weight).flatten() for weight in weights]), self.prunable()
             if self.options.density:
-                keep = largest(sizes, round(self.share(kind, step) * len(sizes)))
+                keep = largest(sizes, round(self.share(kind, step) * sum(free[weight.name] for weight in weights)))
             else:
                 keep = sizes > self.rises_to(kind, step)
             for weight, mine in zip(weights, keep.split([w.theta.numel() for w in weights]), strict=True):

@@ -110,6 +110,14 @@ class Masking(Method):
         return [(kind, weights) for kind, weights in found.items() if weights]
 
     @torch.no_grad()
+    def sizes_of(self, weight):
+        """|w| of a matrix; 0 where it was pruned, or is not to be."""
+        sizes = (weight.theta * weight.mask).abs()
+        if weight.spared is not None:
+            sizes[weight.spared] = 0
+        return sizes
+
+    @torch.no_grad()
     def narrow(self, weight, keep):
         """Prune what is not in `keep`; what was pruned before stays pruned."""
         weight.mask &= keep

@@ -1,0 +1,266 @@
+"""Gradual and hard pruning: the paper's threshold by hand, what is dead stays dead, a density asked for is reached."""
+
+import numpy as np
+import pytest
+import tiny
+import torch
+from oracles import error
+from torch import nn
+
+import sparsernn
+from sparsernn import sparsify, tasks
+from sparsernn.sparsify.gradual import cubic, two_slope
+from sparsernn.sparsify.masking import largest
+from sparsernn.study.config import RunConfig, needed
+from sparsernn.study.presets import PRESETS
+from sparsernn.study.runs import ensure
+
+
+@pytest.fixture(autouse=True)
+def as_it_was(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "runs"))
+    tables = [(table, dict(table)) for table in (sparsify.METHODS, tasks.TASKS, PRESETS)]
+    tiny.register()
+    yield
+    for table, before in tables:
+        table.clear()
+        table.update(before)
+
+
+class Net(nn.Module):
+    """Words, a stack of two layers, a head."""
+
+    def __init__(self, cell=nn.LSTM, bidirectional=False):
+        super().__init__()
+        torch.manual_seed(3)
+        self.words = nn.Embedding(11, 5, padding_idx=0)
+        self.stack = cell(5, 6, num_layers=2, bidirectional=bidirectional)
+        self.head = nn.Linear(12 if bidirectional else 6, 3)
+
+    def forward(self, ids):
+        return self.head(self.stack(self.words(ids))[0])
+
+
+CELLS = [nn.LSTM, nn.GRU, nn.RNN]
+IDS = torch.randint(1, 11, (7, 4), generator=torch.Generator().manual_seed(0))
+
+
+def train(model, study, steps, optimizer=None):
+    optimizer = optimizer or torch.optim.Adam(study.parameter_groups(lr=1e-2))
+    targets = torch.randint(0, 3, (7, 4), generator=torch.Generator().manual_seed(1))
+    for _ in range(steps):
+        loss = nn.functional.cross_entropy(model(IDS).flatten(0, 1), targets.flatten()) + study.penalty()
+        optimizer.zero_grad(), loss.backward(), optimizer.step()
+        study.after_step()
+
+
+# ---- the schedules
+
+
+def test_the_threshold_is_that_of_the_papers_algorithm_worked_out_by_hand():
+    # 1,000 steps: begins at 100, faster from 300, ends at 500; masks every 50; q = 0.1:
+    # θ = 2 · 0.1 · 50 / (2 · 200 + 3 · 200) = 0.01 every 50 steps; φ = 1.5 θ
+    given = {"start": 100, "ramp": 300, "end": 500, "every": 50, "q": 0.1}
+    assert two_slope(149, **given) == pytest.approx(0.01)
+    assert two_slope(199, **given) == pytest.approx(0.02)
+    assert two_slope(299, **given) == pytest.approx(0.04)
+    assert two_slope(399, **given) == pytest.approx(0.04 + 0.0002 + 0.03)  # the first slope ends with ramp − start + 1
+    assert two_slope(499, **given) == pytest.approx(0.1 + 0.0002)
+    # with φ = 2 θ and the heuristic times (25 %, 50 % of 1,000 steps) it ends near 1.2 q
+    assert two_slope(499, 50, 250, 500, 100, 0.1, ratio=2.0) == pytest.approx(0.1217, abs=2e-3)
+
+
+def test_the_cubic_density_is_one_at_the_start_what_was_asked_at_the_end_and_an_eighth_above_it_half_way():
+    assert [cubic(step, 100, 300, 0.2) for step in (0, 100, 200, 300, 900)] == pytest.approx([1, 1, 0.3, 0.2, 0.2])
+
+
+def test_the_largest_are_as_many_as_were_asked_for_whatever_ties_there_are():
+    sizes = torch.tensor([[1.0, 2.0, 2.0], [2.0, 2.0, 0.0]])
+    for count in range(7):
+        keep = largest(sizes, count)
+        assert int(keep.sum()) == count and keep.shape == sizes.shape
+        assert not keep.any() or sizes[keep].min() >= sizes[~keep].max() if (~keep).any() else True
+
+
+# ---- where q comes from
+
+
+def test_q_is_the_percentile_of_the_dense_run_of_the_same_task_type_by_type():
+    config = RunConfig("tiny-char", method="gradual", profile="quick", epochs=6, prune_every=7)
+    (before,) = needed(config)
+    assert (before.method, before.seed, before.profile) == ("dense", 0, "quick")
+    run = ensure(config)
+    dense, q = ensure(before).model, run.study.method.q
+    for kind, weight in (("input", "weight_ih_l0"), ("recurrent", "weight_hh_l0")):
+        sizes = np.sort(getattr(dense.lstm, weight).detach().abs().numpy().ravel())
+        assert q(kind) == pytest.approx(sizes[round(0.9 * len(sizes))])
+    start, end = run.study.method.window
+    assert (start, end) == (run.record["steps"] // 6, run.record["steps"] // 2)
+    assert run.record["compact_error"] <= 1e-9 and run.record["compression"] > 2
+
+
+def test_a_threshold_may_be_given_instead_of_a_dense_run_and_one_of_the_two_is_asked_for():
+    assert not needed(RunConfig("tiny-char", method="gradual", profile="quick", q=0.1))
+    model = Net()
+    with pytest.raises(ValueError, match="finished run of 'dense': give attach reference=.*, or q="):
+        sparsernn.attach(model, "gradual", steps=40, n_examples=40)
+    with pytest.raises(ValueError, match="q and density do not go together"):
+        sparsernn.attach(model, "gradual", steps=40, n_examples=40, q=0.1, density=0.3)
+    with pytest.raises(ValueError, match="schedule='cubic' goes by a density"):
+        sparsernn.attach(model, "gradual", steps=40, n_examples=40, schedule="cubic")
+    study = sparsernn.attach(model, "gradual", steps=40, n_examples=40, q=0.2, prune_every=2)
+    train(model, study, 40)
+    weights = study.weights["stack.weight_hh_l1"]
+    assert 0 < int(weights.mask.sum()) < weights.mask.numel()
+    assert not bool((weights.theta[~weights.mask] != 0).any())
+
+
+def test_a_reference_says_where_a_strangers_threshold_ends():
+    reference = {name: value.clone() for name, value in Net().state_dict().items()}
+    model = Net()
+    study = sparsernn.attach(model, "gradual", steps=60, n_examples=40, reference=reference, prune_every=5)
+    sizes = torch.cat([reference[f"stack.weight_hh_l{n}"].abs().flatten() for n in (0, 1)]).sort().values
+    assert study.method.q("recurrent") == pytest.approx(float(sizes[round(0.9 * len(sizes))]))
+    train(model, study, 60)
+    assert study.method.density() < 0.5
+
+
+# ---- dead is dead
+
+
+@pytest.mark.parametrize("optimizer", [
+    lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=1e-4),
+    lambda groups: torch.optim.Adam(groups, lr=1e-2),
+])  # fmt: skip
+def test_zeros_survive_a_hundred_steps_of_an_optimiser_with_momentum(optimizer):
+    model = Net()
+    study = sparsernn.attach(
+        model, "gradual", steps=120, n_examples=40, schedule="cubic", density=0.3, prune_end=0.1, prune_every=2
+    )
+    optimizer = optimizer(study.parameter_groups(lr=1e-2))
+    train(model, study, 20, optimizer)
+    dead = {name: ~weight.mask for name, weight in study.weights.items()}
+    assert study.method.density() == pytest.approx(0.3, abs=0.02)
+    for _ in range(4):
+        train(model, study, 25, optimizer)
+        for name, weight in study.weights.items():
+            assert torch.equal(~weight.mask, dead[name]) and not bool(weight.theta[dead[name]].any()), name
+
+
+def test_a_dead_weight_takes_no_part_and_gets_no_gradient_even_before_it_is_set_to_zero():
+    model = Net().double()
+    study = sparsernn.attach(model, "gradual", steps=10, n_examples=4, q=0.1)
+    weight = study.weights["stack.weight_hh_l0"]
+    weight.mask[0] = False
+    with torch.no_grad():
+        weight.theta[0] = 5.0
+    y = model(IDS)
+    y.sum().backward()
+    assert not bool(weight.theta.grad[0].any()) and bool(weight.theta.grad[1:].any())
+    with torch.no_grad():
+        weight.theta[0] = -5.0
+    assert torch.equal(model(IDS), y)
+
+
+def test_padding_is_left_alone():
+    model = Net()
+    study = sparsernn.attach(
+        model, "gradual", steps=20, n_examples=4, schedule="cubic", density=0.2, prune_every=1, prune_start=0.0
+    )
+    train(model, study, 20)
+    assert bool(study.weights["words.weight"].mask[0].all()) and not bool(study.weights["words.weight"].mask.all())
+
+
+# ---- how much is left, and when
+
+
+@pytest.mark.parametrize("method, more", [
+    ("gradual", {"schedule": "cubic", "prune_every": 4}), ("gradual", {"prune_every": 4}), ("hard", {}),
+    ("hard", {"prune_times": 3}),
+])  # fmt: skip
+def test_a_density_asked_for_is_what_is_left(method, more):
+    run = ensure(RunConfig("tiny-topic", method=method, profile="quick", density=0.2, **more))
+    masks = run.study.masks()
+    assert run.study.method.density(masks) == pytest.approx(0.2, rel=0.01)
+    for name in ("lstm.weight_ih_l0", "lstm.weight_hh_l0", "embedding.weight", "head.weight"):
+        assert float(masks.weights[name].double().mean()) == pytest.approx(0.2, abs=0.5 / 24)
+    assert run.record["compact_error"] <= 1e-9
+
+
+def test_a_run_says_what_it_will_prune_and_when_and_refuses_to_begin_after_its_end():
+    lines = []
+    ensure(RunConfig("tiny-topic", method="gradual", profile="quick", schedule="cubic", density=0.25), lines.append)
+    assert "density 0.25: 178 of the 712 weights of embedding.weight, lstm.weight_ih_l0, " in " ".join(lines)
+    assert any(line.startswith("pruned: steps 19 to 114 of 228") for line in lines)
+    with pytest.raises(ValueError, match="pruning would begin at step 19 of a training of 19: lower prune_start"):
+        ensure(RunConfig("tiny-topic", method="gradual", profile="quick", q=0.1, epochs=1))
+
+
+def test_a_training_that_ends_elsewhere_than_asked_says_so():
+    model = Net()
+    study = sparsernn.attach(model, "gradual", steps=30, n_examples=4, schedule="cubic", density=0.2, prune_every=5)
+    study.method.shrink = lambda step: None  # a method that does nothing
+    with pytest.raises(ValueError, match="ended at a density of 1, not at 0.2 as asked"):
+        train(model, study, 30)
+
+
+def test_hard_pruning_happens_at_its_epochs_alone():
+    model = Net()
+    study = sparsernn.attach(
+        model, "hard", steps=60, n_examples=4, density=0.4, prune_times=2, prune_start=10.0, prune_end=0.5
+    )
+    seen = []
+    for _ in range(60):
+        train(model, study, 1)
+        seen.append(round(study.method.density(), 2))
+    changes = [step for step in range(1, 60) if seen[step] != seen[step - 1]]
+    assert changes == [19, 29] and seen[18] == 1.0 and seen[20] == pytest.approx(0.7, abs=0.01)
+
+
+def test_a_step_that_an_epoch_comes_out_shorter_by_loses_no_change_of_the_masks():
+    model = Net()
+    study = sparsernn.attach(model, "gradual", steps=40, n_examples=4, schedule="cubic", density=0.3, prune_every=3)
+    optimizer = torch.optim.Adam(study.parameter_groups(lr=1e-2))
+    for step in [s for s in range(40) if s != 19]:  # the step after which pruning ends is missing
+        study.step = study.method.step = step
+        train(model, study, 1, optimizer)
+    assert study.method.density() == pytest.approx(0.3, abs=0.02)
+
+
+# ---- the small model
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_the_small_model_is_the_masked_one(cell, bidirectional):
+    model = Net(cell, bidirectional).double()
+    study = sparsernn.attach(
+        model, "gradual", steps=30, n_examples=4, schedule="cubic", density=0.15, prune_every=3, example=IDS
+    )
+    train(model, study, 30)
+    model.eval()
+    small, proof = sparsernn.compact(model, example=IDS)
+    other = torch.randint(0, 11, (5, 3), generator=torch.Generator().manual_seed(7))
+    assert error(small(other), model(other)) <= 1e-9
+    total = sum(p.numel() for p in model.parameters() if p.dim() == 2)
+    assert proof.weights_after <= 0.17 * total
+
+
+@pytest.mark.parametrize("method", ["gradual", "hard"])
+def test_a_run_killed_and_resumed_is_the_run_undisturbed(method, tmp_path, monkeypatch):
+    given = {"task": "tiny-char", "method": method, "profile": "quick", "epochs": 6, "density": 0.3}
+    whole = ensure(RunConfig(**given))
+    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "again"))
+    lines = []
+
+    def stop(line):
+        lines.append(line)
+        if line.startswith("epoch 3/6"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensure(RunConfig(**given), stop)
+    again = ensure(RunConfig(**given))
+    for name, value in whole.model.state_dict().items():
+        assert torch.equal(value, again.model.state_dict()[name]), name
+    assert whole.record["test"] == again.record["test"]
