@@ -23,9 +23,16 @@ class Evidence:
     rows: pd.DataFrame
     results: Path
 
-    def row(self, task, method):
-        """The finished row of a method on a task, at the longest schedule and the preset's plan where there is one; or None."""
+    def row(self, task, method, model=None, **values):
+        """The finished row of a method on a task, at the longest schedule and the preset's plan where there is one; or None.
+
+        model: a preset, or None for any; values: parameters that the row's variant must name, with these values.
+        """
         part = self.rows[(self.rows["task"] == task) & (self.rows["method"] == method) & self.rows["test"].notna()]
+        if model is not None:
+            part = part[part["model"] == model]
+        wanted = {f"{name}={value:g}" for name, value in values.items()}
+        part = part[[wanted <= set(str(variant).split(",")) for variant in part["variant"].fillna("")]]
         if part.empty:
             return None
         order = part.assign(rank=part["profile"].map(NEAREST.index), own=part["variant"].fillna("") != "")
@@ -77,9 +84,10 @@ def _where(verdict, tasks):
 
 def _sentiment_zeros(evidence):
     """With and without binary dropout, against the better one of the dense nets with and without."""
-    dense = [row for name in ("dense", "binary-dropout") if (row := evidence.row("imdb", name)) is not None]
     names = ("sparse-vd-w", "sparse-vd-w-binary")
     sparse = [row for name in names if (row := evidence.row("imdb", name)) is not None]
+    model = sparse[0]["model"] if sparse else None
+    dense = [row for name in ("dense", "binary-dropout") if (row := evidence.row("imdb", name, model)) is not None]
     if not dense or not sparse:
         return _not_run("imdb", "dense", "sparse-vd-w")
     best, text = max(row["test"] for row in dense), [_lines(dense)]
@@ -115,8 +123,9 @@ def _at(task, method, quality, compression, slack):
 
 def _beats_dense(task, method):
     def check(evidence):
-        dense, sparse = evidence.row(task, "dense"), evidence.row(task, method)
-        if dense is None or sparse is None:
+        sparse = evidence.row(task, method)
+        dense = None if sparse is None else evidence.row(task, "dense", sparse["model"])
+        if dense is None:
             return _not_run(task, "dense", method)
         verdict, text = _grade(sparse["test"] <= dense["test"]), _lines([dense, sparse])
         theirs = [evidence.authors(task, name, sparse["epochs"]) for name in ("dense", method)]

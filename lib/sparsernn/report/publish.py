@@ -133,8 +133,8 @@ def tracked_tables(profile, name, results):
 
 
 def draw(profile, results, figures, study=None):
-    """Every figure of the study, from tracked tables alone → the files written, `<task>-<figure>.png`, or where all
-    networks are other ones than the task's default `<task>-<model>-<figure>.png`.
+    """Every figure of the study, from tracked tables alone → the files written, `<task>-<figure>.png` of the task's default
+    model and what stands for it, `<task>-<model>-<figure>.png` of another.
 
     study: study.yaml as read; where it asks for runs of a task, curves, histograms and maps are theirs alone.
     """
@@ -147,8 +147,8 @@ def draw(profile, results, figures, study=None):
         plots.plt.close(figure)
         written.append(Path(figures) / f"{name}.png")
 
-    for task, part in rows.groupby("task"):
-        finished, stem = part[part["test"].notna()], _stem(task, part)  # trials stop at validation
+    for task, stem, part in _families(rows):
+        finished = part[part["test"].notna()]  # trials stop at validation
         if finished.empty:
             continue
         shown = _of_the_study(finished, study)
@@ -181,10 +181,15 @@ def draw(profile, results, figures, study=None):
     return written
 
 
-def _stem(task, rows):
-    default, *others = [name for name, one in PRESETS[task].items() if one.equivalent is None]
-    there = set(rows["model"])
-    return next((f"{task}-{name}" for name in others if name in there and default not in there), task)
+def _families(rows):
+    """(task, what its figures are called, rows) of every model with those that are compared with it: the ones that stand for
+    it (`Preset.equivalent`), and what is no network."""
+    for task, part in rows.groupby("task"):
+        presets = PRESETS[task]
+        family = part["model"].map({name: one.equivalent or name for name, one in presets.items()})
+        for name in dict.fromkeys(family.dropna()) or [next(iter(presets))]:
+            stem = task if name == next(iter(presets)) else f"{task}-{name}"
+            yield task, stem, part[(family == name) | family.isna()]
 
 
 def authors_curve(task, results):
@@ -224,15 +229,19 @@ def _curves(profile, task, rows, results):
 
 
 def _per_method(profile, shown, name, results):
-    """(method, table) of one run of each method among the rows `shown` that left a table: the first variant and seed."""
+    """(method, table) of one run of each method among the rows `shown` that left a table: the first variant and seed
+    of the model itself, or of one that stands for it."""
     table = tracked_tables(profile, name, results)
-    columns = ["task", "method", "variant", "seed"]
+    columns = ["task", "model", "method", "variant", "seed"]
     if len(table):
         table = table.fillna({"variant": ""}).merge(shown[columns].fillna({"variant": ""}), on=columns)
-        table = table.sort_values(["variant", "seed"], kind="stable")
+        other = [
+            PRESETS[task][model].equivalent or "" for task, model in zip(table["task"], table["model"], strict=True)
+        ]
+        table = table.assign(other=other).sort_values(["other", "variant", "seed"], kind="stable")
         for method, part in table.groupby("method"):
-            first = part.iloc[0]
-            yield method, part[(part["variant"] == first["variant"]) & (part["seed"] == first["seed"])]
+            same = (part[["model", "variant", "seed"]] == part.iloc[0][["model", "variant", "seed"]]).all(axis=1)
+            yield method, part[same].drop(columns="other")
 
 
 def write_comparison(table, absent, path):
