@@ -121,13 +121,6 @@ def test_masks_stay_while_what_is_kept_is_trained_on():
     )
 
 
-def test_weight_decay_is_half_the_sum_of_squares():
-    model, study = prepared("classifier", "binary-dropout", weight_decay=0.3)
-    squares = sum((w * w).sum() for name, w in model.named_parameters() if w.dim() == 2)
-    assert float((study.penalty() - 0.15 * squares).detach()) == pytest.approx(0, abs=1e-12)
-    assert prepared("classifier", "binary-dropout")[1].penalty() == 0
-
-
 @binary
 def test_a_model_of_ones_own_takes_binary_masks(method):
     class Mine(nn.Module):

@@ -710,11 +710,10 @@ OUTSIDE = [
     *(("sparse-vd-w", "lr_log_sigma", value) for value in (-1.0, INF)),
     *(("sparse-vd-w", name, NAN) for name in ("threshold", "kl_start")),
     *(("binary-dropout", "dropout", value) for value in (-0.1, 1.0, NAN)),
-    ("binary-dropout", "weight_decay", -1.0),
     *(("dense", "n_examples", value) for value in (0, -5)),
     *(("dense", "steps", value) for value in (0, -3)),
 ]
-OF_THE_LOOP = {"clip": 1.0, "lr_end": 0.1, "word_dropout": 0.1, "batch_size": 4, "epochs": 3}
+OF_THE_LOOP = {"clip": 1.0, "weight_decay": 0.1, "lr_end": 0.1, "word_dropout": 0.1, "batch_size": 4, "epochs": 3}
 
 
 @pytest.mark.parametrize(("name", "value", "right"), SAID)

@@ -2,7 +2,7 @@
 
 A mask over input and hidden neurons is drawn once a sequence and used at every time step: Bernoulli(1 − p) / (1 − p), so
 that evaluation uses 1. What a layer hands on is masked apart from what it reads back. Alone it is the dense opponent
-that learns less by heart; its prior is the weight decay.
+that learns less by heart; its prior is the plan's weight decay.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,6 @@ class BinaryDropoutOptions(Options):
     """Of binary dropout."""
 
     dropout: float = p()
-    weight_decay: float = option(0.0, "multiplies half the sum of squared weights", least=0)
 
 
 @dataclass(frozen=True)
@@ -43,7 +42,7 @@ def bernoulli(group, batch, p, like):
 
 
 class BinaryDropout(Method):
-    """Weights as they are, masks on what is read, weight decay."""
+    """Weights as they are, masks on what is read."""
 
     Options = BinaryDropoutOptions
     kinds, a_draw_each, touches = READ, True, True
@@ -53,12 +52,6 @@ class BinaryDropout(Method):
 
     def kept(self, item):
         return item.theta
-
-    def penalty(self, step):
-        decay = self.options.weight_decay
-        if not decay:
-            return 0.0
-        return decay / 2 * sum((weight.theta * weight.theta).sum() for weight in self.weights.values() if weight.learns)
 
 
 class BinarySparseVD(SparseVD):

@@ -83,6 +83,6 @@ def narrowed(lines, optimizer):
             parameter.data, parameter.grad = data, None
             for name, value in optimizer.state.get(parameter, {}).items():
                 if value.dim():
-                    full = before.get(name, torch.zeros_like(data))  # absent: Adam's moments begin at zero
+                    full = before.get(name, torch.zeros_like(data))  # absent: moments begin at zero
                     put_back(full, value, left)
                     optimizer.state[parameter][name] = full

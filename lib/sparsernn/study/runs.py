@@ -184,6 +184,7 @@ def _train(session, directory, checkpoint, report):
         session.epoch += 1
         row = {"epoch": session.epoch, "step": session.epoch * session.steps_per_epoch, "phase": phase.name}
         row |= {"train_loss": loss, "penalty": penalty} | session.read_off()
+        averaged = session.averages.told(row["valid"])
         if phase.selectable:
             session.note_best(row["valid"])
         row["seconds"] = round(time.perf_counter() - start, 3)
@@ -195,6 +196,10 @@ def _train(session, directory, checkpoint, report):
             f"epoch {session.epoch}/{epochs}  loss {loss:.4f} + {penalty:.4f}  valid {session.task.metric} "
             f"{row['valid']:.4f}  {row['compression']:.1f}x  gates {row['gates_live']}  {row['seconds']:.1f} s"
         )
+        if averaged:
+            report(
+                f"validation was better {session.averages.patience} epochs ago or before: from here on the weights are averaged"
+            )
 
 
 def _write(rows, path):
@@ -271,4 +276,10 @@ def schedule(config):
     plan, method = config.plan, sparsify.make(config.method, config.options)
     window = f"x{plan.steps}" if plan.steps else ""
     rates = "/".join(f"{rate:g}" for rate in (plan.lr, *method.rates()))
-    return f"adam {rates} batch {plan.batch_size}{window} {method.says()}".strip()
+    falls = "" if plan.lr_schedule == "linear" else f" {plan.lr_schedule}"
+    pulls = "".join(
+        f" {name.replace('_', ' ')} {getattr(plan, name):g}"
+        for name in ("momentum", "weight_decay")
+        if getattr(plan, name)
+    )
+    return f"{plan.optimiser} {rates}{falls}{pulls} batch {plan.batch_size}{window} {method.says()}".strip()

@@ -16,6 +16,7 @@ from ..records import joined
 from ..sparsify.attach import put_on
 from ..tasks.words import OOV
 from .evaluation import evaluate, predictor
+from .optimisers import OPTIMISERS, PATIENCE, Averages, share_of_rate
 from .presets import preset
 
 
@@ -47,8 +48,9 @@ class Session:
         )
         self.method = self.study.method
         self.model.to(device)
-        groups = self.study.parameter_groups(self.plan.lr)
-        self.optimizer = torch.optim.Adam(groups, fused=True)
+        groups = [group | {"initial_lr": group["lr"]} for group in self.study.parameter_groups(self.plan.lr)]
+        self.optimizer = OPTIMISERS[self.plan.optimiser](groups, self.plan)
+        self.averages = Averages(self.optimizer, PATIENCE.get(self.plan.optimiser), task.better)
         self.parameters = [p for group in groups for p in group["params"]]
         self.epoch, self.seconds, self.best_epoch, self.best_valid, self.best = 0, 0.0, -1, math.nan, {}
 
@@ -90,15 +92,15 @@ class Session:
                 raise Diverged(self, step, loss.item(), norm)
             self.optimizer.step()
             self.study.after_step()
+            self.averages.step()
             yield loss.item(), penalty.item() if isinstance(penalty, torch.Tensor) else penalty
 
     def set_rates(self, step):
-        """Learning rates of a step: constant for a share `lr_hold`, a straight line to `lr_end` at `lr_rest`, constant."""
-        done, hold = step / (self.plan.epochs * self.steps_per_epoch), self.plan.lr_hold
-        past = min(max(0.0, (done - hold) / (self.plan.lr_rest - hold)), 1.0)
+        """The rates of a step, for what follows the plan's."""
+        share = share_of_rate(self.plan, step, self.steps_per_epoch)
         for group in self.optimizer.param_groups:
             if group.get("decays"):
-                group["lr"] = self.plan.lr * (1 + (self.plan.lr_end - 1) * past)
+                group["lr"] = group["initial_lr"] * share
 
     def hide_words(self, batch):
         """Some words replaced by the out-of-vocabulary id, anew for every batch (small corpora are learnt by heart)."""
@@ -108,9 +110,11 @@ class Session:
         return replace(batch, inputs=(batch.tokens.masked_fill(hidden, OOV), *batch.inputs[1:]))
 
     def read_off(self):
-        """Validation metric and counts as the model stands."""
-        masks = self.study.masks()
-        valid = evaluate(predictor(self.model, masks, self.study.means()), self.task, "valid", self.plan, self.device)
+        """Validation metric and counts as the model stands, of its averages where it has some."""
+        with self.averages.in_place():
+            masks = self.study.masks()
+            predict = predictor(self.model, masks, self.study.means())
+            valid = evaluate(predict, self.task, "valid", self.plan, self.device)
         count = paper_count(masks)
         return {
             "valid": valid,
@@ -127,7 +131,8 @@ class Session:
         better = valid > self.best_valid if self.task.better == "higher" else valid < self.best_valid
         if self.best_epoch < 0 or better:
             self.best_epoch, self.best_valid = self.epoch, valid
-            self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
+            with self.averages.in_place():
+                self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
 
     def save(self, path):
         """ONE file: weights, optimiser, every RNG state, the best epoch so far, counters."""
@@ -143,6 +148,8 @@ class Session:
             "seconds": self.seconds,
             "best_epoch": self.best_epoch,
             "best_valid": self.best_valid,
+            "checks": self.averages.checks,
+            "averaged": self.averages.count,
         }
         with replacing(path) as temporary:
             save_file(tensors, temporary, {"counters": json.dumps(counters)})
@@ -160,6 +167,7 @@ class Session:
                 f"{path} was written by another version of the library, whose names of parameters differ: go on with that "
                 "version, or remove the directory to train anew"
             )
+        self.averages.checks, self.averages.count = counters.pop("checks", []), counters.pop("averaged", 0)
         for name, value in counters.items():
             setattr(self, name, value)
         self.best = parts["best"]

@@ -1,0 +1,99 @@
+"""The optimiser that a `Plan` asks for, how its rate falls, and averages of the weights."""
+
+import math
+from contextlib import contextmanager
+
+import torch
+
+
+def _adam(groups, plan):
+    return torch.optim.Adam(groups, weight_decay=plan.weight_decay, fused=True)
+
+
+def _sgd(groups, plan):
+    return torch.optim.SGD(groups, momentum=plan.momentum, weight_decay=plan.weight_decay)
+
+
+OPTIMISERS = {"adam": _adam, "sgd": _sgd, "nt-asgd": _sgd}
+PATIENCE = {"nt-asgd": 5}  # checks n that validation may be no better (1708.02182); others never average
+
+
+def _linear(plan, step, steps_per_epoch):
+    done, hold = step / (plan.epochs * steps_per_epoch), plan.lr_hold
+    past = min(max(0.0, (done - hold) / (plan.lr_rest - hold)), 1.0)
+    return 1 + (plan.lr_end - 1) * past
+
+
+def _cosine(plan, step, steps_per_epoch):
+    return plan.lr_end + (1 - plan.lr_end) * (1 + math.cos(math.pi * (step // steps_per_epoch) / plan.epochs)) / 2
+
+
+def _step(plan, step, steps_per_epoch):
+    return plan.lr_factor ** -max(0, (step // steps_per_epoch - plan.lr_from) // plan.lr_every + 1)
+
+
+SCHEDULES = {"linear": _linear, "cosine": _cosine, "step": _step}
+
+
+def share_of_rate(plan, step, steps_per_epoch):
+    """What is left of the full rate at a step.
+
+    linear  1 for a share `lr_hold` of the steps, a straight line to `lr_end` at a share `lr_rest`, constant
+    cosine  an epoch at a time from 1 towards `lr_end` (1608.03983, without restarts)
+    step    1 for `lr_from` epochs, then divided by `lr_factor` every `lr_every` epochs
+    """
+    return SCHEDULES[plan.lr_schedule](plan, step, steps_per_epoch)
+
+
+class Averages:
+    """Means of the weights over the steps since validation stopped getting better: NT-ASGD (1708.02182, algorithm 1).
+
+    They begin after a check that is worse than the best of all checks before it but the last n; the weights as they are then
+    count as the first. Each stands beside its parameter in the optimiser's state: there it is saved, restored and cut with it.
+
+    checks  validation after every epoch so far        count  weights in the means; 0: not begun
+    """
+
+    def __init__(self, optimizer, patience, better):
+        self.optimizer, self.patience, self.sign = optimizer, patience, 1 if better == "lower" else -1
+        self.checks, self.count = [], 0
+
+    def parameters(self):
+        return (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+
+    @torch.no_grad()
+    def told(self, valid):
+        """To be told of every check → whether the means begin with it."""
+        before = self.checks[: -self.patience] if self.patience else []
+        self.checks.append(valid)
+        if self.count or not before or not self.sign * valid > min(self.sign * check for check in before):
+            return False
+        self.count = 1
+        for parameter in self.parameters():
+            self.optimizer.state[parameter]["average"] = parameter.detach().clone()
+        return True
+
+    @torch.no_grad()
+    def step(self):
+        """To be called after every step, once the weights are what they will be."""
+        if self.count:
+            self.count += 1
+            for parameter in self.parameters():
+                self.optimizer.state[parameter]["average"].lerp_(parameter.detach(), 1 / self.count)
+
+    @contextmanager
+    def in_place(self):
+        """Inside, the means are the weights, where they have begun."""
+        if not self.count:
+            yield
+            return
+        self._swap()
+        try:
+            yield
+        finally:
+            self._swap()
+
+    def _swap(self):
+        for parameter in self.parameters():
+            state = self.optimizer.state[parameter]
+            parameter.data, state["average"] = state["average"], parameter.data
