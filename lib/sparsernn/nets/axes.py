@@ -21,12 +21,14 @@ class Member:
     positions  int64 [size, k]: where each neuron stands along `dim` (k rows or columns a neuron; −1: it has fewer)
     role       "in": the tensor reads the neuron · "state": it reads its final state, which no scale touches · "out": the
                tensor writes it · "bias" · "scale"
+    tied       the tensor is another layer's too, which has a use for its lines: they stay where the neuron goes
     """
 
     tensor: str
     dim: int
     positions: torch.Tensor
     role: str
+    tied: bool = False
 
     def along(self, values, length, rest=0):
         """Values [size] of neurons → [length] of the lines of the tensor; lines of no neuron get `rest`."""
@@ -58,6 +60,7 @@ class Axis:
     variable_decides True: where there is a group variable, it alone decides in that count
     letters, hidden  `gates` axes: a letter per gate type, in order, and the name of the axis of their neurons, which
                      several may share (directions that are summed)
+    moved_by         `gates` axes: (letter, that of another gate that moves it without any weight), see `cells.Cell`
     """
 
     name: str
@@ -68,6 +71,7 @@ class Axis:
     variable_decides: bool = False
     letters: str = ""
     hidden: str = ""
+    moved_by: tuple[tuple[str, str], ...] = ()
 
     def having(self, *roles):
         return [member for member in self.members if member.role in roles]
@@ -80,9 +84,10 @@ class Axis:
         return found
 
     def drop(self, tensors, removed, *roles):
-        """Clear, in place, the lines of the removed neurons (bool [size]) in the tensors of these roles."""
+        """Clear, in place, the lines of the removed neurons (bool [size]) in the tensors of these roles that are not tied."""
         for member in self.having(*roles):
-            member.clear(tensors[member.tensor], removed)
+            if not member.tied:
+                member.clear(tensors[member.tensor], removed)
 
     def multiply(self, tensors, values, members):
         """Multiply, into new tensors, the lines of each neuron by its value [size], in these of its members."""
@@ -95,6 +100,13 @@ class Axis:
         """A `gates` axis: values [H] of neurons → [G·H] of their gates, gate-major."""
         return neurons.repeat(len(self.letters))
 
+    def and_moved(self, live):
+        """A `gates` axis: live gates, bool [G·H], and those that a live one moves."""
+        found = live.view(len(self.letters), -1).clone()
+        for moved, mover in self.moved_by:
+            found[self.letters.index(moved)] |= found[self.letters.index(mover)]
+        return found.flatten()
+
 
 def gates_of(axes, hidden):
     """The `gates` axes of a hidden axis, one a direction."""
@@ -106,10 +118,10 @@ def each(size):
     return torch.arange(size)[:, None]
 
 
-def recurrent_axes(name, layer, readers, prefix=""):
+def recurrent_axes(name, layer, readers, prefix="", tied=False):
     """The hidden and gate axes of a recurrent stack called `name` whose output the tensors `readers` read (dim 1).
 
-    prefix: of the axes' names, where a model has several stacks.
+    prefix: of the axes' names, where a model has several stacks. tied: the readers are other layers' tensors too.
     """
     axes, suffixes = [], layer.suffixes()
     size, letters = layer.hidden_size, layer.cell.gates
@@ -117,7 +129,7 @@ def recurrent_axes(name, layer, readers, prefix=""):
     all_rows = each(len(letters) * size)
     for suffix in suffixes:
         level = int(suffix.split("_")[1][1:])
-        above = [f"{name}.weight_ih{s}" for s in suffixes if s.startswith(f"_l{level + 1}")] or readers
+        above = [f"{name}.weight_ih{s}" for s in suffixes if s.startswith(f"_l{level + 1}")]
         columns = each(size) + (size if suffix.endswith("_reverse") else 0)
         weights, biases = (
             [f"{name}.weight_{k}{suffix}" for k in ("ih", "hh")],
@@ -125,10 +137,12 @@ def recurrent_axes(name, layer, readers, prefix=""):
         )
         hidden = [Member(w, 0, rows, "out") for w in weights] + [Member(b, 0, rows, "bias") for b in biases]
         hidden += [Member(weights[1], 1, each(size), "in"), *(Member(reader, 1, columns, "in") for reader in above)]
+        hidden += [Member(reader, 1, columns, "in", tied) for reader in readers if not above]
         hidden += [Member(f"{name}.{scale}{suffix}", 1, each(size), "scale") for scale in ("recurrent", "output")]
         gates = [Member(w, 0, all_rows, "out") for w in weights] + [Member(b, 0, all_rows, "bias") for b in biases]
         gates += [Member(f"{name}.gates{suffix}", 1, all_rows, "scale")]
         axes.append(Axis(f"{prefix}hidden{suffix}", "hidden", size, tuple(hidden)))
         extra = {"needs": ("out",), "letters": letters, "hidden": f"{prefix}hidden{suffix}"}
+        extra |= {"moved_by": layer.cell.moved_by}
         axes.append(Axis(f"{prefix}gates{suffix}", "gates", len(letters) * size, tuple(gates), **extra))
     return axes

@@ -124,6 +124,9 @@ class _Swap:
         it keeps its width, and scales what leaves it."""
         name, masks = self.home(axis), self.masks
         everything = torch.ones(axis.size, dtype=torch.bool)
+        if any(member.tied for member in axis.having("out")):  # its columns are another's too: who reads them is scaled
+            self.ways[name] = Way({}, True)
+            return axis
         if name in self.fixed:  # whatever it says is read
             read[axis.name] = everything
             self.ways[name] = Way({}, True, self.scaled(axis))

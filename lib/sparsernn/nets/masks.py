@@ -84,8 +84,9 @@ def paper_count(masks):
     """Count as the authors do (1812.05692 code, `compute_compression_masks`): one pass, every test on the raw masks.
 
     A word or neuron is kept if its group variable is and the sides named by `Axis.needs` have a kept weight; lines of
-    removed ones are cleared, non-zeros counted. A gate is live if its variable and neuron are kept and any raw weight
-    enters it: one fed only by removed neurons still counts, and weights into a pruned gate are not cleared.
+    removed ones are cleared, non-zeros counted; those of a tied tensor stay. A gate is live if its variable and neuron are
+    kept and any raw weight enters it: one fed only by removed neurons still counts, and weights into a pruned gate are not
+    cleared. A GRU, which they have not, has a live n where r is: r moves it without a weight.
     """
     weights, kept, live = {name: w.clone() for name, w in masks.weights.items()}, {}, {}
     for axis in masks.axes:
@@ -100,7 +101,7 @@ def paper_count(masks):
         axis.drop(weights, ~kept[axis.name], "in", "out")
         if axis.kind == "hidden":
             for gates in gates_of(masks.axes, axis):
-                live[gates.name] &= gates.of_gates(kept[axis.name])
+                live[gates.name] = gates.and_moved(live[gates.name] & gates.of_gates(kept[axis.name]))
     return _count(masks, weights, kept, live)
 
 
@@ -110,7 +111,8 @@ def close(masks, read=None):
     read  axis name → bool [size]: neurons that somebody reads whom no member of the axis names
     A neuron stays if a way of kept weights leads from it to somebody outside the axes: neurons that only read each other
     go. An input or word that nothing writes is zero and goes; weights into a pruned gate, into or out of a removed neuron
-    go; repeat. The masked model computes the same function before and after.
+    go; repeat. Lines of a tied tensor stay: another layer has a use for them. The masked model computes the same function
+    before and after.
     """
     weights = {name: w.clone() for name, w in masks.weights.items()}
     groups = {axis.name: masks.group(axis).clone() for axis in masks.axes}
@@ -126,7 +128,8 @@ def close(masks, read=None):
             groups[name] = keep
     for axis in masks.of_kind("hidden"):
         for gates in gates_of(masks.axes, axis):
-            groups[gates.name] &= gates.of_gates(groups[axis.name]) & gates.reduce(weights, "out")
+            heard = gates.of_gates(groups[axis.name]) & gates.reduce(weights, "out")
+            groups[gates.name] = gates.and_moved(groups[gates.name] & heard)
     return Masks(masks.axes, weights, groups)
 
 

@@ -12,11 +12,13 @@ from ..nets.masks import close
 def kept_axes(masks):
     """Vocabulary, input and hidden axes → bool [size], what is left of `masks` by closure; an axis keeps at least one.
 
-    A stack of several layers keeps its hidden neurons: their states are carried in one tensor.
+    A stack of several layers keeps its hidden neurons: their states are carried in one tensor. So does an axis with a tied
+    tensor, whose lines another layer has a use for.
     """
     closed, found = close(masks), {}
     hidden = closed.of_kind("hidden")
-    for axis in closed.of_kind("vocabulary") + closed.of_kind("input") + (hidden if len(hidden) == 1 else []):
+    axes = closed.of_kind("vocabulary") + closed.of_kind("input") + (hidden if len(hidden) == 1 else [])
+    for axis in (axis for axis in axes if not any(member.tied for member in axis.members)):
         keep = closed.groups[axis.name]
         found[axis.name] = keep if keep.any() else torch.ones_like(keep)
     return found
