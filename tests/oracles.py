@@ -8,7 +8,7 @@ from sparsernn.nets.axes import Axis, Member, each, recurrent_axes
 from sparsernn.nets.layers import LSTM, Linear, stand_in
 from sparsernn.nets.masked import Fixed
 from sparsernn.nets.masks import weight_matrices
-from sparsernn.nets.models import Model
+from sparsernn.nets.models import Classifier, Model
 
 VALUES = {torch.float64: 1e-12, torch.float32: 1e-6}
 GRADIENTS = {torch.float64: 1e-12, torch.float32: 5e-6}
@@ -139,20 +139,23 @@ def with_scales(model, weights=None, scales=None):
 
 
 def logits_by_hand(model, weights, scales, tokens, lengths=None, state=None):
-    """The formulas for a whole Classifier or one-hot model: weights and scales by name, everything else from `model`."""
+    """The formulas for a whole model but the bag of words: weights and scales by name, everything else from `model`."""
     p = {name: parameter.detach() for name, parameter in model.named_parameters()} | weights
-    lstm, own = model.lstm, {name.removeprefix("lstm."): s for name, s in scales.items() if name.startswith("lstm.")}
-    cells = {name.removeprefix("lstm."): value for name, value in p.items() if name.startswith("lstm.")}
+    stack, layers = f"{model.stack}.", model.recurrent
+    own = {name.removeprefix(stack): s for name, s in scales.items() if name.startswith(stack)}
+    cells = {name.removeprefix(stack): value for name, value in p.items() if name.startswith(stack)}
+    head = p["head.weight"] if "head.weight" in p else p["embedding.weight"]  # tied
     if "embedding.weight" in p:
         x = p["embedding.weight"][tokens]
         if (z := scales.get("embedding.input")) is not None:
             rows = [[z[b if len(z) > 1 else 0, word] for b, word in enumerate(step)] for step in tokens.tolist()]
             x = x * torch.stack([torch.stack(row) for row in rows])[:, :, None]
-        y, state = step_loop(lstm, cells, x, state=state, scales=own, lengths=lengths, padding="left")
-        return y[-1] @ p["head.weight"].T + p["head.bias"], state, y[-1]
-    x = one_hot(tokens, cells["weight_ih_l0"].shape[1])
-    y, state = step_loop(lstm, cells, x, state=state, scales=own, lengths=lengths)
-    return y @ p["head.weight"].T + p["head.bias"], state, y
+    else:
+        x = one_hot(tokens, cells["weight_ih_l0"].shape[1])
+    last = isinstance(model, Classifier)
+    y, state = step_loop(layers, cells, x, state, own, lengths, "left" if last else "right")
+    y = y[-1] if last else y
+    return y @ head.T + p["head.bias"], state, y
 
 
 def random_masks(model, seed, density=0.5, groups=None):
@@ -186,14 +189,14 @@ def scale_names(model, axis):
     """The scales of a group variable (1812.05692): z^x where it is read, z^h on output and recurrence, z^k on gates."""
     kind, _, suffix = axis.partition("_")
     if kind == "hidden":
-        return [f"lstm.recurrent_{suffix}", f"lstm.output_{suffix}"]
+        return [f"{model.stack}.recurrent_{suffix}", f"{model.stack}.output_{suffix}"]
     if kind == "gates":
-        return [f"lstm.gates_{suffix}"]
+        return [f"{model.stack}.gates_{suffix}"]
     if kind == "vocabulary" and hasattr(model, "embedding"):
         return ["embedding.input"]
-    if kind == "vocabulary" and not hasattr(model, "lstm"):
+    if kind == "vocabulary" and not hasattr(model, model.stack):
         return ["head.input"]
-    return ["lstm.input" + suffix for suffix in model.lstm.suffixes() if suffix.startswith("_l0")]
+    return [f"{model.stack}.input{suffix}" for suffix in model.recurrent.suffixes() if suffix.startswith("_l0")]
 
 
 def masked_by_hand(model, masks, means, tokens, lengths=None, state=None):
@@ -203,7 +206,7 @@ def masked_by_hand(model, masks, means, tokens, lengths=None, state=None):
     for axis in masks.axes:
         z = means.get(axis.name, torch.ones(axis.size, dtype=torch.float64)) * masks.group(axis)
         scales |= dict.fromkeys(scale_names(model, axis.name), z[None])
-    if not hasattr(model, "lstm"):
+    if not hasattr(model, model.stack):
         counts = torch.stack([(tokens == word).sum(0) for word in range(model.head.in_features)], 1)
         x = torch.log(1.0 + counts.double()) * scales["head.input"]
         return x @ weights["head.weight"].T + model.head.bias, None

@@ -52,9 +52,9 @@ def train_steps(seconds, steps=STEPS):
         errors = {name: forward_error(session) for name, session in sessions.items()}
         streams = {name: (loss for _ in itertools.count() for loss in s.steps()) for name, s in sessions.items()}
         samples = interleaved({name: partial(next, stream) for name, stream in streams.items()}, seconds=seconds)
-        plan, lstm = sessions["dense"].plan, sessions["dense"].model.lstm
+        plan, layers = sessions["dense"].plan, sessions["dense"].model.recurrent
         common = {"task": task, "engine": "train-step", "batch": plan.batch_size, "steps": plan.steps or None}
-        common |= {"density": 1.0, "input": lstm.input_size, "hidden": lstm.hidden_size, "pattern": "dense"}
+        common |= {"density": 1.0, "input": layers.input_size, "hidden": layers.hidden_size, "pattern": "dense"}
         for name, row in timing_rows(samples, "dense", errors):
             config = sessions[name].config
             yield common | row | {"model": config.model, "method": name, "variant": config.variant}

@@ -105,20 +105,20 @@ def gate_table(run):
     """Every gate of every neuron, after closure: layer, gate, neuron, state (live | constant | removed), value, bias.
 
     value  what a constant gate always says, as the compact file has it (NaN: not constant)
-    bias   b_ih + b_hh of the trained model: a constant gate is the squashed bias
+    bias   b_ih + b_hh of the trained model: a constant gate is the squashed bias (a GRU's n has r between the two)
     """
-    rows, closed = [], run.closed
-    for name, (letters, states) in gate_states(closed).items():
-        suffix = name.removeprefix("gates")
-        says = constants(layers_of(run.compact.lstm)[suffix].parts)
-        biases = sum(getattr(run.model.lstm, f"bias_{k}{suffix}").detach() for k in ("ih", "hh")).view(len(letters), -1)
+    rows, axes = [], {axis.name: axis for axis in run.closed.of_kind("gates")}
+    for name, (letters, states) in gate_states(run.closed).items():
+        stack, _, tensor = axes[name].having("out")[0].tensor.rpartition(".")
+        suffix, layers = tensor.removeprefix("weight_ih"), run.model.get_submodule(stack)
+        says = constants(layers_of(run.compact.get_submodule(stack))[suffix].parts)
+        biases = sum(getattr(layers, f"bias_{k}{suffix}").detach() for k in ("ih", "hh")).view(len(letters), -1)
         for gate, line, bias in zip(letters, states, biases.tolist(), strict=True):
             kept = iter(says[letters.index(gate)])
             for neuron, state in enumerate(line):
                 value = next(kept) if state != REMOVED else float("nan")
-                rows.append(
-                    (suffix.strip("_"), gate, neuron, state, value if state == CONSTANT else float("nan"), bias[neuron])
-                )
+                value = value if state == CONSTANT else float("nan")
+                rows.append((name.replace("gates_", ""), gate, neuron, state, value, bias[neuron]))
     return pd.DataFrame(rows, columns=["layer", "gate", "neuron", "state", "value", "bias"])
 
 
@@ -242,11 +242,10 @@ def gate_trace(run, tokens, most=36):
     output, as another gate. Of more than `most` lines, which `of` counts, those are kept that move most.
     """
     columns = ["step", "word", "neuron", "gate", "value", "of"]
-    layer, masks = getattr(run.model, "lstm", None), run.study.masks()
-    if layer is None:
+    if not hasattr(run.model, getattr(run.model, "stack", "lstm")):
         return pd.DataFrame(columns=columns)
-    network = masked(run.model, masks, run.study.means())
-    layer, words = network.lstm, tokens[:, None]
+    network = masked(run.model, run.study.masks(), run.study.means())
+    layer, words = getattr(network, getattr(network, "stack", "lstm")), tokens[:, None]
     given = [getattr(layer, kind + "_l0") for kind in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
     scale = {kind: layer.scale(kind + "_l0", 1) for kind in ("input", "recurrent", "output", "gates")}
     w_input, w_state, bias, gates = layer.cell.arrange(*given, scale["gates"])
