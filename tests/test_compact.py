@@ -383,9 +383,11 @@ def test_file_size_of_a_bag_of_words_follows_what_is_kept(tmp_path, density):
     assert_small_file(model, random_masks(model, 0, density), tmp_path / "model")
 
 
-@pytest.mark.parametrize("density", [0.02, 0.5, 0.75, 1.0])
-def test_a_matrix_is_stored_dense_when_that_is_smaller(tmp_path, density):
-    """4 B an entry against 4 + 2 B a weight and the pointers: between one half and three quarters it turns."""
+@pytest.mark.parametrize(
+    ("density", "stored_as"), [(0.02, "scattered"), (0.4, "scattered"), (0.75, "runs"), (1.0, "dense")]
+)
+def test_a_matrix_is_stored_in_the_way_that_is_smallest(tmp_path, density, stored_as):
+    """Of random zeros, in bytes an entry: dense 4, scattered 6 d, in runs 4 d + 4 d (1 − d), which is less from d = 1/2 on."""
     model = LanguageModel(200, hidden=50)
     masks = Masks.all_kept(model)
     masks.weights["lstm.weight_hh_l0"][:] = keeping(200, 50, density=density)
@@ -394,7 +396,8 @@ def test_a_matrix_is_stored_dense_when_that_is_smaller(tmp_path, density):
     with safe_open(tmp_path / "model", "pt") as file:
         stored = set(file.keys())
         dense = "lstm.weight_hh_l0" in stored
-        assert dense == (density > 2 / 3) == ("lstm.weight_hh_l0.values" not in stored)
+        assert dense == (stored_as == "dense") == ("lstm.weight_hh_l0.values" not in stored)
+        assert ("lstm.weight_hh_l0.lengths" in stored) == (stored_as == "runs")
         if not dense:
             assert file.get_tensor("lstm.weight_hh_l0.indices").dtype == torch.uint16
         sparse = json.loads(file.metadata()["sparsernn"])["sparse"]

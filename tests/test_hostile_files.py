@@ -43,13 +43,15 @@ GOOD = {  # of the first format, tracked, without a digest; of the second
     "bag of words": lambda: BagOfWords(V, 3),
     "stranger, words": lambda: Stranger(nn.GRU, nn.Embedding(V, 6)),
     "stranger, numbers": lambda: Stranger(nn.LSTM, nn.Identity()),
+    "stranger, blocks": lambda: Stranger(nn.RNN, nn.Embedding(V, 6), hidden=24),
 }
 
 
 class Stranger(nn.Module):
-    def __init__(self, cell, first):
+    def __init__(self, cell, first, hidden=8):
         super().__init__()
-        self.first, self.stack, self.head = first, cell(6, 8, 2, bidirectional=True), nn.Linear(16, 3)
+        self.first, self.head = first, nn.Linear(2 * hidden, 3)
+        self.stack = cell(6, hidden, 2, bidirectional=True)
         self.arguments = {"vocabulary": getattr(first, "num_embeddings", 0)}
 
     def forward(self, x, lengths=None):
@@ -73,6 +75,8 @@ def made(name, path):
         for own, weight in given[0].named_parameters():
             if weight.dim() == 2:  # weights of every matrix are gone, and every fourth neuron
                 weight.mul_(weight.abs() > 0.3)[:, :: 99 if "first" in own or "ih_l0" in own else 4] = 0
+            if name.endswith("blocks") and "weight_hh" in own:  # of the upper half of the rows, of the lower half, …
+                weight.fill_(0.1)[:12, ::2], weight[12:, 1::2] = 0, 0
         sparsernn.save(sparsernn.compact(given[0], example(given[0]))[0], path)
     else:
         model = randomise(GOOD[name](), 1).float()
@@ -125,7 +129,7 @@ class File:
 
 
 KEPT, FLOATS = r"(kept|reads|words|sends)(?!.*bits$)", r"weight\w*$|values$|bias|constant"
-INDEX = KEPT + "|indices$|indptr$"
+INDEX = KEPT + "|indices$|indptr$|lengths$"
 OTHER = {"float32": ["i4", "u4"], "uint16": ["i2", "f2"], "uint8": ["i1", "?"]}  # types of the same size
 SHAPES = [lambda a: a.T, lambda a: a[:-1], lambda a: a[:0], lambda a: a.flatten()[0], lambda a: a[None]]
 SHAPES += [lambda a: np.concatenate([a, a[-1:]]), lambda a: np.zeros((0, 10**15), a.dtype)]
@@ -149,6 +153,10 @@ REFUSED = {  # whatever else the file says
     "an index twice": lambda f: f.edit(lambda a: np.put(a, 0, a[1]) or a, KEPT),
     "wrong pointers": lambda f: f.edit(lambda a: np.put(a, f.pick([0, 1, -1]), a[-1] + 1) or a, "indptr"),
     "no finite number": lambda f: f.put(FLOATS, np.nan, np.inf, -np.inf),
+    "runs of nothing": lambda f: f.put("lengths$", 0),
+    "runs too long": lambda f: f.edit(lambda a: a + 1, "lengths$"),
+    "runs that overlap": lambda f: f.edit(lambda a: np.zeros_like(a) + a[0], "ih_l1.indices$"),
+    "no runs": lambda f: f.say(False, 0, "7", None, at="runs"),
     "rows for columns": lambda f: f.say({"rows": "columns", "columns": "rows"}.get, at="by"),
     "a matrix too many": lambda f: f.meta["sparse"].update(more=f.pick([*f.meta["sparse"].values()])),
     "other JSON": lambda f: setattr(f, "meta", f.pick(TEXTS)),

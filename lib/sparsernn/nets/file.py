@@ -4,7 +4,8 @@ Format `sparsernn-compact/2`: safetensors, one metadata key `sparsernn` with JSO
 
 model, arguments  class and arguments of one of the study's own models; null for a stranger's
 layers            name → the shape of a small layer (`nets.small`)
-sparse            matrix → {shape, by}: it is stored as `.values`, `.indices` and `.indptr`, by "rows" or "columns"
+sparse            matrix → {shape, by}: it is stored as `.values`, `.indices` and `.indptr`, by "rows" or "columns"; with
+                  runs: true an index is where a run of values begins, of `.lengths`
 zeros             tensor → [shape, dtype]: nothing but zeros        same  name → the name of the tensor it is tied to
 frozen            parameters that do not train             zeros_stay  layers whose zeros stay
 digest            sha256 of all of this and of every tensor

@@ -1,6 +1,7 @@
 """Matrices with scattered zeros, and lists of kept lines, as few bytes; and back, nothing believed."""
 
 import torch
+from torch.nn import functional as F
 
 INDEX = {torch.uint16, torch.uint32}
 
@@ -20,50 +21,57 @@ def pack_index(name, index, size):
 
 
 def pack(name, matrix):
-    """The smallest of dense, by rows, by columns → tensors, layout (None when dense)."""
+    """The smallest of dense, by rows, by columns, by runs of either → tensors, layout (None when dense)."""
     best, best_layout, size = {name: matrix.contiguous()}, None, matrix.numel() * matrix.itemsize
     for by, lines in (("rows", matrix), ("columns", matrix.t())):
-        count, (which, index) = (lines != 0).sum(1), (lines != 0).nonzero(as_tuple=True)
-        pointers = torch.cat([count.new_zeros(1), count.cumsum(0)])
-        types = _index_type(lines.shape[1]), _index_type(int(pointers[-1]))
-        header = 150  # of two more names
-        packed = len(index) * (matrix.itemsize + types[0].itemsize) + len(pointers) * types[1].itemsize + header
-        if packed < size:
-            parts = {"values": lines[which, index], "indices": index.to(types[0]), "indptr": pointers.to(types[1])}
-            best = {f"{name}.{part}": tensor.contiguous() for part, tensor in parts.items()}
-            size, best_layout = packed, {"shape": list(matrix.shape), "by": by}
+        kept = lines != 0
+        edges = F.pad(kept, (1, 1)).to(torch.int8).diff()
+        (which, starts), ends = (edges == 1).nonzero(as_tuple=True), (edges == -1).nonzero()[:, 1]
+        scattered, runs = {"indices": kept.nonzero()[:, 1]}, {"indices": starts, "lengths": ends - starts}
+        for index, count in ((scattered, kept.sum(1)), (runs, torch.bincount(which, minlength=len(lines)))):
+            parts = {part: numbers.to(_index_type(lines.shape[1])) for part, numbers in index.items()}
+            pointers = torch.cat([count.new_zeros(1), count.cumsum(0)])
+            parts |= {"values": lines[kept], "indptr": pointers.to(_index_type(int(pointers[-1])))}
+            packed = sum(t.numel() * t.itemsize for t in parts.values()) + 75 * (len(parts) - 1)  # names in the header
+            if packed < size:
+                best = {f"{name}.{part}": tensor.contiguous() for part, tensor in parts.items()}
+                size, best_layout = packed, {"shape": list(matrix.shape), "by": by}
+                best_layout |= {"runs": True} if index is runs else {}
     return best, best_layout
 
 
 def unpacked(tensors, sparse, room):
-    """Tensors with `.values`, `.indices` and `.indptr` put together. Raises ValueError where they do not belong together.
+    """Tensors with `.values`, `.indices` and `.indptr` put together; with `.lengths` where an index begins a run of values.
+    Raises ValueError where they do not belong together.
 
     sparse  matrix → its layout      room  numbers that may be made of it all
     """
     tensors = dict(tensors)
     for name, layout in an_object(sparse, "sparse").items():
-        shape, by = an_object(layout, name).get("shape"), layout.get("by")
-        if by not in ("rows", "columns") or not _shape(shape, 2):
+        shape, by, runs = an_object(layout, name).get("shape"), layout.get("by"), layout.get("runs", False)
+        if by not in ("rows", "columns") or not _shape(shape, 2) or not isinstance(runs, bool):
             raise ValueError(f"{name} is laid out as {layout!r:.100}; a shape of two numbers, by rows or columns")
         room -= shape[0] * shape[1]
         if room < 0:
             raise ValueError(
                 f"{name} would unpack to {shape[0]:,} × {shape[1]:,} numbers, more than such a file can hold"
             )
-        parts = [tensors.pop(f"{name}.{part}", None) for part in ("values", "indices", "indptr")]
+        wanted = ("values", "indices", "indptr", *["lengths"] * runs)
+        parts = [tensors.pop(f"{name}.{part}", None) for part in wanted]
         if name in tensors or any(part is None or part.dim() != 1 for part in parts):
-            raise ValueError(f"{name}: values, indices and indptr are not there, once, as lists")
-        values, index, pointers = parts
-        if index.dtype not in INDEX or pointers.dtype not in INDEX or not values.is_floating_point():
-            raise ValueError(
-                f"{name} is of {values.dtype}, {index.dtype} and {pointers.dtype}; floats, uint16 or uint32"
-            )
+            raise ValueError(f"{name}: {', '.join(wanted)} are not there, once, as lists")
+        values, *numbers = parts
+        if any(part.dtype not in INDEX for part in numbers) or not values.is_floating_point():
+            types = ", ".join(str(part.dtype) for part in parts)
+            raise ValueError(f"{name} is of {types}; expected floats, then uint16 or uint32")
         rows, columns = shape if by == "rows" else shape[::-1]
-        index, pointers = index.long(), pointers.long()
+        index, pointers, *lengths = (part.long() for part in numbers)
         counts = pointers.diff()
-        if len(pointers) != rows + 1 or pointers[0] or bool((counts < 0).any()) or pointers[-1] != len(values):
-            raise ValueError(f"{name}: indptr does not divide {len(values)} values among {rows} lines")
+        if len(pointers) != rows + 1 or pointers[0] or bool((counts < 0).any()) or pointers[-1] != len(index):
+            raise ValueError(f"{name}: indptr does not divide {len(index)} indices among {rows} lines")
         line = torch.arange(rows).repeat_interleave(counts)
+        if runs:
+            line, index = _run_out(name, line, index, lengths[0], len(values))
         place = line * columns + index if len(index) == len(values) else index
         if len(index) != len(values) or bool((index >= columns).any()) or bool((place.diff() <= 0).any()):
             raise ValueError(f"{name}: indices are not one a value, rising in each line, below {columns}")
@@ -71,6 +79,14 @@ def unpacked(tensors, sparse, room):
         matrix[line, index] = values
         tensors[name] = matrix if by == "rows" else matrix.t().contiguous()
     return tensors
+
+
+def _run_out(name, line, start, length, values):
+    """Line and index of every value of runs, which have to be `values` together."""
+    if len(length) != len(start) or bool((length < 1).any()) or int(length.sum()) != values:
+        raise ValueError(f"{name}: lengths are not one an index, {values} values together")
+    before = length.cumsum(0) - length
+    return line.repeat_interleave(length), torch.arange(values) + (start - before).repeat_interleave(length)
 
 
 def indices(tensors, sizes):
