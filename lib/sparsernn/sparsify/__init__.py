@@ -5,6 +5,7 @@ from functools import partial
 from ..files import nearest
 from .base import Dense, Method
 from .binary import BinaryDropout, BinarySparseVD
+from .blocks import Blocks
 from .gradual import Gradual, Hard
 from .linear import L1Logistic
 from .options import names_of, refuse_unknown
@@ -20,6 +21,7 @@ METHODS = {
     "sparse-vd-wgn": partial(SparseVD, kinds="wgn"),
     "gradual": Gradual,
     "hard": Hard,
+    "blocks": Blocks,
     "linear": L1Logistic,
 }
 
