@@ -116,6 +116,12 @@ def test_a_block_at_the_edge_is_ranked_by_the_weights_that_it_has():
     assert masks["head.weight"].tolist() == [[False, False, False, False, True]]
 
 
+def test_a_block_larger_than_a_matrix_is_the_matrix():
+    with pytest.raises(ValueError, match="density is 0.5; blocks of 99999x99999.*they can end at 1$"):
+        put(Net(), block="99999x99999", density=0.5)
+    assert pruned_as_it_stands(Net(), block="99999x99999", density=1.0)["above.weight_hh_l0"].all()
+
+
 def test_a_word_is_cut_along_its_numbers_and_the_padding_stays():
     model = Net(words=8, width=8)
     with torch.no_grad():

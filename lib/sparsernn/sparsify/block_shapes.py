@@ -16,7 +16,7 @@ SHAPES = "1x1", "16x1", "8x4", "4x4", "16x4", "32x32"
 
 
 def shape_of(text):
-    """ "16x1" → (16, 1): rows and columns of a block. Raises ValueError for what is no such text."""
+    """Rows and columns of a block: "16x1" → (16, 1). Raises ValueError for what is no such text."""
     found = re.fullmatch(r"([1-9]\d{0,5})x([1-9]\d{0,5})", text)
     if not found:
         raise ValueError(f"block is {text!r}; expected rows x columns of a block (out x in), for example 16x1 or 8x4")
@@ -24,7 +24,7 @@ def shape_of(text):
 
 
 def shares_of(text):
-    """ "0.05,0.05,0.2" → the density of each gate; none for no text. Raises ValueError for what is no such text."""
+    """The density of each gate: "0.5,0.2" → [0.5, 0.2]; none for no text. Raises ValueError for what is no such text."""
     try:
         found = [float(part) for part in text.split(",")] if text else []
     except ValueError:
@@ -53,7 +53,8 @@ def as_it_lies(weight, values):
 
 def in_blocks(matrix, shape):
     """[…, out, in] → […, R, C, entries of a block]; what a block at the edge lacks is 0 (or False)."""
-    (height, width), (rows, columns) = shape, matrix.shape[-2:]
+    rows, columns = matrix.shape[-2:]
+    height, width = min(shape[0], rows), min(shape[1], columns)
     padded = F.pad(matrix, (0, -columns % width, 0, -rows % height))
     parts = padded.unflatten(-1, (-1, width)).unflatten(-3, (-1, height))
     return parts.transpose(-3, -2).flatten(-2)
@@ -61,8 +62,9 @@ def in_blocks(matrix, shape):
 
 def to_entries(values, shape, like):
     """A value a block, […, R, C] → the same for each of its entries, of the shape of `like` […, out, in]."""
-    spread = values.repeat_interleave(shape[0], -2).repeat_interleave(shape[1], -1)
-    return spread[..., : like.shape[-2], : like.shape[-1]]
+    rows, columns = like.shape[-2:]
+    spread = values.repeat_interleave(min(shape[0], rows), -2).repeat_interleave(min(shape[1], columns), -1)
+    return spread[..., :rows, :columns]
 
 
 def blocks_of(mask):
