@@ -3,10 +3,12 @@
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from oracles import Tagger, error, logits_by_hand, masked_by_hand, randn, randomise
-from scipy.special import psi
+from scipy.integrate import quad
+from scipy.special import dawsn, psi
 from scipy.stats import poisson
 from torch import nn
 from torch.nn import functional as F
@@ -17,7 +19,7 @@ from sparsernn.nets.models import Classifier, LanguageModel
 from sparsernn.sparsify.attach import put_on
 from sparsernn.sparsify.binary import BinarySparseVD, BinarySparseVDOptions
 from sparsernn.sparsify.carried import Carried
-from sparsernn.sparsify.kl import kl, log_alpha, noisy
+from sparsernn.sparsify.kl import CHOICES, kl, kl_and_gradients, log_alpha, noisy, slope_by_series
 from sparsernn.sparsify.pruned import narrowed, take_lines
 from sparsernn.sparsify.sparse_vd import SparseVD, SparseVDOptions
 
@@ -536,11 +538,11 @@ def test_the_fit_of_the_paper_s_code_is_its_formula_and_flat_beyond_eight():
 
 def test_the_options_choose_the_fit():
     totals = {}
-    for fit in ("molchanov", "1812.05692"):
+    for fit in CHOICES:
         _, study = prepared("classifier", "wgn", kl_fit=fit)
         totals[fit] = study.penalty().item() * N_EXAMPLES
         assert totals[fit] == pytest.approx(sum(kl(*pair, fit).item() for pair in every_pair(study)))
-    assert totals["molchanov"] != totals["1812.05692"]
+    assert len({*totals.values()}) == len(CHOICES) == 3
 
 
 def test_kl_of_a_transposed_matrix_has_its_gradient_in_place():
@@ -560,17 +562,18 @@ def test_kl_in_float32_is_the_same_within_its_precision():
         assert error(a.double(), b) <= 5e-6
 
 
-def test_gradcheck_of_kl():
+@pytest.mark.parametrize("fit", CHOICES)
+def test_gradcheck_of_kl(fit):
     theta, log_sigma = randn(3, 3, seed=1).requires_grad_(), (randn(3, 3, seed=2) - 2).requires_grad_()
-    assert torch.autograd.gradcheck(kl, (theta, log_sigma))
+    assert torch.autograd.gradcheck(lambda *of: kl(*of, fit), (theta, log_sigma), atol=1e-7, rtol=1e-6)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [0.0, 1e-30, 1e-9, 1e4])
 def test_log_alpha_and_kl_are_finite_with_finite_gradients_even_at_theta_zero(value, dtype):
-    theta = torch.tensor([value, -value], dtype=dtype, requires_grad=True)
-    log_sigma = torch.tensor([-3.0, -20.0], dtype=dtype, requires_grad=True)
-    for y in (log_alpha(theta, log_sigma).sum(), kl(theta, log_sigma)):
+    theta = torch.tensor([value, -value] * 2, dtype=dtype, requires_grad=True)
+    log_sigma = torch.tensor([-3.0, -20.0, 40.0, -80.0], dtype=dtype, requires_grad=True)
+    for y in (log_alpha(theta, log_sigma).sum(), *(kl(theta, log_sigma, fit) for fit in CHOICES)):
         assert y.isfinite() and all(g.isfinite().all() for g in torch.autograd.grad(y, (theta, log_sigma)))
     if value == 0:
         assert log_alpha(theta, log_sigma)[0].item() == pytest.approx(-6 + 16 * math.log(10), rel=1e-6)
@@ -587,9 +590,9 @@ def exact_kl(a):
     return 0.5 * float((poisson.pmf(j, rate) * (psi([k + 0.5 for k in j]) - psi(0.5))).sum())
 
 
-def fitted(a):
+def fitted(a, fit="molchanov"):
     """kl() of one weight with log α = a."""
-    return kl(torch.ones(1).double(), torch.full((1,), a / 2).double()).item()
+    return kl(torch.ones(1).double(), torch.full((1,), a / 2).double(), fit).item()
 
 
 @pytest.mark.parametrize("a", range(-6, 7))
@@ -613,6 +616,44 @@ def test_the_fit_of_the_kl_is_within_a_hundredth_of_a_nat_everywhere():
     assert fitted(60.0) == pytest.approx(0, abs=1e-12) and exact_kl(60.0) == pytest.approx(0, abs=1e-12)
     values = [fitted(a / 20) for a in range(-160, 161)]
     assert all(low > high > 0 for low, high in zip(values, values[1:], strict=False))  # ≥ 0 and falling: noise is free
+
+
+# ---- without a fit
+
+
+def by_dawson(a):
+    """u = θ²/2σ² at log α = a, and dKL/dlog α = −√u Dawson(√u), by scipy."""
+    u = 0.5 * np.exp(-a)
+    return u, -np.sqrt(u) * dawsn(np.sqrt(u))
+
+
+def test_the_series_are_dawson_s_function():
+    u, slope = by_dawson(np.linspace(-30, 30, 20_001))
+    assert np.abs(slope_by_series(u) / (-slope / u) - 1).max() <= 1e-12
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float64, 1e-9), (torch.float32, 3e-6)])
+def test_the_gradient_without_a_fit_is_dawson_s_function_at_every_alpha(dtype, bound):
+    """In float32 the bound is that of log α itself: 30 in its digits."""
+    log_sigma = torch.linspace(-15, 15, 70_001, dtype=torch.float64).to(dtype)
+    _, d_theta, d_log_sigma = kl_and_gradients(torch.ones_like(log_sigma), log_sigma, "exact")
+    slope = by_dawson(2 * log_sigma.double().numpy())[1]
+    for found, factor in ((d_log_sigma, 2), (d_theta, -2)):  # log α = 2 log σ − 2 log θ
+        assert np.abs(found.double().numpy() / (factor * slope) - 1).max() <= bound
+
+
+@pytest.mark.parametrize("a", range(-30, 31, 3))
+def test_the_value_without_a_fit_is_its_gradient_integrated_from_infinity(a):
+    """Within 1e-9 nats: torch's softplus(x) is x from 20 on."""
+    integral, uncertain = quad(lambda b: -by_dawson(b)[1], a, 60, epsabs=1e-11, epsrel=1e-12, limit=500)
+    assert uncertain < 1e-10 and fitted(a, "exact") == pytest.approx(integral, abs=1e-9)
+    if a >= -6:
+        assert fitted(a, "exact") == pytest.approx(exact_kl(a), abs=1e-10)
+
+
+def test_without_a_fit_it_is_never_negative_and_falls_as_noise_grows():
+    values = [fitted(a / 4, "exact") for a in range(-160, 81)]
+    assert all(low > high > 0 for low, high in zip(values, values[1:], strict=False))
 
 
 # ---- what it adds to the loss, and when

@@ -12,7 +12,7 @@ from torch import nn
 
 from .base import LOG_ALPHA, Method, Phase, Thresholded
 from .carried import Transient
-from .kl import _KL, FITS, kl_and_gradients, log_alpha, noisy
+from .kl import _KL, CHOICES, kl_and_gradients, log_alpha, noisy
 from .options import option
 from .pruned import kept_axes, lines_left, narrowed, put_back, take_lines
 
@@ -38,7 +38,9 @@ class SparseVDOptions(Thresholded):
     kl_start: float = option(0.0, "epoch from which the KL's factor rises from 0", least=0)
     kl_full: float = option(0.0, "epoch at which it is kl_weight", least=0)
     kl_fit: str = option(
-        "molchanov", '"molchanov", or "1812.05692": its code\'s, flat beyond |log α| = 8', choices=tuple(FITS)
+        "molchanov",
+        '"molchanov"; "1812.05692": its code\'s, flat beyond |log α| = 8; "exact": no fit, at twice the time',
+        choices=CHOICES,
     )
     kl_every: int = option(1, "steps for which the KL's gradient is held (papers: 1)", least=1)
     sleep_above: float = option(
