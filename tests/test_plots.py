@@ -225,9 +225,10 @@ def test_sizes_say_how_much_smaller():
 
 
 def test_kl_curves_say_how_far_the_fits_are():
-    table = pd.DataFrame({"log_alpha": [-1.0, 1.0], "kl": [1.0, 0.0], "error": 0.001})
-    text = words_of(plots.kl_curves(table.assign(molchanov=table["kl"] + 0.004, code=table["kl"] - 0.02)))
-    assert "Molchanov within 0.004 nats" in text and "within 0.020" in text
+    table = pd.DataFrame({"log_alpha": [-1.0, 1.0], "kl": [1.0, 0.0], "error": 0.001, "exact": [1.001, 0.001]})
+    table = table.assign(molchanov=table["exact"] + 0.004, code=table["exact"] - 0.02)
+    text = words_of(plots.kl_curves(table.assign(slope_exact=-0.5, slope_molchanov=-0.51, slope_code=-0.45)))
+    assert "Molchanov within 0.004 nats and 2.0%" in text and "within 0.020 nats and 10.0%" in text
 
 
 def path_rows():

@@ -23,7 +23,7 @@ def log_alpha(theta, log_sigma):
 
 
 def slope_by_series(u):
-    """dKL/du at u = θ²/2σ² = 1/2α, an array: Dawson(√u)/√u, by series: slow, within 1e-13.
+    """dKL/du at u = θ²/2σ² = 1/2α, an array: Dawson(√u)/√u (1711.02989), by series: slow, within 1e-13.
 
     Dawson's function is F(y) = exp(−y²) ∫₀ʸ exp(t²) dt (DLMF 7.2.5). Up to u = 30 the integral's power series, all of whose
     terms are positive; beyond, the asymptotic one, whose smallest term is exp(−u).
