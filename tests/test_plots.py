@@ -11,6 +11,7 @@ import torch
 matplotlib.use("agg")
 
 import matplotlib.pyplot as plt  # noqa: E402
+from matplotlib.markers import MarkerStyle  # noqa: E402
 
 from sparsernn import sparsify
 from sparsernn.report import plots, tables, timings
@@ -77,6 +78,8 @@ def test_every_method_has_a_look_and_no_two_the_same():
     assert len({(colour, marker) for colour, marker, _ in plots.METHOD_STYLE.values()}) == len(plots.METHOD_STYLE)
     assert len({marker for _, marker, _ in plots.METHOD_STYLE.values()}) >= len(plots.METHOD_STYLE) - 2
     assert plots.look("a-stranger-s") not in plots.METHOD_STYLE.values()
+    for method in (*plots.METHOD_STYLE, "a-stranger-s"):  # edges are white: what is all edge cannot be seen
+        assert MarkerStyle(plots.look(method)[1]).is_filled()
 
 
 def test_drawing_leaves_matplotlib_as_it_was():

@@ -105,8 +105,8 @@ def size(count):
 
 
 def look(method):
-    """(colour, marker, dash) of a method; grey crosses for one that was registered from outside."""
-    return METHOD_STYLE.get(method, (GREY, "x", ":"))
+    """(colour, marker, dash) of a method; grey diamonds for one that was registered from outside."""
+    return METHOD_STYLE.get(method, (GREY, "D", ":"))
 
 
 def metric_of(table):
