@@ -7,6 +7,8 @@ from .base import Dense, Method
 from .binary import BinaryDropout, BinarySparseVD
 from .blocks import Blocks
 from .gradual import Gradual, Hard
+from .iss import ISS
+from .l0 import L0
 from .linear import L1Logistic
 from .options import names_of, refuse_unknown
 from .sparse_vd import SparseVD
@@ -22,6 +24,8 @@ METHODS = {
     "gradual": Gradual,
     "hard": Hard,
     "blocks": Blocks,
+    "l0": L0,
+    "iss": ISS,
     "linear": L1Logistic,
 }
 

@@ -45,10 +45,9 @@ class Wanted(Options):
 
 
 @dataclass(frozen=True)
-class Thresholded(Wanted):
-    """Options of a method whose scores decide what is kept."""
+class Settled(Wanted):
+    """Options of a method that may learn what to keep first, and train it on afterwards."""
 
-    threshold: float = option(0.0, "what is kept has its score below it")
     fine_tune: float = option(
         0.0,
         "share of the training, at the end, in which what is kept is fixed and trained on without noise and penalty "
@@ -56,6 +55,13 @@ class Thresholded(Wanted):
         least=0,
         below=1,
     )
+
+
+@dataclass(frozen=True)
+class Thresholded(Settled):
+    """Options of a method whose scores decide what is kept, at a threshold that is an option."""
+
+    threshold: float = option(0.0, "what is kept has its score below it")
 
 
 class Method:
@@ -235,8 +241,9 @@ class Method:
 
     def prunable(self):
         """Name → number of the weights that it may prune."""
-        lines = {name: 0 if w.spared is None else w.theta[w.spared].numel() for name, w in self.weights.items()}
-        return {name: weight.theta.numel() - lines[name] for name, weight in self.weights.items()}
+        sizes = {name: self.shapes[name] for name in self.weights}
+        spared = {name: 0 if w.spared is None else sizes[name][1:].numel() for name, w in self.weights.items()}
+        return {name: size.numel() - spared[name] for name, size in sizes.items()}
 
     def reach(self):
         """The least and the largest density that it can end with."""

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .base import LOG_ALPHA, Method, Phase, Thresholded
+from .base import LOG_ALPHA, Method, Thresholded
 from .carried import Transient
 from .kl import _KL, CHOICES, kl_and_gradients, log_alpha, noisy
 from .options import option
+from .pressure import Pressed
 from .pruned import kept_axes, lines_left, narrowed, put_back, take_lines
 
 
@@ -55,7 +56,7 @@ class SparseVDOptions(Thresholded):
             raise ValueError(f"kl_full is {self.kl_full}; the KL is full at or after kl_start = {self.kl_start}")
 
 
-class SparseVD(Method):
+class SparseVD(Pressed):
     """Weights with one noise sample per training step, shared by all time steps and sequences: the posterior is over weights.
 
     kinds: () (weights only), "voc", "wn" or "wgn": the model says which axes that opens. A group variable is drawn
@@ -82,6 +83,7 @@ class SparseVD(Method):
                 item.theta = nn.Parameter(like.new_ones(item.size))
             item.log_sigma = nn.Parameter(torch.full_like(item.theta, start))
         self.may_fix()
+        self.may_press()
 
     def uncertain(self):
         """Weights and groups that have a posterior."""
@@ -98,11 +100,6 @@ class SparseVD(Method):
                 "weight_decay": 0.0,
             },  # whatever the optimiser's default is
         ]
-
-    def phases(self):
-        if self.options.fine_tune:
-            return super().phases()
-        return Phase("learn", 0.75, selectable=False), Phase("settle", 0.25, selectable=True)
 
     # ---- what is drawn
 
@@ -125,6 +122,12 @@ class SparseVD(Method):
     @torch.no_grad()
     def scores(self):
         found = super().scores()
+        for name, left in self.lines.items():  # within an epoch: what is cut out of it is gone
+            if name in found:
+                shape = self.shapes.get(name) or (self.groups[name].size,)
+                whole = found[name].new_full(shape, 8.0)
+                put_back(whole, found[name], left)
+                found[name] = whole
         for name, left in self.pruned(found).items():
             if name in found:  # what is pruned during training is gone, wherever its own log α stopped
                 gone = torch.full_like(found[name], 8.0)
@@ -148,9 +151,9 @@ class SparseVD(Method):
             return full
         return full * max(0.0, epoch - plan.kl_start) / (plan.kl_full - plan.kl_start)
 
-    def penalty(self, step):
+    def charge(self, step):
         factors = {neurons: self.kl_weight(step, neurons) for neurons in (False, True)}
-        if self.fixed or not any(factors.values()):
+        if not any(factors.values()):
             return 0.0
         fresh = (
             step % self.steps_per_epoch % self.options.kl_every == 0

@@ -1,0 +1,159 @@
+"""Neuron selection by an expected L0 norm (1906.06847): switches on input neurons z and hidden neurons s of a network.
+
+A switch is a hard concrete gate (Louizos et al. 1712.01312), drawn once a training step, and multiplies a neuron wherever
+it is read and written: W ⊙ (s zᵀ), U ⊙ (s sᵀ), for every gate alike. The penalty is the expected number of weights whose
+switches are not 0. In evaluation a gate is clip(sigm(log α) (ζ − γ) + γ, 0, 1); neurons at 0 go.
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .base import Reading, Settled
+from .carried import Transient
+from .neurons import TOUCHED, Neurons
+from .options import option
+
+GATES = Reading("gate", 0.0, 1.0, 0.05, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9))
+BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # of 1712.01312; 1906.06847 gives none
+START = 1.0, 0.1  # mean and deviation of log α (1906.06847)
+FURTHEST = math.log(100)  # |log α| stays below it, as in 1712.01312's code: a gate that is closed can open again
+
+
+@dataclass(frozen=True)
+class L0Options(Settled):
+    """Of hard concrete gates on neurons."""
+
+    l0_weight: float = option(
+        1.0, "nats a weight that is expected to stay, divided by the training examples as a KL is", least=0
+    )
+    lr_gates: float = option(2.0e-3, "Adam's rate for every log α", above=0)
+
+
+def hard_concrete(logit, noise):
+    """Gates in [0, 1] from log α and noise uniform in (0, 1), of one shape."""
+    stretched = torch.sigmoid((torch.logit(noise) + logit) / BETA) * (ZETA - GAMMA) + GAMMA
+    return stretched.clamp(0, 1)
+
+
+def expected_gate(logit):
+    """The gate in evaluation."""
+    return (torch.sigmoid(logit) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+
+def open_probability(logit):
+    """P(gate ≠ 0)."""
+    return torch.sigmoid(logit - BETA * math.log(-GAMMA / ZETA))
+
+
+class L0(Neurons):
+    """Weights as they are, hard concrete gates as scales: input = z, recurrent = output = s, gates = s for each of them.
+
+    Every forward of a step computes with the same gates, from one noise, in a graph of its own.
+    """
+
+    Options, reading = L0Options, GATES
+    kinds = ("input", "hidden", "gates")
+    threshold = 0.0
+
+    def __init__(self, options=None):
+        super().__init__(options)
+        self.noise = Transient()
+
+    def prepare(self):
+        like = next(iter(self.weights.values())).theta
+        for group in self.groups.values():
+            del group.theta
+            group.register_buffer("theta", like.new_ones(group.size))  # the gates, once they are fixed
+        mean, deviation = START
+        for axis in self.own():
+            start = mean + deviation * torch.randn(axis.size)
+            self.groups[axis.name].gate_logit = nn.Parameter(start.to(like))
+        self.leader = {axis.name: axis.hidden for axis in self.axes if axis.kind == "gates"}
+        self.may_fix()
+        self.may_press()
+
+    def parameter_groups(self, lr):
+        logits = [self.groups[axis.name].gate_logit for axis in self.own()]
+        return [{"params": logits, "lr": self.options.lr_gates, "weight_decay": 0.0}]
+
+    def of(self, group, function):
+        """function(log α of its neurons, their item) → [n] of the group; of a gates group: the same for every gate."""
+        own = self.groups[self.leader.get(group.name, group.name)]
+        return function(own.gate_logit, own).repeat(group.size // own.size)
+
+    def draw_scale(self, group, batch, words=None):
+        return self.of(group, lambda logit, own: hard_concrete(logit, self.noise_of(own)))[None]
+
+    def noise_of(self, own):
+        """Uniform [n]: one draw a training step."""
+        since = self.step, own.version()
+        if own.name not in self.noise or self.noise[own.name][0] != since:
+            tiny = torch.finfo(own.theta.dtype).eps
+            self.noise[own.name] = since, torch.rand_like(own.theta).clamp(tiny, 1 - tiny)
+        return self.noise[own.name][1]
+
+    def gate(self, group):
+        return group.theta if group.fixed else self.of(group, lambda logit, own: expected_gate(logit))
+
+    def score(self, item):
+        return self.gate(item).detach() if item.name in self.groups else None
+
+    def kept(self, item):
+        return self.gate(item) if item.name in self.groups else item.theta
+
+    def means(self):
+        return {name: self.gate(group).detach() for name, group in self.groups.items()}
+
+    @torch.no_grad()
+    def fix(self):
+        gates = self.means()
+        super().fix()
+        for name, group in self.groups.items():
+            group.theta.copy_(gates[name])
+
+    @torch.no_grad()
+    def after_step(self, step):
+        super().after_step(step)
+        for axis in self.own():
+            self.groups[axis.name].gate_logit.clamp_(-FURTHEST, FURTHEST)
+
+    def charge(self, step):
+        if not self.options.l0_weight:
+            return 0.0
+        return self.options.l0_weight * self.expected_weights() / self.n_examples
+
+    def expected_weights(self):
+        """The expected number of weights that are multiplied with no gate at 0, of those that hang on a gate.
+
+        A weight stays if all neurons do that it hangs on: its row's, its column's; one where both are the same hangs on it once.
+        """
+        opened = {axis.name: open_probability(self.groups[axis.name].gate_logit) for axis in self.own()}
+        total = 0.0
+        for tensor in self.prunable():
+            shape = self.shapes[tensor]
+            members = [(axis, m) for axis in self.own() for m in axis.having(*TOUCHED) if m.tensor == tensor]
+            along = [(axis, m, m.along(opened[axis.name], shape[m.dim], rest=1)) for axis, m in members]
+
+            def lines(dim, but=None, along=along, shape=shape):
+                """[length]: P that nothing along a dimension closes its line; without what one axis says."""
+                some = [chance for axis, m, chance in along if m.dim == dim and axis is not but]
+                return torch.stack(some).prod(0) if some else opened[along[0][0].name].new_ones(shape[dim])
+
+            total = total + lines(0).sum() * lines(1).sum()
+            for axis in {axis.name: axis for axis, m in members if m.dim == 0}.values():
+                sides = [
+                    sum(per_neuron(m, lines(dim, axis)) for a, m in members if a is axis and m.dim == dim)
+                    for dim in (0, 1)
+                ]
+                if isinstance(sides[1], torch.Tensor):
+                    chance = opened[axis.name]
+                    total = total + (sides[0] * sides[1] * (chance - chance**2)).sum()
+        return total
+
+
+def per_neuron(member, lines):
+    """The sum over the lines of each neuron [size]; lines: a number a line of the tensor."""
+    return (lines[member.positions.clamp(min=0)] * (member.positions >= 0).to(lines)).sum(1)

@@ -1,0 +1,111 @@
+"""How hard a penalty presses: towards a density that was asked for, and never until nothing is left.
+
+A penalty is multiplied with a factor. Without a density it is 1. With one, it is steered while the network learns: the
+logarithm of the density is to fall on a straight line, from nothing pruned to what was asked for, and a controller moves
+the factor by how far off it is. Where a layer would lose its last neuron the factor becomes 0, and the data alone go on.
+"""
+
+import math
+import warnings
+
+import torch
+
+from ..nets.masks import close
+from .base import Method, Phase
+
+TURNS = 200  # how often the factor moves until the density is to be reached
+REACHED = 0.85  # share of the learning at which the line has come down
+PROPORTIONAL, INTEGRAL = 2.0, 0.1  # of the controller: nats of the factor a nat of density
+FURTHEST = 1e4  # the factor stays between its inverse and this
+CHECKS = 4  # an epoch, whether every layer still has a neuron
+
+
+class Pressed(Method):
+    """A method with a penalty whose factor follows `Options.density`. A subclass calls `may_press` at the end of `prepare`
+    and says `charge`; it must call `after_step` if it has one of its own.
+
+    The factor is a buffer, `pressure`, of the first item, beside it `behind`: how far off the density was at the last turn.
+    """
+
+    def may_press(self):
+        """Give the factor its place, once the items are there."""
+        like = self.items()[0].theta
+        self.items()[0].register_buffer("pressure", like.new_ones(()))
+        if self.options.density:
+            self.items()[0].register_buffer("behind", like.new_zeros(()))
+
+    def phases(self):
+        if self.options.fine_tune:
+            return super().phases()
+        return Phase("learn", 0.75, selectable=False), Phase("settle", 0.25, selectable=True)
+
+    def charge(self, step):
+        """The penalty at a factor of 1, nats per example."""
+        raise NotImplementedError
+
+    @property
+    def pressure(self):
+        """What the penalty is multiplied with; 0: it has ended."""
+        return float(self.items()[0].pressure)
+
+    def penalty(self, step):
+        if self.fixed or not (factor := self.pressure):
+            return 0.0
+        return self.charge(step) * factor
+
+    @torch.no_grad()
+    def after_step(self, step):
+        done = step + 1
+        steer = self.options.density and done % max(1, self.pressed_steps // TURNS) == 0
+        check = done % (self.steps_per_epoch // CHECKS or max(1, self.steps // (100 * CHECKS))) == 0
+        if not (steer or check) or self.fixed or not self.pressure:
+            return
+        masks = self.masks()
+        if steer:
+            self.steer(done, self.density(masks))
+        if check:
+            self.spare_the_last(done, masks)
+
+    # ---- towards a density
+
+    @property
+    def pressed_steps(self):
+        """Steps in which the network learns what to keep, before an epoch is chosen or what is kept is fixed."""
+        if self.options.fine_tune:
+            return self.learning_steps
+        return round(sum(phase.share for phase in self.phases() if not phase.selectable) * self.steps)
+
+    def due(self, step):
+        """The density that there is to be after so many steps."""
+        return self.options.density ** min(1.0, step / (REACHED * self.pressed_steps))
+
+    def steer(self, step, density):
+        """Move the factor by how much denser than due the network is, in nats, and by how much more than at the last turn."""
+        first = self.items()[0]
+        behind = math.log(max(density, 1e-9) / self.due(step))
+        turn = PROPORTIONAL * (behind - float(first.behind)) + INTEGRAL * behind
+        first.pressure.mul_(math.exp(turn)).clamp_(1 / FURTHEST, FURTHEST)
+        first.behind.fill_(behind)
+
+    # ---- the last neuron
+
+    def spare_the_last(self, step, masks):
+        """End the penalty where closure would leave a hidden axis no neuron."""
+        closed = close(masks, self.read_elsewhere(masks))
+        if gone := [axis.name for axis in masks.of_kind("hidden") if not closed.groups[axis.name].any()]:
+            self.items()[0].pressure.zero_()
+            warnings.warn(
+                f"{gone[0]} would keep none of its neurons at step {step:,} of {self.steps:,}: from here on it is trained "
+                "without the penalty. Lower the penalty's weight, let it rise later, or ask for a density",
+                stacklevel=3,
+            )
+
+    @staticmethod
+    def read_elsewhere(masks):
+        """Hidden axis → its neurons, where the axes name nobody who reads it but itself: of a model that declares none."""
+        found = {}
+        for axis in masks.of_kind("hidden"):
+            written = {member.tensor for member in axis.having("out")}
+            if not any(member.tensor not in written for member in axis.having("in", "state")):
+                found[axis.name] = masks.group(axis)
+        return found
