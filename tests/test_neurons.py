@@ -79,8 +79,7 @@ def weights_left(model, open_):
     """Weights whose switches are all open, element by element. open_: axis → bool [n]."""
     z, s0, s1 = (open_[name].tolist() for name in ("input", "hidden_l0", "hidden_l1"))
     count, hidden = 0, len(s0)
-    for row, column in itertools.product(range(V), range(len(z))):
-        count += z[column]  # embedding.weight
+    count += V * sum(z)  # columns of the embedding
     for row, column in itertools.product(range(4 * hidden), range(len(z))):
         count += s0[row % hidden] and z[column]
     for s in (s0, s1):

@@ -1,8 +1,10 @@
 """How hard a penalty presses: towards a density that was asked for, and never until nothing is left.
 
 A penalty is multiplied with a factor. Without a density it is 1. With one, it is steered while the network learns: the
-logarithm of the density is to fall on a straight line, from nothing pruned to what was asked for, and a controller moves
-the factor by how far off it is. Where a layer would lose its last neuron the factor becomes 0, and the data alone go on.
+logarithm of the density is to fall on a parabola, fast at first, from nothing pruned to what was asked for, and a
+controller moves the factor by how far off it is. (On a straight line a penalty is held back while it could still move
+what it has to, and later no factor is large enough.) Where a layer would lose its last neuron the factor becomes 0, and
+the data alone go on.
 """
 
 import math
@@ -14,8 +16,8 @@ from ..nets.masks import close
 from .base import Method, Phase
 
 TURNS = 200  # how often the factor moves until the density is to be reached
-REACHED = 0.85  # share of the learning at which the line has come down
-PROPORTIONAL, INTEGRAL = 2.0, 0.1  # of the controller: nats of the factor a nat of density
+REACHED = 0.8  # share of the learning at which it has come down
+PROPORTIONAL, INTEGRAL = 3.0, 0.2  # of the controller: nats of the factor a nat of density
 FURTHEST = 1e4  # the factor stays between its inverse and this
 CHECKS = 4  # an epoch, whether every layer still has a neuron
 
@@ -77,7 +79,8 @@ class Pressed(Method):
 
     def due(self, step):
         """The density that there is to be after so many steps."""
-        return self.options.density ** min(1.0, step / (REACHED * self.pressed_steps))
+        left = max(0.0, 1 - step / (REACHED * self.pressed_steps))
+        return self.options.density ** (1 - left**2)
 
     def steer(self, step, density):
         """Move the factor by how much denser than due the network is, in nats, and by how much more than at the last turn."""

@@ -162,6 +162,9 @@ class Session:
         for name, value in tensors.items():
             part, _, rest = name.partition(".")
             parts.setdefault(part, {})[rest] = value
+        young = {n: v for n, v in self.model.state_dict().items() if ".carried." in n and n.endswith(".pressure")}
+        for part in ("model", "best"):  # a checkpoint from before there was one: it stands where it starts
+            parts[part] = parts[part] and young | parts[part]
         if len(parts) > 4 or parts["model"].keys() != self.model.state_dict().keys():
             raise ValueError(
                 f"{path} was written by another version of the library, whose names of parameters differ: go on with that "
