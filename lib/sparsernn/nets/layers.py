@@ -38,6 +38,7 @@ class Carrying:
               weight(name, words) → tensor           a weight, of these words alone
               scale(name, batch, words) → [B|1, n]   a scale; None where there is none
               noise(name, batch) → (variance, ε)     of a linear layer's output; None where there is none
+              tell(name, read, live)                 called while `listens`: what a weight multiplies or looks up
     """
 
     @property
@@ -49,6 +50,10 @@ class Carrying:
         if self.carried is not None and name.startswith("weight"):
             return self.carried.weight(name, words)
         return getattr(self, name, None)
+
+    @property
+    def listens(self):
+        return self.carried is not None and self.carried.listens
 
     def look_up(self, ids):
         return (None, ids) if self.carried is None else self.carried.look_up(ids)
@@ -71,6 +76,8 @@ class Linear(Carrying, nn.Linear):
             return super().forward(input)
         scale = self.scale("input", input.shape[-2] if input.dim() > 1 else 1)
         x = input if scale is None else input * scale
+        if self.listens:
+            self.carried.tell("weight", x)
         y = F.linear(x, self.used("weight"), self.bias)
         noise = self.carried.noise("weight", input.shape[-2] if input.dim() > 1 else 1) if self.local_noise else None
         if noise is None:
@@ -87,6 +94,8 @@ class Embedding(Carrying, nn.Embedding):
             return super().forward(input)
         if self.max_norm is not None:
             self._renormalise(input)
+        if self.listens:
+            self.carried.tell("weight", input)
         words, ids = self.look_up(input)
         padding = self.padding_idx
         if words is not None and padding is not None:
@@ -232,7 +241,10 @@ class Recurrent(Carrying):
                 a = a * word_scale(x, inward)
             a = a + bias if gates is None else a
         else:
-            a = F.linear(x if inward is None else x * inward, weight, bias if gates is None else None)
+            x = x if inward is None else x * inward
+            a = F.linear(x, weight, bias if gates is None else None)
+        if self.listens:
+            self.carried.tell("weight_ih" + suffix, x, live)
         reverse = suffix.endswith("_reverse")
         if reverse:
             a, live, partial = a.flip(0), None if live is None else live.flip(0), partial[::-1]
@@ -240,6 +252,9 @@ class Recurrent(Carrying):
         with torch.autocast(a.device.type, enabled=False):
             given = a, bias, weight_hh, recurrent, gates, live, partial, rounded
             hidden, *rest = Recurrence.apply(cell, *given, *initial)
+        if self.listens:
+            before = torch.cat([initial[0][None].to(hidden), hidden[:-1]])
+            self.carried.tell("weight_hh" + suffix, before if recurrent is None else before * recurrent, live)
         y = hidden if output is None else hidden * output
         if live is not None:
             y = y.masked_fill(~live, 0)

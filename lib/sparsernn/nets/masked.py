@@ -11,6 +11,8 @@ from .layers import kind_of, stand_in
 class Fixed(nn.Module):
     """What a layer carries in a masked model: its weights as they are, scales [1, n] that stay."""
 
+    listens = False
+
     def __init__(self, layer, scales, batch_dim):
         super().__init__()
         self.__dict__["layer"], self.batch_dim = layer, batch_dim  # not a child: it is the parent

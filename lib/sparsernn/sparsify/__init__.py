@@ -7,9 +7,11 @@ from .base import Dense, Method
 from .binary import BinaryDropout, BinarySparseVD
 from .blocks import Blocks
 from .gradual import Gradual, Hard
+from .heads import Heads
 from .iss import ISS
 from .l0 import L0
 from .linear import L1Logistic
+from .one_shot import OneShot
 from .options import names_of, refuse_unknown
 from .sparse_vd import SparseVD
 
@@ -26,6 +28,8 @@ METHODS = {
     "blocks": Blocks,
     "l0": L0,
     "iss": ISS,
+    "one-shot": OneShot,
+    "heads": Heads,
     "linear": L1Logistic,
 }
 

@@ -80,7 +80,7 @@ def put_on(
         raise ValueError(
             f"{type(model).__name__} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
         )
-    _start(method, reference)
+    before = _start(model, method, reference)
     method.axes, method.shapes = found.axes(), {name: p.shape for name, p in found.parameters.items()}
     method.steps, method.steps_per_epoch, method.n_examples = steps, steps_per_epoch, n_examples
     try:
@@ -103,16 +103,18 @@ def put_on(
     except BaseException:  # refused: the model as it was
         for layer in found.layers.values():
             _put_down(layer)
+        model.load_state_dict(before, strict=False)
         raise
     method.idle = False
     return Study(model, method, left, known=example is not None, strict=strict)
 
 
-def _start(method, reference):
-    """Hand a method the finished runs it starts from: one state_dict, or one a name of its `needs()`."""
+def _start(model, method, reference):
+    """Hand a method the finished runs it starts from: one state_dict, or one a name of its `needs()`. → what the model held
+    where it now holds the first one's weights."""
     needs = method.needs()
     if not needs:
-        return
+        return {}
     given = reference if reference and set(needs) <= set(reference) else dict.fromkeys(needs, reference)
     if missing := [name for name in needs if not given.get(name)]:
         raise ValueError(
@@ -120,6 +122,15 @@ def _start(method, reference):
             + (method.or_else and f", or {method.or_else}")
         )
     method.start_from(given)
+    if not method.continues:
+        return {}
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    try:
+        model.load_state_dict(given[needs[0]])
+    except RuntimeError as problem:
+        model.load_state_dict(before)
+        raise ValueError(f"the finished run's model is another one: {problem}") from None
+    return before
 
 
 def _not_wanted(found, only, skip):

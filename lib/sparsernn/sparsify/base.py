@@ -78,6 +78,9 @@ class Method:
     a_draw_each    whether a neuron's scales are drawn apart, one for each place where it is read
     reading        how its scores are read (`Reading`); None: it has none to draw, or to cut elsewhere
     begins         what begins, and the option that says when: for a training that would end before
+    continues      whether the model goes on with the weights of the finished run it starts from
+    trains         whether it is trained by gradient steps; else `fit` is all there is
+    listens        whether it hears at the moment what layers read in training (`hear`)
     or_else        what may stand in for the finished runs it needs, for an error
     """
 
@@ -90,6 +93,7 @@ class Method:
     a_draw_each = False
     reading: Reading | None = None
     begins = "the penalty", "kl_start"
+    continues, trains, listens = False, True, False
     or_else = ""
 
     def __init__(self, options=None):
@@ -170,9 +174,13 @@ class Method:
         """What happens when: [(words, first step, step after the last)], in steps of this training."""
         return []
 
+    def hear(self, weight, read):
+        """What a matrix multiplies in a training step, float [N, in], or looks up, int [N]: a row for each sequence and
+        time step, padding left out where the layer knows it. Called while `listens`."""
+
     def fit(self, model, task, plan):
-        """For methods that do not learn by gradient steps: fit the model; → rows of metrics.csv (one has `chosen`).
-        None: train it."""
+        """Called before the first epoch. Where no gradient step follows: → rows of metrics.csv (one has `chosen`), the last
+        with the `epoch` that is over. None: train it."""
         return None
 
     def without_pruned(self, model, optimizer):

@@ -18,10 +18,10 @@ class Transient(dict):
     """What need not outlive its moment: empty in every copy."""
 
     def __deepcopy__(self, memo):
-        return Transient()
+        return type(self)()
 
     def __reduce__(self):
-        return Transient, ()
+        return type(self), ()
 
 
 class Item(nn.Module):
@@ -201,6 +201,14 @@ class Carried(nn.Module):
     def draws(self):
         """Whether this is training."""
         return self.layer.training and not self.method.idle
+
+    @property
+    def listens(self):
+        return self.draws and self.method.listens
+
+    def tell(self, name, read, live=None):
+        if (item := self[name]) is not None:
+            self.method.hear(item, (read if live is None else read[live.squeeze(-1)]).detach())
 
     def look_up(self, ids):
         self.called = True

@@ -20,7 +20,7 @@ class L1Logistic(Method):
     """A path of L1 strengths; the one that is best on validation, refit on its own words with a light L2."""
 
     default_model = "bag-of-words"
-    touches = True
+    touches, trains = True, False
 
     @torch.no_grad()
     def fit(self, model, task, plan):

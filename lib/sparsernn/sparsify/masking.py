@@ -41,18 +41,66 @@ def largest(sizes, count):
     return keep.view(sizes.shape)
 
 
-class Masking(Method):
-    """A mask beside every weight, which shrinks in a window of steps.
-
-    A subclass says when (`window`, `every`) and how (`shrink`).
-    """
+class Masked(Method):
+    """A mask beside every weight; a subclass says when it narrows."""
 
     touches, reading = True, SIZES
-    begins = "pruning", "prune_start"
 
     def prepare(self):
         for weight in self.weights.values():
             weight.register_buffer("mask", torch.ones_like(weight.theta, dtype=torch.bool))
+
+    def after_step(self, step):
+        self.apply()
+
+    def draw(self, weight, lines=None):
+        return weight.theta * weight.mask
+
+    def kept(self, item):
+        return item.theta * item.mask
+
+    def score(self, item):
+        """log10 |w|; −∞ where it was pruned."""
+        return (item.theta.detach() * item.mask).abs().log10()
+
+    def of_types(self):
+        """[(type, its weights)] of the types there are."""
+        found = {kind: [w for w in self.weights.values() if type_of(w) == kind] for kind in TYPES}
+        return [(kind, weights) for kind, weights in found.items() if weights]
+
+    @torch.no_grad()
+    def sizes_of(self, weight):
+        """|w| of a matrix; 0 where it was pruned, or is not to be."""
+        sizes = (weight.theta * weight.mask).abs()
+        if weight.spared is not None:
+            sizes[weight.spared] = 0
+        return sizes
+
+    @torch.no_grad()
+    def narrow(self, weight, keep):
+        """Prune what is not in `keep`; what was pruned before stays pruned."""
+        weight.mask &= keep
+        if weight.spared is not None:
+            weight.mask[weight.spared] = True
+
+    @torch.no_grad()
+    def apply(self):
+        """Zeros where the masks say so: after every optimiser step."""
+        for weight in self.weights.values():
+            weight.theta.mul_(weight.mask)
+
+
+class Masking(Masked):
+    """Masks that shrink in a window of steps.
+
+    A subclass says when (`window`, `every`) and how (`shrink`).
+    """
+
+    begins = "pruning", "prune_start"
+
+    def prepare(self):
+        super().prepare()
+        for weight in self.weights.values():
             weight.register_buffer("changed", torch.zeros((), dtype=torch.int64))  # steps before its mask last did
 
     # ---- when
@@ -91,41 +139,3 @@ class Masking(Method):
 
     def says(self):
         return f"pruned from epoch {self.options.prune_start:g} to {self.options.prune_end:.0%}"
-
-    # ---- what is left
-
-    def draw(self, weight, lines=None):
-        return weight.theta * weight.mask
-
-    def kept(self, item):
-        return item.theta * item.mask
-
-    def score(self, item):
-        """log10 |w|; −∞ where it was pruned."""
-        return (item.theta.detach() * item.mask).abs().log10()
-
-    def of_types(self):
-        """[(type, its weights)] of the types there are."""
-        found = {kind: [w for w in self.weights.values() if type_of(w) == kind] for kind in TYPES}
-        return [(kind, weights) for kind, weights in found.items() if weights]
-
-    @torch.no_grad()
-    def sizes_of(self, weight):
-        """|w| of a matrix; 0 where it was pruned, or is not to be."""
-        sizes = (weight.theta * weight.mask).abs()
-        if weight.spared is not None:
-            sizes[weight.spared] = 0
-        return sizes
-
-    @torch.no_grad()
-    def narrow(self, weight, keep):
-        """Prune what is not in `keep`; what was pruned before stays pruned."""
-        weight.mask &= keep
-        if weight.spared is not None:
-            weight.mask[weight.spared] = True
-
-    @torch.no_grad()
-    def apply(self):
-        """Zeros where the masks say so: after every optimiser step."""
-        for weight in self.weights.values():
-            weight.theta.mul_(weight.mask)

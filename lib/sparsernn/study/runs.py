@@ -158,7 +158,7 @@ def _check_config(config, task, directory):
 
 def _train(session, directory, checkpoint, report):
     """From wherever it stands to the last epoch; metrics.csv and the checkpoint are replaced after every epoch."""
-    rows, epochs = [], session.plan.epochs
+    rows, epochs = [], session.plan.epochs if session.method.trains else 0
     if checkpoint.exists():
         session.restore(checkpoint)
         rows = pd.read_csv(directory / "metrics.csv", dtype={"hidden_kept": str, "gates_live": str}).to_dict("records")
@@ -168,9 +168,11 @@ def _train(session, directory, checkpoint, report):
         start = time.perf_counter()
         fitted = session.method.fit(session.model, session.task, session.plan)
         if fitted is not None:
-            rows, session.epoch, session.seconds = fitted, len(fitted), round(time.perf_counter() - start, 3)
-            session.note_best(session.read_off()["valid"])
-            session.best_epoch = next(row["epoch"] for row in rows if row["chosen"])
+            session.epoch, session.seconds = fitted[-1]["epoch"], round(time.perf_counter() - start, 3)
+            chosen, reading = next(row for row in fitted if row["chosen"]), session.read_off()
+            rows = [row | reading if row is chosen else row for row in fitted]
+            session.note_best(reading["valid"])
+            session.best_epoch = chosen["epoch"]
             _write(rows, directory / "metrics.csv")
             session.save(checkpoint)
     if session.epoch < epochs:

@@ -14,6 +14,7 @@ from ..nets.layers import Recurrent
 from ..nets.masks import paper_count
 from ..records import joined
 from ..sparsify.attach import put_on
+from ..tasks.base import detached
 from ..tasks.words import OOV
 from .evaluation import evaluate, predictor
 from .optimisers import OPTIMISERS, PATIENCE, Averages, share_of_rate
@@ -200,13 +201,6 @@ class Diverged(RuntimeError):
         super().__init__(
             f"the loss is {loss} in {place} (gradient norm {float(norm):.3g}); {kept}. Lower lr, or set clip"
         )
-
-
-def detached(state):
-    """A carried state cut off from the graph: a tensor, a tuple of them, or None."""
-    if isinstance(state, torch.Tensor):
-        return state.detach()
-    return None if state is None else tuple(map(detached, state))
 
 
 def multiplies_bfloat16(device):

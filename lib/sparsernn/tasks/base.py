@@ -228,6 +228,13 @@ class WordTask(LanguageTask):
         return [("", " ".join(words[start : start + symbols])) for start in range(0, len(words), symbols)]
 
 
+def detached(state):
+    """A carried state cut off from the graph: a tensor, a tuple of them, or None."""
+    if isinstance(state, torch.Tensor):
+        return state.detach()
+    return None if state is None else tuple(map(detached, state))
+
+
 def data_sha256(splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
     """SHA-256 over the arrays of all splits, in canonical order, each with name, dtype and shape; little-endian."""
     digest = hashlib.sha256()
