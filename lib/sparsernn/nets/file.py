@@ -7,6 +7,7 @@ layers            name → the shape of a small layer (`nets.small`)
 sparse            matrix → {shape, by}: it is stored as `.values`, `.indices` and `.indptr`, by "rows" or "columns"; with
                   runs: true an index is where a run of values begins, of `.lengths`
 zeros             tensor → [shape, dtype]: nothing but zeros        same  name → the name of the tensor it is tied to
+rows              tensor → whose rows some of its own are (`nets.shared`); the key is left out where there are none
 frozen            parameters that do not train             zeros_stay  layers whose zeros stay
 digest            sha256 of all of this and of every tensor
 
@@ -27,6 +28,7 @@ from . import first_format
 from .compact import plain_copy
 from .models import MODELS
 from .packing import an_object, indices, pack, pack_index, unpacked
+from .shared import put_together, shared_rows, stored_shapes, without
 from .small import become, fill, own_names, zeros_stay
 
 FORMAT = "sparsernn-compact/2"
@@ -61,7 +63,7 @@ def _content(small):
         (name for name, value in state.items() if ".carried." in name or not isinstance(value, torch.Tensor)), None
     ):
         raise ValueError(f"{odd} is no weight or buffer of a small model; take the method off first (study.detach())")
-    tensors, sparse, zeros, same, first = {}, {}, {}, {}, {}
+    tensors, sparse, zeros, same, first, rows = {}, {}, {}, {}, {}, _shared(small)
     for name, tensor in state.items():
         tensor = tensor.detach().cpu()
         if (key := (state[name].data_ptr(), tensor.shape, tensor.stride())) in first and tensor.numel():
@@ -73,7 +75,10 @@ def _content(small):
             raise ValueError(f"{name} holds numbers that are not finite")
         if owner is not None and tensor.dtype == torch.int64:
             tensors |= pack_index(name, tensor, _size(small.get_submodule(owner), name))
-        elif tensor.is_floating_point() and tensor.numel() > 8 and not tensor.any():
+            continue
+        if name in rows:
+            tensor = without(tensor, rows[name])
+        if tensor.is_floating_point() and tensor.numel() > 8 and not tensor.any():
             zeros[name] = [list(tensor.shape), str(tensor.dtype).removeprefix("torch.")]
         elif tensor.dim() == 2 and tensor.is_floating_point():
             packed, layout = pack(name, tensor)
@@ -84,7 +89,7 @@ def _content(small):
     meta = {"format": FORMAT, "model": None, "arguments": None}
     if MODELS.get(type(small).__name__) is type(small) and _plain(small.arguments):
         meta |= {"model": type(small).__name__, "arguments": small.arguments}
-    meta |= {"layers": layers, "sparse": sparse, "zeros": zeros, "same": same}
+    meta |= {"layers": layers, "sparse": sparse, "zeros": zeros, "same": same} | ({"rows": rows} if rows else {})
     meta["frozen"] = [name for name, parameter in small.named_parameters() if not parameter.requires_grad]
     meta["zeros_stay"] = [n for n in layers if zeros_stay in small.get_submodule(n)._forward_pre_hooks.values()]
     text = json.dumps(meta | {"digest": digest(meta, tensors)}, separators=(",", ":"))
@@ -99,6 +104,18 @@ def digest(meta, tensors):
         found.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         found.update(tensor.flatten().view(torch.uint8).numpy().tobytes() if tensor.numel() else b"")
     return found.hexdigest()
+
+
+def _shared(small):
+    """Tensor → its layout, of the small layers that repeat rows and are tied to no other."""
+    found, seen = {}, set()
+    for name, module in small.named_modules():
+        if hasattr(module, "_small"):
+            mine = [p.data_ptr() for p in module._parameters.values() if p is not None and p.numel()]
+            layouts = {} if seen & {*mine} or len({*mine}) < len(mine) else shared_rows(module)
+            found |= {f"{name}.{own}": layout | {"of": f"{name}.{layout['of']}"} for own, layout in layouts.items()}
+            seen |= {*mine}
+    return found
 
 
 def _plain(arguments):
@@ -175,23 +192,26 @@ def _built(meta, tensors, model, room):
     if room < 0:
         raise ValueError("it would unpack to more than a file of this size can hold")
     if not first:
+        rows = an_object(meta.get("rows", {}), "rows")
+        shapes = stored_shapes(rows, {name: expected[name] for name in ours if name not in same})
         sparse = an_object(meta.get("sparse"), "sparse")
         for name, layout in sparse.items():
             if (
                 name not in expected
                 or not isinstance(layout, dict)
-                or layout.get("shape") != list(expected[name].shape)
+                or layout.get("shape") != shapes.get(name, list(expected[name].shape))
             ):
-                wanted = list(expected[name].shape) if name in expected else "none of that name"
+                wanted = shapes.get(name, list(expected[name].shape)) if name in expected else "none of that name"
                 raise ValueError(f"{name} is laid out as {layout!r:.100}, expected a shape of {wanted}")
         tensors = unpacked(tensors, sparse, room // 4)
         lists = [n for n in ours if expected[n].dtype == torch.int64 and n not in same]
         sizes = {name: _size(modules[ours[name]], name) for name in lists}
         tensors = indices(tensors, sizes)
         for name, said in an_object(meta.get("zeros"), "zeros").items():
-            if name not in expected or name in tensors or not _zero(said, expected[name]):
+            if name not in expected or name in tensors or not _zero(said, shapes.get(name, list(expected[name].shape))):
                 raise ValueError(f"{name} is said to be zeros of {said!r:.80}, which the model has not")
             tensors[name] = torch.zeros(said[0], dtype=getattr(torch, said[1]))
+        tensors = put_together(tensors, rows, expected)
     for name, other in same.items():
         if name in tensors or name not in expected or not isinstance(other, str) or other not in tensors:
             raise ValueError(f"{name} is said to be the same as {other!r:.80}, which is not there")
@@ -215,7 +235,7 @@ def _names(given, known):
 
 def _zero(said, wanted):
     names = ("float16", "bfloat16", "float32", "float64")
-    return isinstance(said, list) and len(said) == 2 and said[0] == list(wanted.shape) and said[1] in names
+    return isinstance(said, list) and len(said) == 2 and said[0] == wanted and said[1] in names
 
 
 def _filled(small, layers, ours, tensors, same, expected):
@@ -290,5 +310,7 @@ def _shell(meta):
 
 def size_floor(small):
     """Bytes no file of this kind goes below: 6 B a stored weight (value and index) + 4 B a bias (of a gate, the sum of two)."""
-    tensors = {n: t for n, t in small.state_dict().items() if t.is_floating_point() and "bias_hh" not in n}
+    rows, state = _shared(small), small.state_dict()
+    tensors = {n: t for n, t in state.items() if t.is_floating_point() and "bias_hh" not in n}
+    tensors |= {n: without(t, rows[n]) for n, t in tensors.items() if n in rows}
     return sum(6 * int((t != 0).sum()) if t.dim() == 2 else 4 * t.numel() for t in tensors.values())

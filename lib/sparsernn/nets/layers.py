@@ -35,7 +35,7 @@ class Carrying:
 
     carried   None, or a child module that says what the layer computes with in this call:
               look_up(ids) → (words, ids)            the words that are looked up and the ids as numbers in them; words None: all
-              weight(name, words) → tensor           a weight, of these words alone
+              weight(name, words) → tensor           a weight, of these words alone, or a bias; None where there is none
               scale(name, batch, words) → [B|1, n]   a scale; None where there is none
               noise(name, batch) → (variance, ε)     of a linear layer's output; None where there is none
               tell(name, read, live)                 called while `listens`: what a weight multiplies or looks up
@@ -47,7 +47,7 @@ class Carrying:
 
     def used(self, name, words=None):
         """The parameter `name` as this call uses it; None where the layer has none (bias=False)."""
-        if self.carried is not None and name.startswith("weight"):
+        if self.carried is not None:
             return self.carried.weight(name, words)
         return getattr(self, name, None)
 
@@ -224,7 +224,7 @@ class Recurrent(Carrying):
             self.used("weight_ih" + suffix, words if one_hot else None),
             self.used("weight_hh" + suffix),
         )
-        biases = [getattr(self, name + suffix, None) for name in ("bias_ih", "bias_hh")]
+        biases = [self.used(name + suffix) for name in ("bias_ih", "bias_hh")]
         if not self.bias:
             biases = [weight_hh.new_zeros(len(weight_hh))] * 2
 

@@ -23,7 +23,7 @@ class Fixed(nn.Module):
         return None, ids
 
     def weight(self, name, words=None):
-        return getattr(self.layer, name)
+        return getattr(self.layer, name, None)
 
     def scale(self, name, batch, words=None):
         return self._buffers.get(name)

@@ -4,7 +4,7 @@ Two functions, two names. `paper_count` is the single pass the authors publish t
 fixed point that a really smaller model can use. They differ, and both are reported.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -13,11 +13,13 @@ from .axes import gates_of
 
 @dataclass(frozen=True)
 class Masks:
-    """axes: the model's; weights: matrix name → bool, its shape; groups: axis name → bool [size], where it has a mask."""
+    """axes: the model's; weights: matrix name → bool, its shape; groups: axis name → bool [size], where it has a mask;
+    shared: matrix name → bool, entries that are copies of another, which alone is counted."""
 
     axes: tuple
     weights: dict
     groups: dict
+    shared: dict = field(default_factory=dict)
 
     @classmethod
     def all_kept(cls, model):
@@ -27,6 +29,10 @@ class Masks:
     def group(self, axis):
         mask = self.groups.get(axis.name)
         return torch.ones(axis.size, dtype=torch.bool) if mask is None else mask
+
+    def stored(self, weights):
+        """Name → bool, of weights (name → bool) without what is shared."""
+        return {name: w & ~self.shared[name] if name in self.shared else w for name, w in weights.items()}
 
     def of_kind(self, kind):
         return [axis for axis in self.axes if axis.kind == kind]
@@ -62,7 +68,7 @@ def _count(masks, weights, kept, live):
 
     return Count(
         weights_total=sum(w.numel() for w in masks.weights.values()),
-        weights_kept=sum(int(w.sum()) for w in weights.values()),
+        weights_kept=sum(int(w.sum()) for w in masks.stored(weights).values()),
         vocabulary_kept=only("vocabulary"),
         input_kept=only("input"),
         hidden_kept=[int(kept[axis.name].sum()) for axis in masks.of_kind("hidden")],
@@ -72,12 +78,12 @@ def _count(masks, weights, kept, live):
 
 
 def standing(masks):
-    """Matrix name → bool: weights that are kept and belong to no removed word, neuron or gate; nothing more is followed."""
+    """Matrix name → bool: weights that are kept, once each, of no removed word, neuron or gate; nothing more is followed."""
     weights = {name: w.clone() for name, w in masks.weights.items()}
     for axis in masks.axes:
         if axis.name in masks.groups:
             axis.drop(weights, ~masks.groups[axis.name], "in", "out")
-    return weights
+    return masks.stored(weights)
 
 
 def paper_count(masks):
@@ -130,7 +136,7 @@ def close(masks, read=None):
         for gates in gates_of(masks.axes, axis):
             heard = gates.of_gates(groups[axis.name]) & gates.reduce(weights, "out")
             groups[gates.name] = gates.and_moved(groups[gates.name] & heard)
-    return Masks(masks.axes, weights, groups)
+    return replace(masks, weights=weights, groups=groups)
 
 
 def _needed(axes, weights, read):

@@ -8,7 +8,6 @@ from torch import nn
 from .axes import Axis, Member, each
 from .found import Found, Shape, is_computed, parameter_names
 from .layers import kind_of
-from .masks import Masks
 from .outside import Watch, calls_of
 from .readers import Reading, answer, who_reads
 
@@ -124,7 +123,7 @@ def wired(found, masks, readings):
             if not reading.complete and (reading.state or direction >= 0):
                 read[axis.name] = torch.ones(axis.size, dtype=torch.bool) if reading.state else masks.group(axis)
         ways[name] = Way(read, wide=bool(why), scaled=not reading.complete, why=why)
-    return Masks(tuple(axes.values()), masks.weights, masks.groups), ways
+    return replace(masks, axes=tuple(axes.values())), ways
 
 
 def _members(found, reading, start, size):

@@ -13,6 +13,7 @@ from .l0 import L0
 from .linear import L1Logistic
 from .one_shot import OneShot
 from .options import names_of, refuse_unknown
+from .restricted import Restricted
 from .sparse_vd import SparseVD
 
 METHODS = {
@@ -30,6 +31,7 @@ METHODS = {
     "iss": ISS,
     "one-shot": OneShot,
     "heads": Heads,
+    "restricted": Restricted,
     "linear": L1Logistic,
 }
 

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..files import nearest
-from ..nets.found import Found, is_computed
+from ..nets.found import Found, is_computed, parameter_names
 from ..nets.layers import kind_of, stand_in
 from ..nets.outside import Watch, calls_of, deep_copy
 from ..nets.readers import call
@@ -169,18 +169,18 @@ def _carry(found, method, left, batch_dim):
                 f"{name}: some recurrent layers have batch_first=True and some False; say with batch_dim= which dimension of "
                 "its ids runs over sequences (0 or 1)"
             )
-        if kind is nn.Embedding and layer.sparse and method.touches and layer.weight.requires_grad:
+        if kind is nn.Embedding and layer.sparse and _touched(layer, method) and layer.weight.requires_grad:
             raise ValueError(
                 f"{name} has sparse=True; the penalty reaches every row, use sparse=False (or skip={[name]!r})"
             )
         carried, reasons = Carried(layer, method, batch_dim or 0), []
-        if computed := [own for own in _matrices(layer) if is_computed(layer, own)]:
+        if computed := [own for own in (*_matrices(layer), *_touched(layer, method)) if is_computed(layer, own)]:
             left[name] = f"its {computed[0]} is computed (weight_norm, pruning or an assignment), not a parameter"
             continue
         if "forward" in vars(layer):
             left[name] = "a forward of its own has been put on it"
             continue
-        for own in [n for n in _matrices(layer) if method.touches]:
+        for own in _touched(layer, method):
             if not getattr(layer, own).requires_grad:
                 reasons.append(f"its {own} is frozen (requires_grad=False)")
             else:
@@ -219,6 +219,13 @@ def _carry(found, method, left, batch_dim):
 def _matrices(layer):
     names = getattr(layer, "_flat_weights_names", ["weight"])
     return [name for name in names if name.startswith("weight")]
+
+
+def _touched(layer, method):
+    """Names of the tensors of a layer that are items of the method."""
+    if not method.touches or (method.layers is not None and kind_of(layer) not in method.layers):
+        return []
+    return [own for own in parameter_names(layer) if own.startswith("weight") or method.biases]
 
 
 def _put_down(layer):

@@ -72,7 +72,8 @@ class Method:
     Options        its hyper-parameters (a frozen dataclass of `option`s); `self.options` holds this run's
     default_model  the preset to use where none is named; None: the task's own
     kinds          which axes get a group: a key of the model's `groups` ("voc", "wn", "wgn"), or axis kinds themselves
-    touches        whether weights are items too
+    touches        whether weights are items too          biases   whether biases are as well
+    layers         the classes of torch whose weights are; None: of every layer that `attach` knows
     draws_words    whether weights and scales can be drawn for the words of a batch alone
     noise_on_output  whether linear layers with `local_noise` take their noise on the output (`variance`)
     a_draw_each    whether a neuron's scales are drawn apart, one for each place where it is read
@@ -87,7 +88,8 @@ class Method:
     Options = Options
     default_model: str | None = None
     kinds: str | tuple[str, ...] = ()
-    touches = False
+    touches = biases = False
+    layers: tuple[type, ...] | None = None
     draws_words = False
     noise_on_output = False
     a_draw_each = False

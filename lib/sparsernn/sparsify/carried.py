@@ -62,7 +62,7 @@ class Item(nn.Module):
 
 
 class Weight(Item):
-    """A matrix of a layer; `owners`: (layer, its name there) of all that share it."""
+    """A matrix of a layer, or a bias; `owners`: (layer, its name there) of all that share it."""
 
     def __init__(self, name, layer, own):
         super().__init__(name)
@@ -171,8 +171,8 @@ def _set_generators(states):
 class Carried(nn.Module):
     """What one layer carries (see `nets.layers.Carrying`): its items, and the method that knows what they mean.
 
-    matrices   `Weight` of each matrix, groups: `Group` of each axis; no name in them has the word weight or bias, by which
-               loops over a layer's parameters know its own
+    matrices   `Weight` of each matrix (and bias, where a method works on them), groups: `Group` of each axis; no name in
+               them has the word weight or bias, by which loops over a layer's parameters know its own
     batch_dim  the dimension of an embedding's ids that runs over sequences
     lookup     word → its line while words are cut out of the training (−1: cut out); None: each its own
     scales     name of a scale → that of the group it is
@@ -188,11 +188,11 @@ class Carried(nn.Module):
         self.word_dim = 0 if kind_of(layer) is nn.Embedding else 1
 
     def __setitem__(self, own, item):
-        self.matrices[own.replace("weight", "w")] = item
+        self.matrices[own.replace("weight", "w").replace("bias", "b")] = item
 
     def __getitem__(self, own):
-        """The `Weight` of a matrix by its name in the layer; None where there is none."""
-        return self.matrices._modules.get(own.replace("weight", "w"))
+        """The `Weight` of a matrix or bias by its name in the layer; None where there is none."""
+        return self.matrices._modules.get(own.replace("weight", "w").replace("bias", "b"))
 
     def items(self):
         return (*self.matrices.values(), *self.groups.values())
@@ -223,7 +223,7 @@ class Carried(nn.Module):
         self.called = True
         item, method = self[name], self.method
         if item is None:
-            theta = getattr(self.layer, name)
+            theta = getattr(self.layer, name, None)
             return theta if words is None else theta.index_select(self.word_dim, words)
         if method.idle:
             return item.theta
