@@ -60,8 +60,13 @@ class Restricted(Method):
     def prepare(self):
         self.pools = list(self._pools())
         self.pool_of = {name: pool for pool in self.pools for name in pool.names}
-        if sum(len(pool.names) for pool in self.pools) != len(self.pool_of):
-            raise ValueError("two recurrent layers have one of their weights in common but not all; such have no pool")
+        if (
+            sum(len(pool.names) for pool in self.pools) != len(self.pool_of)
+            or self.pool_of.keys() != self.weights.keys()
+        ):
+            raise ValueError(
+                "two recurrent layers have one of their weights in common but not all: there is no pool for both; skip one"
+            )
         self.rate = self._rate(self.options.density) if self.options.density else self.options.sharing
         self.refuse_out_of_reach()  # before anything is written
         self.write_copies()
