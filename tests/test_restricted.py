@@ -18,6 +18,7 @@ from sparsernn import tasks
 from sparsernn.engines.models import by_engine
 from sparsernn.nets.file import digest, size_floor
 from sparsernn.nets.masks import close, closed_count, gate_states, paper_count
+from sparsernn.sparsify.restricted import pool_size
 from sparsernn.study.config import RunConfig
 from sparsernn.study.presets import PRESETS
 from sparsernn.study.runs import ensure
@@ -357,6 +358,7 @@ def test_counts_are_the_papers_at_all_eight_rates(cell):
         biases = 3 * (200 + (2 * CELLS[cell][1] - 1) * (200 - round(rate * 200)))
         masks, head = study.masks(), 600
         assert len(torch.cat([p.flatten() for p in model.stack.parameters()]).unique()) == true  # numbers there are
+        assert 3 * pool_size(CELLS[cell][1], 200, 200, rate) == true
         assert paper_count(masks).weights_kept == closed_count(close_read(masks)).weights_kept == true - biases + head
         dense = PAPER[cell][-1] - 3 * 2 * CELLS[cell][1] * 200
         assert study.method.density() == pytest.approx((true - biases) / dense, abs=1e-12)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from .. import records
+from ..sparsify.restricted import pool_size
 from ..study.config import PROFILES
 
 NEAREST = PROFILES[:0:-1]  # the schedule nearest to the paper's first; smoke says nothing
@@ -195,6 +196,81 @@ def _noise(evidence):
     )
 
 
+def _compared(task, wanted, test):
+    """A claim about rows of one task: wanted is [(label, method, model, parameters)], test takes their test figures in order
+    and says whether each part of the claim holds."""
+
+    def check(evidence):
+        found = [(label, evidence.row(task, method, model, **values)) for label, method, model, values in wanted]
+        if absent := [label for label, row in found if row is None]:
+            return NOT_RUN, f"no finished run on {task} of: {', '.join(absent)}"
+        text = "; ".join(f"{label}: {_says(row)} ({row['weights_kept']:,.0f} weights)" for label, row in found)
+        return _where(_grade(*test(*(row["test"] for _, row in found))), [task]), text
+
+    return check
+
+
+def _heuristics(evidence):
+    """Gradual pruning by the paper's own rule, wherever no density was asked for."""
+    rows = evidence.rows[(evidence.rows["method"] == "gradual") & evidence.rows["test"].notna()]
+    rows = rows[~rows["variant"].fillna("").str.contains("density=|q=")]
+    if rows.empty:
+        return _not_run("any task", "gradual")
+    zeros = [1 - 1 / compression for compression in rows["compression"]]
+    text = "; ".join(f"{row['task']}: {z:.0%} zeros" for row, z in zip(rows.to_dict("records"), zeros, strict=True))
+    return _where(_grade(*(z >= 0.88 for z in zeros)), rows["task"]), text
+
+
+def _products(evidence):
+    """Sparse products of scattered zeros in nine or more of ten places, batch 1, against dense ones in fp32."""
+    tables = [records.read_timings(path) for path in sorted(evidence.results.glob("timings-*.csv"))]
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=records.TIMING_FIELDS)
+    part = table[(table["density"] <= 0.1) & (table["density"] >= 0.05) & (table["pattern"] == "unstructured")]
+    part = part[(part["opponent"] == "dense-fp32") & (part["batch"] == 1) & (part["engine"] != "dense-fp32")]
+    if part.empty:
+        return NOT_RUN, "no timing row of scattered zeros"
+    best = part.groupby(["device", "hidden", "density"])["speedup"].max()
+    text = f"best engine, batch 1, 90 to 95 % zeros: {best.min():.1f} to {best.max():.1f} times dense fp32 ({len(best)} shapes)"
+    return _grade(best.min() >= 2, best.max() >= 2), text
+
+
+def _blocks(evidence):
+    rows = evidence.rows[(evidence.rows["method"] == "blocks") & evidence.rows["test"].notna()]
+    found = []
+    for row in rows.to_dict("records"):
+        dense = evidence.row(row["task"], "dense", row["model"])
+        if dense is not None and row["metric"] == "bits_per_char" and row["compression"] >= 5:
+            found.append((row, row["test"] / dense["test"] - 1))
+    if not found:
+        return _not_run("any language model", "blocks at a fifth or less", "dense")
+    text = "; ".join(f"{row['variant']}: {loss:+.1%} bits at {row['compression']:.3g}×" for row, loss in found)
+    return _where(_grade(*(loss <= 0.05 for _, loss in found)), [row["task"] for row, _ in found]), text
+
+
+def _only(why):
+    return lambda evidence: (NOT_RUN, why)
+
+
+def _sharing(cell, r, tied=""):
+    """A row of 1908.07724's stack with a sharing rate; 0 is the ordinary layer."""
+    model, label = f"rrnn-3x200-{cell}{tied}", f"{cell.upper()}{' TD' if tied else ''} r = {r:g}"
+    return (label, "restricted", model, {"sharing": r}) if r else (label, "dense", model, {})
+
+
+def _counts(evidence):
+    """Parameters of three layers of 200, biases included, beside the paper's table less its 9,800 (tests count layers)."""
+    reported = {
+        "RNN": (241_200, 180_900, 120_600),
+        "GRU": (723_600, 422_100, 120_600),
+        "LSTM": (964_800, 542_700, 120_600),
+    }
+    gates = {"RNN": 1, "GRU": 3, "LSTM": 4}
+    found = {cell: tuple(3 * pool_size(gates[cell], 200, 200, r) for r in (0, 0.5, 1)) for cell in reported}
+    text = "; ".join(f"{cell}: {', '.join(f'{n:,}' for n in sizes)} at r = 0, 0.5, 1" for cell, sizes in found.items())
+    return _grade(*(found[cell] == reported[cell] for cell in reported)), text + " (the paper's tables add 9,800)"
+
+
+CHAR = "pydocs-char"
 CLAIMS = {
     "A1": ("≥ 99.5 % zeros on sentiment, nothing lost", _sentiment_zeros),
     "A2": (
@@ -217,6 +293,77 @@ CLAIMS = {
     "B6": ("removed gates are constants; which, depends on the task", _constants),
     "B7": ("the shrunk net has the masked one's accuracy, to 4 digits", _shrunk),
     "B8": ("kept IMDb words are sentiment words; ratings 5 and 6 go", _words),
+    "C1": ("the threshold schedule with its heuristics ends near 90 % zeros", _heuristics),
+    "C2": (
+        "a sparse net of the same size is worse, a larger sparse one as good as the dense",
+        _compared(
+            CHAR,
+            [
+                ("dense", "dense", "lstm-128", {}),
+                ("same size", "gradual", "lstm-128", {"density": 0.1}),
+                ("larger", "gradual", "lstm-256", {"density": 0.1}),
+            ],
+            lambda dense, same, larger: (same > dense, larger <= 1.0075 * dense),
+        ),
+    ),
+    "C3": (
+        "a large sparse net beats a small dense one of as many weights",
+        _compared(
+            CHAR,
+            [("large sparse", "gradual", "lstm-256", {"density": 0.1}), ("small dense", "dense", "lstm-56", {})],
+            lambda sparse, small: (sparse < small,),
+        ),
+    ),
+    "C4": (
+        "gradual pruning beats hard pruning",
+        _compared(
+            CHAR,
+            [("gradual", "gradual", "lstm-128", {"density": 0.1}), ("hard", "hard", "lstm-128", {"density": 0.1})],
+            lambda gradual, hard: (gradual < hard,),
+        ),
+    ),
+    "C5": ("sparse products are 2 to 7 times faster at 90 to 95 % zeros", _products),
+    "C6": ("80 to 90 % of blocks up to 32×32 go at a small loss", _blocks),
+    "D1": (
+        "L0: a 2×1500 LSTM on PTB loses neurons, no perplexity, and runs 20 times as fast",
+        _only("zaremba-large was not trained"),
+    ),
+    "D2": (
+        "L0 leaves fewer neurons than ISS at equal quality",
+        _compared(
+            CHAR,
+            [("l0", "l0", "lstm-128", {"density": 0.3}), ("iss", "iss", "lstm-128", {"density": 0.3})],
+            lambda l0, iss: (l0 <= iss,),
+        ),
+    ),
+    "D3": ("L0 works for RHN and BiDAF", _only("the study has neither model")),
+    "E1": (
+        "PTB words: r = 0.5 loses little in an LSTM (129.0 against 124.6), much in an RNN (176.5 against 154.8)",
+        _compared(
+            "ptb-word",
+            [_sharing("lstm", 0), _sharing("lstm", 0.5), _sharing("rnn", 0), _sharing("rnn", 0.5)],
+            lambda lstm, half, rnn, shared: (half <= 1.05 * lstm, shared >= 1.05 * rnn),
+        ),
+    ),
+    "E2": (
+        "PTB words: tied and with dropout, r = 0.5 is better than r = 0 (103.5 against 107.7)",
+        _compared(
+            "ptb-word",
+            [_sharing("lstm", 0, "-td"), _sharing("lstm", 0.5, "-td")],
+            lambda whole, half: (half < whole,),
+        ),
+    ),
+    "E3": (
+        "PTB words: a shared LSTM with fewer recurrent weights beats the plain RNN (148.1 against 154.8)",
+        _compared(
+            "ptb-word", [_sharing("lstm", 0.9), _sharing("rnn", 0)], lambda lstm, rnn: (lstm < rnn,)
+        ),
+    ),
+    "E4": (
+        "PTB words: an LSTM that shares everything collapses (188 at r = 1, 148 at 0.9)",
+        _compared("ptb-word", [_sharing("lstm", 0.9), _sharing("lstm", 1.0)], lambda most, all_: (all_ > 1.1 * most,)),
+    ),
+    "E5": ("parameters of the restricted stacks", _counts),
 }  # fmt: skip
 
 

@@ -46,6 +46,13 @@ class Pool:
     gates: int
 
 
+def pool_size(gates, width, hidden, rate):
+    """Parameters of the pool of one layer and direction, biases included: (s + 2 n (H − s)) (k + 1), k the wider of both
+    inputs (1908.07724)."""
+    shared = round(rate * hidden)
+    return (shared + 2 * gates * (hidden - shared)) * (width + 1)
+
+
 class Restricted(Method):
     """Rows of a layer's pool in the places of its matrices, in training and in evaluation.
 

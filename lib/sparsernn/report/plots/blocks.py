@@ -1,0 +1,50 @@
+"""What a pattern costs: quality against density, a line a shape of block."""
+
+from .style import BLACK, METHOD_STYLE, metric_of, percent, styled, subplots, title, unique_legend
+
+MARKERS = "osD^vP*X"
+
+
+def shape_of(row):
+    """How a row's zeros lie: the block of its variant, or the method where it names none."""
+    parts = dict(part.split("=", 1) for part in str(row["variant"] or "").split(",") if "=" in part)
+    return parts.get("block", "16x1").replace("x", "×") if row["method"] == "blocks" else row["method"]
+
+
+@styled
+def pattern_curves(rows, quality="test"):
+    """Quality against the share of weights kept, a line a shape of block (scattered zeros: a line a method), dense beside it.
+
+    rows: records of one model (method, variant, test, compression, metric), several seeds: their mean, and a dot each.
+    """
+    figure, ax = subplots(6.4, 4.0)
+    words, better = metric_of(rows)
+    rows = rows.assign(shape=[shape_of(row) for row in rows.to_dict("records")], density=1 / rows["compression"])
+    dense = rows[rows["method"] == "dense"]
+    shown = rows[rows["method"] != "dense"]
+    finding = []
+    for number, (shape, part) in enumerate(shown.groupby("shape", sort=False)):
+        mean = part.groupby("variant")[["density", quality]].mean().sort_values("density")
+        colour = METHOD_STYLE[shape][0] if shape in METHOD_STYLE else f"C{number}"
+        ax.plot(
+            mean["density"],
+            mean[quality],
+            MARKERS[number % len(MARKERS)] + "-",
+            color=colour,
+            lw=1.3,
+            ms=5,
+            label=shape,
+        )
+        ax.plot(part["density"], part[quality], ".", color=colour, ms=3, alpha=0.5)
+        sparsest = mean.iloc[0]
+        finding.append(f"{shape} {sparsest[quality]:.3g} at {percent(sparsest['density'])}")
+    if len(dense):
+        ax.axhline(dense[quality].mean(), color=BLACK, lw=1, ls="--", label="dense")
+    ax.set(xscale="log", xlabel="density: weights kept ÷ all")
+    ax.set_ylabel(f"{quality} {words} ({better} is better)")
+    ax.xaxis.set_major_formatter(lambda share, _: percent(share))
+    ax.xaxis.set_minor_formatter(lambda share, _: "")
+    ax.grid(color="0.92", lw=0.6)
+    unique_legend(ax, loc="upper left", bbox_to_anchor=(1.01, 1))
+    title(figure, f"{words.capitalize()} by shape of what is kept – " + "; ".join(finding))
+    return figure
