@@ -181,8 +181,8 @@ class Method:
         time step, padding left out where the layer knows it. Called while `listens`."""
 
     def fit(self, model, task, plan):
-        """Called before the first epoch. Where no gradient step follows: → rows of metrics.csv (one has `chosen`), the last
-        with the `epoch` that is over. None: train it."""
+        """Called before the first epoch. Where no gradient step follows: → rows of metrics.csv, one of them `chosen`, the last
+        with the `epoch` that is over; one without `valid` is read off the model. None: train it."""
         return None
 
     def without_pruned(self, model, optimizer):

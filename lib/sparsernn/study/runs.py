@@ -169,10 +169,10 @@ def _train(session, directory, checkpoint, report):
         fitted = session.method.fit(session.model, session.task, session.plan)
         if fitted is not None:
             session.epoch, session.seconds = fitted[-1]["epoch"], round(time.perf_counter() - start, 3)
-            chosen, reading = next(row for row in fitted if row["chosen"]), session.read_off()
-            rows = [row | reading if row is chosen else row for row in fitted]
+            reading = session.read_off()
+            rows = [row if "valid" in row else row | reading for row in fitted]
             session.note_best(reading["valid"])
-            session.best_epoch = chosen["epoch"]
+            session.best_epoch = next(row["epoch"] for row in rows if row["chosen"])
             _write(rows, directory / "metrics.csv")
             session.save(checkpoint)
     if session.epoch < epochs:
