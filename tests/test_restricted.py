@@ -104,6 +104,55 @@ class Pooled:
         return slice(block, block + self.q)
 
 
+def once(pool, x, h, c):
+    """The same step with every shared row multiplied once: W_s (x + h) for all gates, W_s x and W_s h apart for a GRU's n."""
+    s, n, (k, d) = pool.s, pool.n, pool.widths
+    wide, shared = max(k, d), pool.pool[:s]
+    x, h_in = F.pad(x, (0, wide - k)), F.pad(h, (0, wide - d))
+    own = [
+        [pool.pool[pool.rows_of(i, j)] @ v + pool.bias[pool.rows_of(i, j)] for j in range(n)]
+        for i, v in ((0, x), (1, h_in))
+    ]
+    if n == 3:
+        of_x, of_h = shared @ x + pool.bias[:s], shared @ h_in + pool.bias[:s]
+        both = torch.sigmoid(of_x + of_h)
+        r, z = (torch.cat([both, torch.sigmoid(own[0][j] + own[1][j])]) for j in (0, 1))
+        new = torch.tanh(torch.cat([of_x, own[0][2]]) + r * torch.cat([of_h, own[1][2]]))
+        return (1 - z) * new + z * h, c
+    both = shared @ (x + h_in) + 2 * pool.bias[:s]
+    gates = [torch.cat([both, a + b]) for a, b in zip(*own, strict=True)]
+    if n == 1:
+        return torch.tanh(gates[0]), c
+    i, f, g, o = gates
+    c = torch.sigmoid(f) * c + torch.sigmoid(i) * torch.tanh(g)
+    return torch.sigmoid(o) * torch.tanh(c), c
+
+
+@every_cell
+@pytest.mark.parametrize("rate", RATES)
+@pytest.mark.parametrize("inputs", [4, 7])
+def test_shared_rows_multiplied_once_are_the_same_step(cell, rate, inputs):
+    d = 5
+    pool = Pooled(CELLS[cell][1], d, (inputs, d), round(rate * d), seed=5)
+    x, h, c = randn(inputs, seed=1), randn(d, seed=2), randn(d, seed=3)
+    for given, expected in zip(once(pool, x, h, c), pool.step(x, h, c), strict=True):
+        assert error(given, expected) <= 1e-12
+
+
+@every_cell
+@pytest.mark.parametrize("rate", [0.0, 0.5, 0.9, 1.0])
+def test_the_numba_engine_multiplies_a_shared_row_once_and_says_the_same(cell, rate):
+    model = Net(cell, inputs=7, hidden=10)
+    if rate:
+        attach(model, sharing=rate)
+    n, x = CELLS[cell][1], randn(5, 6, 7)
+    fast = by_engine(sparsernn.compact(model.eval(), x)[0] if rate else model, "numba", x)
+    (engine,) = fast.stack.level.engines.values()
+    shared = round(rate * 10)
+    assert engine.weight.shape[1] == shared + n * (10 - shared) + (n == 3)  # zeros: what a GRU's n takes from x alone
+    assert error(fast(x.float()).double(), model(x)) <= 1e-6
+
+
 def pools(model, rate, cell):
     """Pools for every layer and direction of a stack, with numbers of their own: suffix → `Pooled`."""
     stack, found, n = model.stack, {}, CELLS[cell][1]
@@ -435,7 +484,7 @@ def test_the_small_model_is_equal_and_its_file_holds_every_number_once(cell, rat
     model = Net(cell, 40, 32, 2, bidirectional=True)
     study = attach(model, sharing=rate)
     train(model, study, adam(study), 3)
-    x = randn(4, 3, 40)
+    x = randn(4, 5, 40)
     small, proof = sparsernn.compact(model.eval(), x)
     assert proof.error <= 1e-9 and error(small(x), model(x)) <= 1e-9
     size = sparsernn.save(small.float(), tmp_path / "file")

@@ -108,8 +108,9 @@ def rows_times_four(weight, h, a):
 
 
 @njit(**FAST)
-def by_rows(kind, hard, table, rows, weight, block, neuron, fixed_at, fixed, group, start, y):
-    """`group` (1 or 4) sequences from `start` on. weight [Hp, R]; row r lands in block[r] at neuron[r]; y [T, B, H]."""
+def by_rows(kind, hard, table, rows, weight, of, block, neuron, fixed_at, fixed, group, start, y):
+    """`group` (1 or 4) sequences from `start` on. weight [Hp, D]: rows of W_hh that differ, as columns; row r of R is
+    of[r] of them (`of` empty: D = R, each its own) and lands in block[r] at neuron[r]; y [T, B, H]."""
     steps, _, hidden = y.shape
     size, n = weight.shape
     a, v = np.empty((group, n), np.float32), np.zeros((4 if kind < 2 else 1, group, size), np.float32)
@@ -122,14 +123,18 @@ def by_rows(kind, hard, table, rows, weight, block, neuron, fixed_at, fixed, gro
             padded |= row < 0
             line = table[max(row, 0)]
             for r in range(n):
-                a[s, r] = line[r]
+                a[s, r] = line[r] if len(of) == 0 else np.float32(0)
         if group == 4:
             rows_times_four(weight, h, a)
         else:
             rows_times(weight, h[0], a[0])
         for s in range(group):
-            for r in range(n):
-                v[block[r], s, neuron[r]] = a[s, r]
+            line = table[max(rows[t, start + s], 0)]
+            if len(of) == 0:
+                for r in range(n):
+                    v[block[r], s, neuron[r]] = a[s, r]
+            for r in range(len(of)):
+                v[block[r], s, neuron[r]] = line[r] + a[s, of[r]]
         if padded:
             old_h[:], old_c[:] = h, c
         advance(kind, hard, flat_v, fixed_at, fixed, flat_h, flat_c)
@@ -374,11 +379,17 @@ class Whole(Tabled):
 
 
 class Rows(Whole):
-    """Dense rows of live gates, four sequences at a time (the last few one by one)."""
+    """Dense rows of live gates, four sequences at a time (the last few one by one); equal rows are multiplied once.
+
+    Those are the rows that gates share (1908.07724), and the zeros of a GRU's n that takes nothing from the state there.
+    """
 
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)
-        weight = layer.weight_hh.float().T
+        weight, places = layer.weight_hh.float().contiguous(), {}
+        of = [places.setdefault(row.tobytes(), len(places)) for row in weight.numpy()]
+        self.of = np.array(of if len(places) < len(of) else [], np.uint32)
+        weight = weight[np.unique(of, return_index=True)[1]].T
         self.weight = torch.nn.functional.pad(weight, (0, 0, 0, -len(weight) % 4)).contiguous().numpy()
         size = len(self.weight)
         self.fixed = {group: self.constants(group, group * size, 1, size) for group in (1, 4)}
@@ -387,7 +398,7 @@ class Rows(Whole):
         batch, start = rows.shape[1], 0
         while start < batch:
             group = 4 if start + 4 <= batch else 1
-            by_rows(*self.cell, table, rows, self.weight, *self.where, *self.fixed[group], group, start, y)
+            by_rows(*self.cell, table, rows, self.weight, self.of, *self.where, *self.fixed[group], group, start, y)
             start += group
 
 
