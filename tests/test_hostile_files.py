@@ -41,6 +41,7 @@ GOOD = {  # of the first format, tracked, without a digest; of the second
     "classifier": lambda: Classifier(V, 3, embedding=7, hidden=9, layers=2),
     "language model": lambda: LanguageModel(V, hidden=9, layers=2),
     "bag of words": lambda: BagOfWords(V, 3),
+    "shared rows": lambda: LanguageModel(V, hidden=9, layers=2),
     "stranger, words": lambda: Stranger(nn.GRU, nn.Embedding(V, 6)),
     "stranger, numbers": lambda: Stranger(nn.LSTM, nn.Identity()),
     "stranger, blocks": lambda: Stranger(nn.RNN, nn.Embedding(V, 6), hidden=24),
@@ -78,6 +79,10 @@ def made(name, path):
             if name.endswith("blocks") and "weight_hh" in own:  # of the upper half of the rows, of the lower half, …
                 weight.fill_(0.1)[:12, ::2], weight[12:, 1::2] = 0, 0
         sparsernn.save(sparsernn.compact(given[0], example(given[0]))[0], path)
+    elif name == "shared rows":
+        model = randomise(GOOD[name](), 1).float().requires_grad_(True)
+        masks = sparsernn.attach(model, "restricted", steps=1, n_examples=1, sharing=0.7).masks()
+        sparsernn.save(compact(model, masks), path)
     else:
         model = randomise(GOOD[name](), 1).float()
         sparsernn.save(compact(model, random_masks(model, 1, 0.4, {axis.name: 0.7 for axis in model.axes()})), path)
