@@ -67,10 +67,7 @@ class Restricted(Method):
     def prepare(self):
         self.pools = list(self._pools())
         self.pool_of = {name: pool for pool in self.pools for name in pool.names}
-        if (
-            sum(len(pool.names) for pool in self.pools) != len(self.pool_of)
-            or self.pool_of.keys() != self.weights.keys()
-        ):
+        if sorted(name for pool in self.pools for name in pool.names) != sorted(self.weights):
             raise ValueError(
                 "two recurrent layers have one of their weights in common but not all: there is no pool for both; skip one"
             )
@@ -103,19 +100,19 @@ class Restricted(Method):
             if self.weights[pool.source].theta.dim() == 2
         ]
 
-    def _saved(self, rate):
-        """Weights that are not stored at a sharing rate, its rows not rounded."""
-        return sum(rate * p.hidden * (p.gates * sum(widths) - max(widths)) for p, widths in self._matrices())
+    def _copied(self):
+        """Weights that are copies where everything is shared: at a rate r about r times as many."""
+        return sum(p.hidden * (p.gates * sum(widths) - max(widths)) for p, widths in self._matrices())
 
     def prunable(self):
         return {name: self.weights[name].theta.numel() for pool, _ in self._matrices() for name in pool.names}
 
     def reach(self):
-        return 1 - self._saved(1) / sum(self.prunable().values()), 1.0
+        return 1 - self._copied() / sum(self.prunable().values()), 1.0
 
     def _rate(self, density):
         """The sharing rate at which the pools are this share of the layers' weights, as near as there is one."""
-        return min((1 - density) * sum(self.prunable().values()) / self._saved(1), 1.0)
+        return min((1 - density) * sum(self.prunable().values()) / self._copied(), 1.0)
 
     # ---- what is shared
 
