@@ -76,6 +76,7 @@ class Method:
     layers         the classes of torch whose weights are; None: of every layer that `attach` knows
     draws_words    whether weights and scales can be drawn for the words of a batch alone
     noise_on_output  whether linear layers with `local_noise` take their noise on the output (`variance`)
+    draws_scales   whether scales are drawn while it learns; False: they are 1
     a_draw_each    whether a neuron's scales are drawn apart, one for each place where it is read
     reading        how its scores are read (`Reading`); None: it has none to draw, or to cut elsewhere
     begins         what begins, and the option that says when: for a training that would end before
@@ -92,6 +93,7 @@ class Method:
     layers: tuple[type, ...] | None = None
     draws_words = False
     noise_on_output = False
+    draws_scales = True
     a_draw_each = False
     reading: Reading | None = None
     begins = "the penalty", "kl_start"

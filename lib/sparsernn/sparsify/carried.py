@@ -249,6 +249,8 @@ class Carried(nn.Module):
         if not self.draws:
             kept = method.kept(item)
             return None if kept is None else kept[None]
+        if not method.draws_scales:
+            return None
         key, scope = (batch, name) if method.a_draw_each else batch, method.scope
         return item.draw(scope, scope, key, words, lambda words: method.draw_scale(item, batch, words), 1)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from .base import Reading, Settled
-from .neurons import TOUCHED, Neurons
+from .neurons import TOUCHED, Neurons, by_neuron
 from .options import option
 
 ROOT_MEAN_SQUARES = Reading("log10 rms", -5.0, 0.5, 0.1, (-4.0, -3.5, -3.0, -2.5, -2.0, -1.75, -1.5, -1.25, -1.0))
@@ -36,21 +36,18 @@ class ISSOptions(Settled):
 
 
 class ISS(Neurons):
-    """Weights as they are under a group lasso; a neuron that is removed is multiplied with 0 wherever it is read."""
+    """Weights as they are under a group lasso. A neuron that is removed is multiplied with 0 wherever it is read and written."""
 
     Options, reading = ISSOptions, ROOT_MEAN_SQUARES
-    kinds = ("hidden",)
+    kinds, draws_scales = ("hidden", "gates"), False
 
     def prepare(self):
-        like = next(iter(self.weights.values())).theta
-        for group in self.groups.values():
-            del group.theta
-            group.register_buffer("theta", like.new_ones(group.size))
+        super().prepare()
         self.may_fix()
         self.may_press()
 
-    def draw_scale(self, group, batch, words=None):
-        return group.theta[None]
+    def says(self):
+        return f"iss {self.options.iss_weight:g}"
 
     @property
     def threshold(self):
@@ -66,11 +63,8 @@ class ISS(Neurons):
 
     def squares(self, axis):
         """[n]: the sum of squares of each neuron's group."""
-        total = 0.0
-        for member, item in self.members(axis):
-            lines = (item.theta * item.theta).sum(1 - member.dim)
-            total = total + (lines[member.positions.clamp(min=0)] * (member.positions >= 0).to(lines)).sum(1)
-        return total
+        members = self.members(axis)
+        return sum(by_neuron(m, (item.theta * item.theta).sum(1 - m.dim)) for m, item in members)
 
     def charge(self, step):
         if not self.options.iss_weight:
@@ -80,18 +74,20 @@ class ISS(Neurons):
     @torch.no_grad()
     def score(self, item):
         """log10 of the root mean square of a neuron's group."""
-        if item.name not in self.groups:
-            return None
-        axis = next(axis for axis in self.axes if axis.name == item.name)
+        return self.spread(item, self.root_mean_squares).log10() if item.name in self.groups else None
+
+    def root_mean_squares(self, group):
+        """[n], of the groups of an axis' neurons."""
+        axis = next(axis for axis in self.axes if axis.name == group.name)
         squares = self.squares(axis)
-        return (squares / self.sizes(axis).to(squares)).log10() / 2
+        return (squares / self.sizes(axis).to(squares)).sqrt()
 
     def kept(self, item):
         return super().kept(item) if item.name in self.groups else item.theta
 
     @torch.no_grad()
     def after_step(self, step):
-        for name in self.prunable():
-            theta = self.weights[name].theta
-            theta.masked_fill_(theta.abs() < self.options.zero_below, 0)
+        for item in map(self.weights.get, self.prunable()):
+            if item.learns:
+                item.theta.masked_fill_(item.theta.abs() < self.options.zero_below, 0)
         super().after_step(step)

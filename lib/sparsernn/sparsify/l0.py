@@ -13,7 +13,7 @@ from torch import nn
 
 from .base import Reading, Settled
 from .carried import Transient
-from .neurons import TOUCHED, Neurons
+from .neurons import TOUCHED, Neurons, by_neuron
 from .options import option
 
 GATES = Reading("gate", 0.0, 1.0, 0.05, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9))
@@ -63,15 +63,11 @@ class L0(Neurons):
         self.noise = Transient()
 
     def prepare(self):
-        like = next(iter(self.weights.values())).theta
-        for group in self.groups.values():
-            del group.theta
-            group.register_buffer("theta", like.new_ones(group.size))  # the gates, once they are fixed
+        super().prepare()
         mean, deviation = START
         for axis in self.own():
-            start = mean + deviation * torch.randn(axis.size)
-            self.groups[axis.name].gate_logit = nn.Parameter(start.to(like))
-        self.leader = {axis.name: axis.hidden for axis in self.axes if axis.kind == "gates"}
+            group = self.groups[axis.name]
+            group.gate_logit = nn.Parameter((mean + deviation * torch.randn(axis.size)).to(group.theta))
         self.may_fix()
         self.may_press()
 
@@ -79,13 +75,14 @@ class L0(Neurons):
         logits = [self.groups[axis.name].gate_logit for axis in self.own()]
         return [{"params": logits, "lr": self.options.lr_gates, "weight_decay": 0.0}]
 
-    def of(self, group, function):
-        """function(log α of its neurons, their item) → [n] of the group; of a gates group: the same for every gate."""
-        own = self.groups[self.leader.get(group.name, group.name)]
-        return function(own.gate_logit, own).repeat(group.size // own.size)
+    def rates(self):
+        return (self.options.lr_gates,)
+
+    def says(self):
+        return f"l0 {self.options.l0_weight:g}"
 
     def draw_scale(self, group, batch, words=None):
-        return self.of(group, lambda logit, own: hard_concrete(logit, self.noise_of(own)))[None]
+        return self.spread(group, lambda own: hard_concrete(own.gate_logit, self.noise_of(own)))[None]
 
     def noise_of(self, own):
         """Uniform [n]: one draw a training step."""
@@ -96,7 +93,7 @@ class L0(Neurons):
         return self.noise[own.name][1]
 
     def gate(self, group):
-        return group.theta if group.fixed else self.of(group, lambda logit, own: expected_gate(logit))
+        return group.theta if group.fixed else self.spread(group, lambda own: expected_gate(own.gate_logit))
 
     def score(self, item):
         return self.gate(item).detach() if item.name in self.groups else None
@@ -128,32 +125,27 @@ class L0(Neurons):
     def expected_weights(self):
         """The expected number of weights that are multiplied with no gate at 0, of those that hang on a gate.
 
-        A weight stays if all neurons do that it hangs on: its row's, its column's; one where both are the same hangs on it once.
+        A weight stays if all neurons do that it hangs on: its row's and its column's, or the one that is both.
         """
         opened = {axis.name: open_probability(self.groups[axis.name].gate_logit) for axis in self.own()}
-        total = 0.0
-        for tensor in self.prunable():
-            shape = self.shapes[tensor]
-            members = [(axis, m) for axis in self.own() for m in axis.having(*TOUCHED) if m.tensor == tensor]
-            along = [(axis, m, m.along(opened[axis.name], shape[m.dim], rest=1)) for axis, m in members]
+        return sum(self.expected_of(tensor, opened) for tensor in self.prunable())
 
-            def lines(dim, but=None, along=along, shape=shape):
-                """[length]: P that nothing along a dimension closes its line; without what one axis says."""
-                some = [chance for axis, m, chance in along if m.dim == dim and axis is not but]
-                return torch.stack(some).prod(0) if some else opened[along[0][0].name].new_ones(shape[dim])
+    def expected_of(self, tensor, opened):
+        """The same of one matrix. opened: axis name → P(gate ≠ 0) [n]."""
+        members = [(axis, m) for axis in self.own() for m in axis.having(*TOUCHED) if m.tensor == tensor]
 
-            total = total + lines(0).sum() * lines(1).sum()
-            for axis in {axis.name: axis for axis, m in members if m.dim == 0}.values():
-                sides = [
-                    sum(per_neuron(m, lines(dim, axis)) for a, m in members if a is axis and m.dim == dim)
-                    for dim in (0, 1)
-                ]
-                if isinstance(sides[1], torch.Tensor):
-                    chance = opened[axis.name]
-                    total = total + (sides[0] * sides[1] * (chance - chance**2)).sum()
+        def lines(dim, but=None):
+            """P that no gate closes a row (dim 0) or a column; whatever that of the axis `but` does."""
+            chance = opened[members[0][0].name].new_ones(self.shapes[tensor][dim])
+            for axis, m in members:
+                if m.dim == dim and axis is not but:
+                    chance = chance * m.along(opened[axis.name], len(chance), rest=1)
+            return chance
+
+        total = lines(0).sum() * lines(1).sum()
+        for axis in self.own():
+            rows, columns = ([m for a, m in members if a is axis and m.dim == dim] for dim in (0, 1))
+            if rows and columns:  # where both are the same neuron its gate counts once
+                both = [sum(by_neuron(m, lines(m.dim, axis)) for m in side) for side in (rows, columns)]
+                total = total + (both[0] * both[1] * (opened[axis.name] - opened[axis.name] ** 2)).sum()
         return total
-
-
-def per_neuron(member, lines):
-    """The sum over the lines of each neuron [size]; lines: a number a line of the tensor."""
-    return (lines[member.positions.clamp(min=0)] * (member.positions >= 0).to(lines)).sum(1)

@@ -8,14 +8,39 @@ from .pressure import Pressed
 TOUCHED = "out", "in", "state"  # roles of a neuron's own weights: rows that write it, columns that read it
 
 
+def by_neuron(member, lines):
+    """Numbers of the lines of a tensor → [size]: their sum over the lines of each neuron of an axis' member."""
+    return (lines[member.positions.clamp(min=0)] * (member.positions >= 0).to(lines)).sum(1)
+
+
 class Neurons(Pressed):
     """A method that keeps or removes neurons with all their weights. A `gates` group goes with its neurons."""
 
     touches = True
 
+    def prepare(self):
+        """Raises ValueError where there is no neuron to decide about. A group's `theta` is what multiplies its neurons once
+        they are fixed."""
+        if not self.own():
+            raise ValueError("no recurrent layer is left whose neurons the method could remove")
+        like = next(iter(self.weights.values())).theta
+        for group in self.groups.values():
+            del group.theta
+            group.register_buffer("theta", like.new_ones(group.size))
+        self.leader = {axis.name: axis.hidden for axis in self.axes if axis.kind == "gates"}
+
+    def schedule(self):
+        fixed = self.learning_steps if self.options.fine_tune else self.steps
+        return [("penalty", 0, fixed)] + ([("fine-tuned", fixed, self.steps)] if self.options.fine_tune else [])
+
     def own(self):
         """The axes whose neurons it decides about."""
         return [axis for axis in self.axes if axis.name in self.groups and axis.kind != "gates"]
+
+    def spread(self, group, values_of):
+        """values_of(group of its neurons) [n] for a group; of a gates group: the same for every gate of a neuron."""
+        own = self.groups[self.leader.get(group.name, group.name)]
+        return values_of(own).repeat(group.size // own.size)
 
     def with_gates(self, values):
         """Axis name → values [size] of neurons, and those of their gates beside them."""
