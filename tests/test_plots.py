@@ -328,6 +328,18 @@ def test_a_trace_names_the_gate_that_moves_most():
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["a", "good", "film"]
 
 
+def test_shapes_of_blocks_are_lines_over_the_density_with_dense_beside_them():
+    rows = [record("dense", 2.2, 1.0, "bits_per_char"), record("gradual", 2.4, 10.0, "bits_per_char", "density=0.1")]
+    for shape, cost in (("8x4", 0.1), ("32x32", 0.3)):
+        rows += [record("blocks", 2.3 + cost * n, 2.0**n, "bits_per_char", f"block={shape},density={0.5**n:g}", seed)
+                 for n in (1, 3) for seed in (0, 1)]  # fmt: skip
+    figure = plots.pattern_curves(pd.DataFrame(rows))
+    text = words_of(figure)
+    assert "8×4 2.6 at 12%" in text and "32×32 3.2 at 12%" in text and "gradual 2.4 at 10%" in text and "dense" in text
+    lines = {line.get_label(): line.get_xdata() for line in figure.axes[0].lines}
+    assert list(lines["8×4"]) == [0.125, 0.5]
+
+
 # ---- nothing to draw
 
 

@@ -159,6 +159,9 @@ def draw(profile, results, figures, study=None):
             keep(plots.front(part, quality="valid"), f"{stem}-tried")
         else:  # of trials that have become runs
             (Path(figures) / f"{stem}-tried.png").unlink(missing_ok=True)
+        for model, same in finished.groupby("model"):
+            if (same["method"] == "blocks").sum() >= 3:
+                keep(plots.pattern_curves(same[same["method"].isin(plots.PATTERNS)]), f"{task}-{model}-blocks")
         curves = _curves(profile, task, shown, results)
         if curves.empty:  # what is finished was counted, not trained
             continue

@@ -3,6 +3,7 @@
 from .style import BLACK, METHOD_STYLE, metric_of, percent, styled, subplots, title, unique_legend
 
 MARKERS = "osD^vP*X"
+PATTERNS = ("dense", "gradual", "blocks")  # methods that are one figure: nothing pruned, scattered zeros, blocks
 
 
 def shape_of(row):
