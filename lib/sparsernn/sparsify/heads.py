@@ -1,8 +1,8 @@
 """Heads: W_hh block-diagonal from the start, so that a group of neurons remembers for itself.
 
-What ships in Lyra 1 instead of sparsity (a GRU of 1024 in 16 heads of 64) and runs fast on GPUs (FlashRNN): with n heads,
-one in n recurrent weights is left, in dense blocks. W_ih and all others are dense, and through them heads meet only in what
-is read. n = H is the limit in which every neuron remembers itself alone.
+What ships in Lyra 1 instead of sparsity (a GRU of 1024 in 16 heads of 64) and is fast on GPUs (FlashRNN: 24 heads of 32 take
+1.41 µs a step on an H100, cuDNN's dense LSTM of 768 takes 1.96): with n heads one in n recurrent weights is left, in dense
+blocks. All other weights are dense. n = H is the limit in which every neuron remembers itself alone.
 """
 
 import math

@@ -2,7 +2,7 @@
 
 What goes is decided by size; by size times the norm of what a weight multiplies (Wanda, 2306.11695); by the squared error
 that is left of each product once the other weights have made up for it (SparseGPT, 2301.00774: half of the weights at little
-loss of large transformers); or by ½ w² ∂²E/∂w² through time, recurrence and all (Pedersen & Hansen, NIPS 1994). The last
+loss of large transformers); or by ½ w² ∂²E/∂w², the way through time included (Pedersen & Hansen, NIPS 1994). The last
 three look at a few training batches. A recurrent matrix reads a vector at every time step, and all of them count.
 """
 
@@ -139,6 +139,8 @@ class OneShot(Masked):
             self.keep_largest(weights, [weight.theta.abs() for weight in weights])
 
     def fisher(self):
+        """½ w² ∂²E/∂w², but for a factor: Pedersen & Hansen take the second derivative as Gauss and Newton do, sequence by
+        sequence; here the squared gradient of a batch, by the labels it has, stands for it (the empirical Fisher)."""
         weights = list(self.weights.values())
         self.keep_largest(weights, [weight.theta.square() * self.seen[weight.name, "gradient"] for weight in weights])
 
