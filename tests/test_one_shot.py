@@ -307,6 +307,30 @@ def test_padding_stays_and_is_not_counted(criterion):
     assert study.method.density() == pytest.approx(0.25, abs=0.005)
 
 
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_words_that_are_looked_up_and_predicted_by_one_matrix_are_pruned_once(criterion):
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.stack, self.head = nn.Embedding(9, 6), nn.GRU(6, 6), nn.Linear(6, 9)
+            self.head.weight = self.words.weight
+
+        def forward(self, ids):
+            return self.head(self.stack(self.words(ids))[0])
+
+    torch.manual_seed(0)
+    model = Tied().double()
+    study = sparsernn.attach(
+        model, "one-shot", 2, 50, reference=model.state_dict(), criterion=criterion, calibration=2, density=0.3
+    )
+    for ids in batches(2):
+        F.cross_entropy(model(ids).flatten(0, 1), ids.flatten()).backward()
+        study.after_step()
+    ids = batches(1, 30)[0]
+    small, _ = sparsernn.compact(model.eval(), example=ids)
+    assert study.method.density() == pytest.approx(0.3, rel=0.02) and error(small(ids), model(ids)) <= 1e-9
+
+
 def test_what_it_cannot_do_is_refused_in_words_and_the_model_is_as_it_was():
     model = Net()
     before, good = {name: value.clone() for name, value in model.state_dict().items()}, attached()[2]
