@@ -34,6 +34,11 @@ class ISSOptions(Settled):
         1.0e-2, "a neuron goes whose group has a smaller root mean square (paper: whose weights are all 0)", above=0
     )
 
+    @property
+    def threshold(self):
+        """Of the logarithm that is read."""
+        return math.log10(self.least_rms)
+
 
 class ISS(Neurons):
     """Weights as they are under a group lasso. A neuron that is removed is multiplied with 0 wherever it is read and written."""
@@ -48,10 +53,6 @@ class ISS(Neurons):
 
     def says(self):
         return f"iss {self.options.iss_weight:g}"
-
-    @property
-    def threshold(self):
-        return math.log10(self.options.least_rms)
 
     def members(self, axis):
         """What the groups of an axis are made of: (member, item of its matrix)."""

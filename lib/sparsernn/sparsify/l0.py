@@ -31,6 +31,8 @@ class L0Options(Settled):
     )
     lr_gates: float = option(2.0e-3, "Adam's rate for every log α", above=0)
 
+    threshold = 0.0  # no option: a gate at 0 is closed
+
 
 def hard_concrete(logit, noise):
     """Gates in [0, 1] from log α and noise uniform in (0, 1), of one shape."""
@@ -56,7 +58,6 @@ class L0(Neurons):
 
     Options, reading = L0Options, GATES
     kinds = ("input", "hidden", "gates")
-    threshold = 0.0
 
     def __init__(self, options=None):
         super().__init__(options)
@@ -121,6 +122,12 @@ class L0(Neurons):
         if not self.options.l0_weight:
             return 0.0
         return self.options.l0_weight * self.expected_weights() / self.n_examples
+
+    def measure(self, step, masks):
+        """At first the expected density, then more and more the one that is kept: gates close many at once, long after the
+        penalty has begun to move them."""
+        expected, late = self.expected_weights().item() / sum(self.prunable().values()), step / self.pressed_steps
+        return expected ** (1 - late) * self.density(masks) ** late
 
     def expected_weights(self):
         """The expected number of weights that are multiplied with no gate at 0, of those that hang on a gate.

@@ -5,6 +5,9 @@ logarithm of the density is to fall on a parabola, fast at first, from nothing p
 controller moves the factor by how far off it is. (On a straight line a penalty is held back while it could still move
 what it has to, and later no factor is large enough.) Where a layer would lose its last neuron the factor becomes 0, and
 the data alone go on.
+
+What the controller leaves to be done when what is kept is fixed, the threshold does: it is moved to where it meets the
+density, which scores far from it (a penalty drives them there) make a small step.
 """
 
 import math
@@ -16,8 +19,12 @@ from ..nets.masks import close
 from .base import Method, Phase
 
 TURNS = 200  # how often the factor moves until the density is to be reached
-REACHED = 0.8  # share of the learning at which it has come down
+REACHED = 0.75  # share of the learning at which it has come down
 PROPORTIONAL, INTEGRAL = 3.0, 0.2  # of the controller: nats of the factor a nat of density
+MOST = 0.3  # nats behind that the second acts on: more says only that pruning takes its time
+RETURN = 4.0  # what is pruned comes back slowly: so much harder it steers where less is left than is due
+AIM = 1.05  # of a density that the threshold meets in the end: it can take what is too much, but open no closed gate
+BISECTIONS = 25  # of the range of a score, for the threshold that meets a density
 FURTHEST = 1e4  # the factor stays between its inverse and this
 CHECKS = 4  # an epoch, whether every layer still has a neuron
 
@@ -26,7 +33,8 @@ class Pressed(Method):
     """A method with a penalty whose factor follows `Options.density`. A subclass calls `may_press` at the end of `prepare`
     and says `charge`; it must call `after_step` if it has one of its own.
 
-    The factor is a buffer, `pressure`, of the first item, beside it `behind`: how far off the density was at the last turn.
+    The factor is a buffer, `pressure`, of the first item, beside it `behind`: how far off the density was at the last turn,
+    and `cut`: the threshold that meets it in the end.
     """
 
     def may_press(self):
@@ -35,6 +43,7 @@ class Pressed(Method):
         self.items()[0].register_buffer("pressure", like.new_ones(()))
         if self.options.density:
             self.items()[0].register_buffer("behind", like.new_zeros(()))
+            self.items()[0].register_buffer("cut", like.new_full((), torch.nan))
 
     def phases(self):
         if self.options.fine_tune:
@@ -64,7 +73,7 @@ class Pressed(Method):
             return
         masks = self.masks()
         if steer:
-            self.steer(done, self.density(masks))
+            self.steer(done, self.measure(done, masks))
         if check:
             self.spare_the_last(done, masks)
 
@@ -77,18 +86,49 @@ class Pressed(Method):
             return self.learning_steps
         return round(sum(phase.share for phase in self.phases() if not phase.selectable) * self.steps)
 
+    def measure(self, step, masks):
+        """The density that is steered by. A subclass may know one that answers sooner than what is kept."""
+        return self.density(masks)
+
     def due(self, step):
         """The density that there is to be after so many steps."""
         left = max(0.0, 1 - step / (REACHED * self.pressed_steps))
-        return self.options.density ** (1 - left**2)
+        aim = self.options.density * (AIM if self.options.fine_tune else 1)
+        return min(1.0, aim) ** (1 - left**2)
 
     def steer(self, step, density):
         """Move the factor by how much denser than due the network is, in nats, and by how much more than at the last turn."""
         first = self.items()[0]
         behind = math.log(max(density, 1e-9) / self.due(step))
-        turn = PROPORTIONAL * (behind - float(first.behind)) + INTEGRAL * behind
+        turn = PROPORTIONAL * (behind - float(first.behind)) + INTEGRAL * (
+            min(behind, MOST) if behind > 0 else RETURN * behind
+        )
         first.pressure.mul_(math.exp(turn)).clamp_(1 / FURTHEST, FURTHEST)
         first.behind.fill_(behind)
+
+    @property
+    def threshold(self):
+        """That of its options; with a density, once what is kept is fixed, the one that meets it."""
+        cut = float(getattr(self.items()[0], "cut", torch.nan)) if self.items() else torch.nan
+        return super().threshold if math.isnan(cut) else cut
+
+    def fix(self):
+        if self.options.density:
+            self.items()[0].cut.fill_(self.meets())
+        super().fix()
+
+    def meets(self):
+        """The threshold that leaves what is nearest to the density asked for, within the range of the scores' reading."""
+        low, high, tried = self.reading.low, self.reading.high, {}
+        for cut in (self.threshold, *[None] * BISECTIONS):
+            cut = (low + high) / 2 if cut is None else cut
+            density = self.density(self.masks(cut))
+            tried[cut] = abs(math.log(max(density, 1e-9) / self.options.density))
+            if (density > self.options.density) == self.reading.keeps_below:
+                high = cut
+            else:
+                low = cut
+        return min(tried, key=tried.get)
 
     # ---- the last neuron
 
