@@ -260,6 +260,7 @@ def test_a_file_gives_back_the_same_model(tmp_path, name, seed):
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[n], theirs[n]) for n in mine)
 
 
+@pytest.mark.filterwarnings("ignore:.*would keep none of its neurons")
 @pytest.mark.parametrize("name", ["stacked, GRU", *TIED])
 def test_a_proof_of_a_trained_stack_is_given(name):
     torch.manual_seed(0)

@@ -236,6 +236,7 @@ COSINE = {"lr_schedule": "cosine", "lr_end": 0.0}
 SLEEPS = {"sleep_above": 0.5, "log_sigma_groups": 0.0, "kl_every": 3}
 
 
+@pytest.mark.filterwarnings("ignore:.*would keep none of its neurons")
 @pytest.mark.parametrize(
     "task, method, plan",
     [
