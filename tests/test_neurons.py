@@ -18,6 +18,7 @@ from sparsernn.nets.layers import GRU, LSTM, RNN, Embedding, Linear
 from sparsernn.nets.masks import close
 from sparsernn.nets.models import Classifier, LanguageModel, Model
 from sparsernn.sparsify.attach import put_on
+from sparsernn.sparsify.iss import ISSOptions
 from sparsernn.sparsify.l0 import expected_gate, hard_concrete
 from sparsernn.study.config import RunConfig
 from sparsernn.study.runs import ensure
@@ -278,6 +279,25 @@ def test_a_neuron_goes_whose_group_is_small():
     after = study.scores()["hidden_l0"]
     assert (before > -1).all() and float(after[2]) == pytest.approx(-2, abs=0.05)
     assert study.masks().groups["hidden_l0"].tolist() == [True, True, False, True, True]
+
+
+@pytest.mark.parametrize("kind", ["adam", "sgd"])
+def test_the_default_threshold_lies_between_neurons_that_are_dead_and_alive(kind):
+    """Answers that two neurons can give, many neurons, a penalty that is felt: no group is left near the threshold."""
+    torch.manual_seed(0)
+    model = LanguageModel(4, 12)
+    study = put_on(model, sparsify.make("iss", ISSOptions(iss_weight=0.02)), steps=600, n_examples=100, batch_dim=1)
+    groups = study.parameter_groups(lr=0.01 if kind == "adam" else 0.3)
+    optimizer = torch.optim.Adam(groups) if kind == "adam" else torch.optim.SGD(groups, momentum=0.9)
+    tokens = torch.randint(4, (9, 32), generator=torch.Generator().manual_seed(1))
+    for _ in range(600):
+        loss = nn.functional.cross_entropy(model(tokens[:-1])[0].flatten(0, 1), (tokens[:-1] % 2).flatten())
+        optimizer.zero_grad(), (loss + study.penalty()).backward(), optimizer.step()
+        study.after_step()
+    sizes = study.scores()["hidden_l0"]
+    dead = sizes < -2
+    assert 4 <= int(dead.sum()) < 12 and loss.item() < 0.3
+    assert float(sizes[dead].max()) < -2.3 and float(sizes[~dead].min()) > -1.5
 
 
 # ---- what both leave

@@ -5,7 +5,7 @@ import warnings
 import pytest
 import tiny
 import torch
-from oracles import randomise
+from oracles import randn, randomise
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -14,6 +14,7 @@ from sparsernn import attach, sparsify, tasks
 from sparsernn.nets.models import Classifier, LanguageModel
 from sparsernn.sparsify.attach import put_on
 from sparsernn.study.config import RunConfig
+from sparsernn.study.presets import PRESETS, Preset
 from sparsernn.study.runs import ensure
 from sparsernn.study.training import Session
 
@@ -45,6 +46,45 @@ def test_the_density_asked_for_is_reached_whatever_the_weight_of_the_penalty(den
     assert abs(kept / total / density - 1) <= 0.1
     assert run.record["weights_total"] / run.record["compression"] == pytest.approx(kept, abs=0.02 * total)
     assert run.record["compact_error"] <= 1e-9
+
+
+STEERED = {
+    "sparse-vd-w": FAST,
+    "sparse-vd-wgn": FAST | {"log_sigma_groups": -4.0},
+    "l0": {"lr_gates": 0.05, "fine_tune": 0.3},
+    "iss": {"iss_weight": 1e-3, "fine_tune": 0.3},
+}
+
+
+@pytest.mark.parametrize("method", STEERED)
+def test_every_method_with_a_penalty_is_steered_to_a_density(method):
+    plan = PRESETS["tiny-char"]["lstm-8"].profiles["quick"]
+    PRESETS["tiny-char"]["lstm-40"] = Preset(LanguageModel, {"hidden": 40}, {"quick": plan})
+    run = ensure(config(method=method, model="lstm-40", density=0.4, epochs=20, **STEERED[method]))
+    masks, total = run.study.masks(), 160 * 12 + 160 * 40 + 12 * 40
+    hidden = masks.groups.get("hidden_l0", torch.ones(40, dtype=torch.bool))
+    gates = masks.groups.get("gates_l0", torch.ones(160, dtype=torch.bool)) & hidden.repeat(4)
+    kept = int(masks.weights["lstm.weight_ih_l0"][gates].sum())
+    kept += int(masks.weights["lstm.weight_hh_l0"][gates][:, hidden].sum())
+    kept += int(masks.weights["head.weight"][:, hidden].sum())
+    assert abs(kept / total / 0.4 - 1) <= 0.1 and run.record["compact_error"] <= 1e-9
+    assert run.study.method.pressure != 1 and run.record["test"] < 3.58  # log2 12: it has learnt
+
+
+@pytest.mark.parametrize("density", [0.05, 0.33, 0.8])
+def test_the_threshold_that_meets_a_density_is_the_one_that_a_search_over_all_scores_finds(density):
+    model = randomise(LanguageModel(9, 5), 0).requires_grad_(True)
+    options = sparsify.options_of("sparse-vd-w", {"density": density, "fine_tune": 0.5})
+    study = put_on(model, sparsify.make("sparse-vd-w", options), steps=40, n_examples=100, batch_dim=1)
+    with torch.no_grad():
+        for i, item in enumerate(study.weights.values()):
+            item.log_sigma.copy_(randn(*item.theta.shape, seed=i) - 1)
+    before = torch.cat([score.flatten() for score in study.scores().values()])
+    study.method.fix()
+    kept = sum(int(mask.sum()) for mask in study.masks().weights.values())
+    possible = torch.tensor([int((before < score).sum()) for score in before.unique()]) / len(before)
+    assert abs(kept / len(before) - density) <= (possible - density).abs().min() + 1e-9
+    assert sum(int((item.theta * item.mask != 0).sum()) for item in study.weights.values()) == kept
 
 
 def test_without_a_density_the_factor_is_one_and_the_penalty_the_kl():

@@ -43,7 +43,7 @@ class Pressed(Method):
         self.items()[0].register_buffer("pressure", like.new_ones(()))
         if self.options.density:
             self.items()[0].register_buffer("behind", like.new_zeros(()))
-            self.items()[0].register_buffer("cut", like.new_full((), torch.nan))
+            self.items()[0].register_buffer("cut", like.new_full((), super().threshold))
 
     def phases(self):
         if self.options.fine_tune:
@@ -109,8 +109,8 @@ class Pressed(Method):
     @property
     def threshold(self):
         """That of its options; with a density, once what is kept is fixed, the one that meets it."""
-        cut = float(getattr(self.items()[0], "cut", torch.nan)) if self.items() else torch.nan
-        return super().threshold if math.isnan(cut) else cut
+        cut = getattr(next(iter(self.items()), None), "cut", None)
+        return super().threshold if cut is None else float(cut)
 
     def fix(self):
         if self.options.density:

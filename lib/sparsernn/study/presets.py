@@ -70,17 +70,9 @@ SMOKE_TOPIC = TOPIC.but(
     kl_full=0.0, threshold=0.5, fine_tune=0.38, l0_weight=0.01, lr_gates=0.1,
 )  # fmt: skip
 SMOKE_CHAR = CHAR.but(
-    epochs=4,
-    batch_size=16,
-    lr_log_sigma=0.1,
-    kl_weight=0.1,
-    kl_full=0.0,
-    threshold=1.0,
-    fine_tune=0.25,
-    l0_weight=0.5,
-    lr_gates=0.1,
-    iss_weight=7.0e-5,
-)
+    epochs=4, batch_size=16, lr_log_sigma=0.1, kl_weight=0.1, kl_full=0.0, threshold=1.0, fine_tune=0.25, l0_weight=0.5,
+    lr_gates=0.1, iss_weight=7.0e-5,
+)  # fmt: skip
 # The schedules of 1812.05692, code and logs: Adam throughout, KL weight 1 from the first step, log σ −3, threshold 3. Their
 # classifiers start from word2vec and GloVe vectors, ours from N(0, 0.1²); their IMDb net has one output, ours two.
 PAPER_IMDB = Profile(Plan(epochs=800, batch_size=128, lr=5.0e-4), lr_log_sigma=5.0e-4, kl_fit="1812.05692")
