@@ -171,6 +171,7 @@ def test_a_kernel_without_history_hands_over_its_constants():
         ("gates", "-p method linear -p seed 1"),
         ("kl", "-p seed 1 -p samples 1000000"),
         ("new_method", "-p task pydocs-char -p density 0.3 -p seed 1"),
+        ("new_task", "-p method sparse-vd-w -p labels asyncio,email -p seed 1"),
         ("kernels", """-y {"densities":[0.3],"batches":[2],"shapes":["64x128"]}"""),
     ],
     ids=lambda text: text.replace("-p ", "").replace(" ", "_"),
