@@ -4,11 +4,12 @@ The first preset of a task is its default. Sources of a number stand next to it;
 (results/README.md, "How the schedules were found").
 """
 
+import math
 from dataclasses import dataclass, fields, replace
 
 from .. import sparsify
 from ..files import nearest
-from ..nets.models import BagOfWords, Classifier, LanguageModel
+from ..nets.models import CELLS, BagOfWords, Classifier, LanguageModel, StackedLanguageModel
 from ..sparsify.options import refuse_unknown
 from ..sparsify.plan import Plan
 
@@ -58,20 +59,20 @@ class Preset:
 TOPIC = Profile(
     Plan(epochs=7, batch_size=64, lr=5.0e-3, lr_end=0.02, clip=1.0, word_dropout=0.15),
     lr_log_sigma=2.0e-2, log_sigma=-3.5, log_sigma_groups=-4.0, kl_weight=0.15, kl_weight_neurons=0.8, kl_full=2.0,
-    threshold=0.0, fine_tune=0.3, l0_weight=0.05, lr_gates=2.0e-2,
+    threshold=0.0, fine_tune=0.3, l0_weight=0.05, lr_gates=2.0e-2, prune_start=1.0, prune_end=0.6, prune_every=20,
 )  # fmt: skip
 CHAR = Profile(
     Plan(epochs=3, batch_size=64, steps=50, lr=1.0e-2, lr_end=0.05, clip=1.0),
     lr_log_sigma=3.0e-2, log_sigma=-3.5, log_sigma_groups=-4.0, kl_weight=6.0, kl_full=1.0, threshold=0.0, fine_tune=0.34,
-    l0_weight=40.0, lr_gates=3.0e-2, iss_weight=5.0e-4,
+    l0_weight=40.0, lr_gates=3.0e-2, iss_weight=5.0e-4, prune_start=0.25, prune_end=0.6, prune_every=25,
 )  # fmt: skip
 SMOKE_TOPIC = TOPIC.but(
     epochs=8, batch_size=32, lr=2.0e-2, word_dropout=0.0, lr_log_sigma=0.1, kl_weight=0.01, kl_weight_neurons=0.0,
-    kl_full=0.0, threshold=0.5, fine_tune=0.38, l0_weight=0.01, lr_gates=0.1,
+    kl_full=0.0, threshold=0.5, fine_tune=0.38, l0_weight=0.01, lr_gates=0.1, prune_every=5,
 )  # fmt: skip
 SMOKE_CHAR = CHAR.but(
     epochs=4, batch_size=16, lr_log_sigma=0.1, kl_weight=0.1, kl_full=0.0, threshold=1.0, fine_tune=0.25, l0_weight=0.5,
-    lr_gates=0.1, iss_weight=7.0e-5,
+    lr_gates=0.1, iss_weight=7.0e-5, prune_every=5,
 )  # fmt: skip
 # The schedules of 1812.05692, code and logs: Adam throughout, KL weight 1 from the first step, log σ −3, threshold 3. Their
 # classifiers start from word2vec and GloVe vectors, ours from N(0, 0.1²); their IMDb net has one output, ours two.
@@ -97,49 +98,118 @@ SHORT_PYDOCS_CHAR = SHORT_PTB_CHAR.but(epochs=8)  # 3 million characters for PTB
 ONCE = Profile(Plan(epochs=1, batch_size=256))  # for what is fitted, not trained
 
 
+def _zaremba(steps, clip, **more):
+    """The plans of 1409.2329, section 4: SGD at a rate of 1. Their gradient is that of a window's sum of losses, ours that of
+    the mean: the rate is multiplied with the steps, the clip divided by them."""
+    return Profile(
+        Plan(batch_size=20, steps=steps, optimiser="sgd", lr=1.0 * steps, clip=clip / steps, lr_schedule="step", **more)
+    )
+
+
+# 1908.07724's code: SGD under a cosine; no dropout, or "TD": tied, and dropout between the layers alone.
+RRNN = Profile(
+    Plan(
+        epochs=100, batch_size=80, steps=35, optimiser="sgd", lr=1.0, momentum=0.9, weight_decay=1.0e-6, clip=0.25,
+        lr_schedule="cosine", lr_end=0.0,
+    )
+)  # fmt: skip
+TD = {"tied": True, "dropout_between": 0.2}
+
+
+def _two_layers(neurons, uniform, dropout=0.0):
+    """The nets of 1409.2329: an embedding as wide as its two layers, the same dropout in all three places."""
+    drops = dict.fromkeys(("dropout_input", "dropout_between", "dropout_output"), dropout)
+    return {"embedding": neurons, "hidden": neurons, "layers": 2, "uniform": uniform} | drops
+
+
+def _three_layers(cell, **more):
+    """The nets of 1908.07724 without sharing, from torch's own start."""
+    return {"embedding": 200, "hidden": 200, "layers": 3, "cell": cell} | more
+
+
+STACKS = {
+    "zaremba-small": (_two_layers(200, 0.1), _zaremba(20, 5.0, epochs=13, lr_from=4, lr_factor=2.0)),
+    "zaremba-medium": (_two_layers(650, 0.05, 0.5), _zaremba(35, 5.0, epochs=39, lr_from=6, lr_factor=1.2)),
+    "zaremba-large": (_two_layers(1500, 0.04, 0.65), _zaremba(35, 10.0, epochs=55, lr_from=14, lr_factor=1.15)),
+    **{f"rrnn-3x200-{cell.lower()}": (_three_layers(cell), RRNN) for cell in CELLS},
+    **{f"rrnn-3x200-{cell.lower()}-td": (_three_layers(cell, **TD), RRNN) for cell in CELLS},
+}
+CALM = 1.0e-3  # rate at which an RNN learns topics; at 5e-3 it ends ten points lower (pydocs-topic, validation)
+
+
 def _classifier(name, hidden, profiles):
     """300 numbers a word, one LSTM layer with hard gates; beside it the opponent on the same words."""
     smoke = {"smoke": profiles["paper"].but(epochs=2, batch_size=32)}
     opponent = Preset(BagOfWords, {}, dict.fromkeys((*profiles, "smoke"), ONCE), name)
-    return {name: Preset(Classifier, {"embedding": 300, "hidden": hidden}, profiles | smoke), "bag-of-words": opponent}
+    net = Preset(Classifier, {"embedding": 300, "hidden": hidden}, profiles | smoke)
+    return {name: net, "bag-of-words": opponent}
 
 
 def _language_model(hidden, profiles, **shape):
     """One-hot symbols, one LSTM layer with logistic gates."""
     smoke = {"smoke": profiles["paper"].but(epochs=2, batch_size=8)}
-    return Preset(LanguageModel, {"hidden": hidden} | shape, profiles | smoke)
+    return {f"bayes-{hidden}": Preset(LanguageModel, {"hidden": hidden} | shape, profiles | smoke)}
 
+
+def _with_cells(presets, fastest=math.inf):
+    """The presets, and the first one's net with the other cells: `gru-…` and `rnn-…`.
+
+    fastest: rate of the RNN at most. Its gradient grows with every step back, so it is clipped where the plan does not.
+    """
+    net, calmer = next(iter(presets.values())), {}
+    for name, profile in net.profiles.items():
+        calmer[name] = profile.but(lr=min(profile.plan.lr, fastest), clip=1.0)
+    gru = replace(net, shape=net.shape | {"cell": "GRU"})
+    rnn = replace(net, shape=net.shape | {"cell": "RNN"}, profiles=calmer)
+    return presets | {f"gru-{net.shape['hidden']}": gru, f"rnn-{net.shape['hidden']}": rnn}
+
+
+def _with_sizes(presets, *sizes):
+    """The presets, and the first one's net in other sizes, `lstm-…` by their neurons, which count against it: small ones to
+    be trained instead of making it small, a larger one to be made as small."""
+    name, net = next(iter(presets.items()))
+    widths = [width for width in ("embedding", "hidden") if width in net.shape]
+    return presets | {
+        f"lstm-{n}": replace(net, shape=net.shape | dict.fromkeys(widths, n), equivalent=name) for n in sizes
+    }
+
+
+def _stacks(short, rrnn):
+    """STACKS for a corpus of words. short: name → the epochs of its plan that a CPU can afford; rrnn: of the others'."""
+    found = {}
+    for name, (shape, profile) in STACKS.items():
+        profiles = {"paper": profile, "short": profile.but(epochs=short.get(name, rrnn), products="bfloat16")}
+        found[name] = Preset(StackedLanguageModel, shape, profiles)
+    return found
+
+
+TOPICS = {
+    "lstm-64": Preset(Classifier, {"embedding": 64, "hidden": 64}, {"smoke": SMOKE_TOPIC, "quick": TOPIC}),
+    "bag-of-words": Preset(BagOfWords, {}, {"smoke": ONCE, "quick": ONCE}, "lstm-64"),
+}
+CHARACTERS = {
+    "lstm-128": Preset(LanguageModel, {"hidden": 128, "forget_bias": 1.0}, {"smoke": SMOKE_CHAR, "quick": CHAR})
+}
+WORDS = {"forget_bias": 1.0, "word_noise": True}
 
 PRESETS = {
-    "pydocs-topic": {
-        "lstm-64": Preset(
-            Classifier,
-            {"embedding": 64, "hidden": 64},
-            {
-                "smoke": SMOKE_TOPIC,
-                "quick": TOPIC,
-            },
-        ),
-        "bag-of-words": Preset(BagOfWords, {}, {"smoke": ONCE, "quick": ONCE}, "lstm-64"),
-    },
+    "pydocs-topic": _with_sizes(_with_cells(TOPICS, CALM), 2, 4, 8, 16),
     "pydocs-char": {
-        "lstm-128": Preset(
-            LanguageModel,
-            {"hidden": 128, "forget_bias": 1.0},
-            {"smoke": SMOKE_CHAR, "quick": CHAR},
-        ),
-        "bayes-512": _language_model(512, {"paper": PAPER_PTB_CHAR, "short": SHORT_PYDOCS_CHAR}),
+        **_with_sizes(_with_cells(CHARACTERS), 32, 48, 56, 64, 80, 256),
+        **_language_model(512, {"paper": PAPER_PTB_CHAR, "short": SHORT_PYDOCS_CHAR}),
     },
-    "imdb": _classifier("bayes-128", 128, {"paper": PAPER_IMDB, "short": SHORT_IMDB}),
-    "ag-news": _classifier("bayes-512", 512, {"paper": PAPER_AG_NEWS, "short": SHORT_AG_NEWS}),
-    "ptb-char": {"bayes-1000": _language_model(1000, {"paper": PAPER_PTB_CHAR, "short": SHORT_PTB_CHAR})},
+    "imdb": _with_cells(_classifier("bayes-128", 128, {"paper": PAPER_IMDB, "short": SHORT_IMDB}), CALM),
+    "ag-news": _with_cells(_classifier("bayes-512", 512, {"paper": PAPER_AG_NEWS, "short": SHORT_AG_NEWS}), CALM),
+    "ptb-char": _with_cells(_language_model(1000, {"paper": PAPER_PTB_CHAR, "short": SHORT_PTB_CHAR})),
     "ptb-word": {
-        "bayes-256": _language_model(
-            256, {"paper": PAPER_PTB_WORD, "short": SHORT_PTB_WORD}, forget_bias=1.0, word_noise=True
-        )
+        **_with_cells(_language_model(256, {"paper": PAPER_PTB_WORD, "short": SHORT_PTB_WORD}, **WORDS)),
+        **_stacks({"zaremba-small": 13, "zaremba-medium": 10, "zaremba-large": 4}, rrnn=20),
     },
-    "wikitext-2": {"bayes-256": _language_model(256, {"paper": PAPER_PTB_WORD}, forget_bias=1.0, word_noise=True)},
-    "pydocs-word": {"bayes-256": _language_model(256, {"paper": PAPER_PTB_WORD}, forget_bias=1.0, word_noise=True)},
+    "wikitext-2": {
+        **_language_model(256, {"paper": PAPER_PTB_WORD}, **WORDS),
+        **_stacks({"zaremba-small": 5, "zaremba-medium": 2, "zaremba-large": 1}, rrnn=5),
+    },
+    "pydocs-word": _language_model(256, {"paper": PAPER_PTB_WORD}, **WORDS),
 }
 
 
