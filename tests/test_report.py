@@ -86,6 +86,14 @@ def test_a_run_stopped_on_validation_stays_in_the_table_without_a_test_figure(pu
     assert table[table["method"] == "sparse-vd-w"]["test"].notna().all() and not records.duplicates(table)
 
 
+def test_an_unfinished_run_of_a_method_registered_elsewhere_stops_nobody(published, tmp_path):
+    place = tmp_path / "tiny-topic" / "lstm-8" / "mine" / "quick-s0"
+    place.mkdir(parents=True)
+    (place / "config.json").write_text(json.dumps({"task": "tiny-topic", "method": "mine", "profile": "quick"}))
+    (place / "metrics.csv").write_text("epoch,valid\n1,0.5\n")
+    assert report.stopped("quick", tmp_path) == []
+
+
 def test_figures_are_drawn_from_tracked_tables_alone(published, tmp_path, monkeypatch):
     root, written = published
     monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "no runs here"))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import records
+from .. import records, sparsify
 from ..files import project_root, replacing
 from ..study.config import RunConfig, begun, runs_root, study_configs
 from ..study.presets import PRESETS
@@ -35,7 +35,8 @@ def stopped(profile, root=None):
     rows = []
     for path in sorted(Path(root or runs_root()).glob(f"*/*/*/{profile}-s*/config.json")):
         metrics = path.with_name("metrics.csv")
-        if path.with_name("record.json").exists() or not metrics.exists():
+        known = path.parent.parent.name in sparsify.names()  # not one that was registered elsewhere
+        if path.with_name("record.json").exists() or not metrics.exists() or not known:
             continue
         there = begun(path)
         config = RunConfig(**{name: value for name, value in there.items() if name not in ("metric", "data_sha256")})

@@ -169,9 +169,9 @@ def words_table(run):
     return pd.DataFrame(words | {"lift": lift.tolist()}).sort_values("lift", ascending=False, ignore_index=True)
 
 
-def kept_lines(run, axis):
-    """int64: the words (or inputs) that are left."""
-    return run.closed.groups[axis].nonzero().flatten()
+def kept_lines(run, kind):
+    """int64: the words ("vocabulary") or inputs ("input") that are left, of the first axis of that kind."""
+    return run.closed.groups[run.closed.of_kind(kind)[0].name].nonzero().flatten()
 
 
 def spoken_for(words, n=8):
