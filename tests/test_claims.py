@@ -162,8 +162,11 @@ def test_same_size_and_larger_sparse_nets_are_judged_against_the_dense_one(tmp_p
 
 
 def test_another_density_or_model_answers_no_claim(tmp_path):
-    rows = [char("gradual", 2.5, variant="density=0.15"), char("hard", 2.6, "gru-128")]
+    rows = [char("gradual", 2.5, variant="density=0.15"), char("hard", 2.6, "gru-128"), char("hard", 2.6)]
+    rows += [char("gradual", 2.4, variant="density=0.1,schedule=cubic")]
     assert verdicts(tmp_path, *rows)[0]["C4"] == "not run"
+    rows = [char("gradual", 2.5, variant="density=0.1,epochs=4")]
+    assert verdicts(tmp_path, *rows)[0]["C4"] == "holds, on other data", "a plan of its own is no other method"
 
 
 def test_blocks_are_judged_against_the_dense_net_of_their_model(tmp_path):
@@ -176,7 +179,8 @@ def test_blocks_are_judged_against_the_dense_net_of_their_model(tmp_path):
 
 def test_sharing_is_judged_on_the_papers_stacks(tmp_path):
     def stack(cell, r, test):
-        method, variant = ("restricted", f"sharing={r:g}") if r else ("dense", "")
+        method = "restricted" if r else "dense"  # a half is what restricted shares unless it is told
+        variant = f"sharing={r:g}" if r not in (0, 0.5) else ""
         return row("ptb-word", method, test, 1.0, model=f"rrnn-3x200-{cell}", variant=variant, weights_kept=1)
 
     rows = [stack("lstm", 0, 124.6), stack("lstm", 0.5, 129.0), stack("rnn", 0, 154.8), stack("rnn", 0.5, 176.5)]

@@ -9,8 +9,9 @@ from pathlib import Path
 import pandas as pd
 
 from .. import records
-from ..sparsify.restricted import pool_size
+from ..sparsify.restricted import SHARING, pool_size
 from ..study.config import PROFILES
+from ..study.presets import PLAN
 
 NEAREST = PROFILES[:0:-1]  # the schedule nearest to the paper's first; smoke says nothing
 THEIRS = ("imdb", "ag-news", "ptb-char", "ptb-word")  # the papers' own data; a verdict from other data says so
@@ -24,16 +25,17 @@ class Evidence:
     rows: pd.DataFrame
     results: Path
 
-    def row(self, task, method, model=None, **values):
+    def row(self, task, method, model=None, options=None):
         """The finished row of a method on a task, at the longest schedule and the preset's plan where there is one; or None.
 
-        model: a preset, or None for any; values: parameters that the row's variant must name, with these values.
+        model: a preset, or None for any; options: name → value of the method's options that are not their defaults, and of no
+        others, or None for any; what a row has in its variant of the training's plan does not matter.
         """
         part = self.rows[(self.rows["task"] == task) & (self.rows["method"] == method) & self.rows["test"].notna()]
         if model is not None:
             part = part[part["model"] == model]
-        wanted = {f"{name}={value:g}" for name, value in values.items()}
-        part = part[[wanted <= set(str(variant).split(",")) for variant in part["variant"].fillna("")]]
+        if options is not None:
+            part = part[[_options(variant) == options for variant in part["variant"].fillna("")]]
         if part.empty:
             return None
         order = part.assign(rank=part["profile"].map(NEAREST.index), own=part["variant"].fillna("") != "")
@@ -50,6 +52,19 @@ class Evidence:
         table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["task", "method", "epoch", "test"])
         part = table[(table["task"] == task) & (table["method"] == method) & (table["epoch"] <= epochs)]
         return part["test"].dropna()
+
+
+def _options(variant):
+    """Name → number of a variant's entries that belong to no plan."""
+    entries = [entry.split("=", 1) for entry in variant.split(",") if entry]
+    return {name: float(value) if _is_number(value) else value for name, value in entries if name not in PLAN}
+
+
+def _is_number(text):
+    try:
+        return float(text) == float(text)
+    except ValueError:
+        return False
 
 
 def gather(results):
@@ -197,11 +212,11 @@ def _noise(evidence):
 
 
 def _compared(task, wanted, test):
-    """A claim about rows of one task: wanted is [(label, method, model, parameters)], test takes their test figures in order
+    """A claim about rows of one task: wanted is [(label, method, model, options)], test takes their test figures in order
     and says whether each part of the claim holds."""
 
     def check(evidence):
-        found = [(label, evidence.row(task, method, model, **values)) for label, method, model, values in wanted]
+        found = [(label, evidence.row(task, method, model, options)) for label, method, model, options in wanted]
         if absent := [label for label, row in found if row is None]:
             return NOT_RUN, f"no finished run on {task} of: {', '.join(absent)}"
         text = "; ".join(f"{label}: {_says(row)} ({row['weights_kept']:,.0f} weights)" for label, row in found)
@@ -254,7 +269,7 @@ def _only(why):
 def _sharing(cell, r, tied=""):
     """A row of 1908.07724's stack with a sharing rate; 0 is the ordinary layer."""
     model, label = f"rrnn-3x200-{cell}{tied}", f"{cell.upper()}{' TD' if tied else ''} r = {r:g}"
-    return (label, "restricted", model, {"sharing": r}) if r else (label, "dense", model, {})
+    return (label, "restricted", model, {} if r == SHARING else {"sharing": r}) if r else (label, "dense", model, {})
 
 
 def _counts(evidence):
