@@ -11,6 +11,7 @@ import pandas as pd
 
 from .. import records, sparsify
 from ..files import project_root, replacing
+from ..nets.masks import LIVE
 from ..study.config import RunConfig, begun, runs_root, study_configs
 from ..study.presets import PRESETS
 from ..study.runs import schedule
@@ -171,12 +172,18 @@ def draw(profile, results, figures, study=None):
             keep(plots.threshold_curve(thresholds), f"{stem}-{method}-thresholds")
         for method, counts in _per_method(profile, shown, "scores.csv", results):
             keep(plots.score_histograms(counts), f"{stem}-{method}-scores")
+        all_live = set()  # a map on which every gate lives says nothing
         for method, gates in _per_method(profile, shown, "gates.csv", results):
+            if (gates["state"] == LIVE).all():
+                all_live.add(method)
+                continue
             keep(plots.gate_map(gates), f"{stem}-{method}-gates")
             keep(plots.gate_counts(gates), f"{stem}-{method}-gate-counts")
         for method, numbers in _per_method(profile, shown, "numbers.csv", results):
             keep(plots.word_page(numbers), f"{stem}-{method}-words")
         for method, trace in _per_method(profile, shown, "trace.csv", results):
+            if method in all_live:
+                continue
             keep(plots.gate_trace(trace), f"{stem}-{method}-trace")
         paths, theirs = _paths(profile, task, shown, results), authors_curve(task, results)
         keep(plots.fronts(paths, theirs), f"{stem}-fronts")

@@ -32,6 +32,9 @@ def _short(variant):
     return variant if len(variant) <= 40 else f"{parts[0]} and {len(parts) - 1} more"
 
 
+MOST_NAMED = 6  # methods in a sentence over a figure; of more, those that no other beats
+
+
 @styled
 def front(table, ax=None, quality="test"):
     """Quality against compression, a small point a run, a large one the mean of a method's seeds; one task.
@@ -162,11 +165,20 @@ def fronts(points, published=None):
     log_counts(ax.xaxis)
     ax.grid(color="0.92", lw=0.6)
     unique_legend(ax, loc="upper left", bbox_to_anchor=(1.01, 1))
-    found = []
-    for method, part in points[points["chosen"].astype(bool)].groupby("method", sort=False):
-        more = f" ({len(part)} runs)" if len(part) > 1 else ""
-        found.append(f"{method}: {part['valid'].mean():.3g} at {times(part['compression'].mean())}{more}")
-    title(figure, "Chosen on validation – " + "; ".join(found))
+    chosen = points[points["chosen"].astype(bool)].groupby("method", sort=False)
+    means = chosen[["compression", "valid"]].mean().assign(runs=chosen.size())
+    said = "Chosen on validation – "
+    if len(means) > MOST_NAMED:
+        beaten = [
+            ((means["compression"] >= row.compression) & (sign * (means["valid"] - row.valid) > 0)).any()
+            for row in means.itertuples()
+        ]
+        means, said = means[[not b for b in beaten]], "Chosen on validation, none better and sparser – "
+    found = [
+        f"{row.Index}: {row.valid:.3g} at {times(row.compression)}" + (f" ({row.runs} runs)" if row.runs > 1 else "")
+        for row in means.itertuples()
+    ]
+    title(figure, said + "; ".join(found))
     return figure
 
 
