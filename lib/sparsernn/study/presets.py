@@ -64,15 +64,15 @@ TOPIC = Profile(
 CHAR = Profile(
     Plan(epochs=3, batch_size=64, steps=50, lr=1.0e-2, lr_end=0.05, clip=1.0),
     lr_log_sigma=3.0e-2, log_sigma=-3.5, log_sigma_groups=-4.0, kl_weight=6.0, kl_full=1.0, threshold=0.0, fine_tune=0.34,
-    l0_weight=40.0, lr_gates=3.0e-2, iss_weight=5.0e-4, prune_start=0.25, prune_end=0.6, prune_every=25,
+    l0_weight=5.0, lr_gates=3.0e-2, iss_weight=5.0e-4, prune_start=0.25, prune_end=0.6, prune_every=25,
 )  # fmt: skip
 SMOKE_TOPIC = TOPIC.but(
     epochs=8, batch_size=32, lr=2.0e-2, word_dropout=0.0, lr_log_sigma=0.1, kl_weight=0.01, kl_weight_neurons=0.0,
-    kl_full=0.0, threshold=0.5, fine_tune=0.38, l0_weight=0.01, lr_gates=0.1, prune_every=5,
+    kl_full=0.0, threshold=0.5, fine_tune=0.38, l0_weight=1.0e-3, lr_gates=0.1, iss_weight=0.03, prune_every=5,
 )  # fmt: skip
 SMOKE_CHAR = CHAR.but(
-    epochs=4, batch_size=16, lr_log_sigma=0.1, kl_weight=0.1, kl_full=0.0, threshold=1.0, fine_tune=0.25, l0_weight=0.5,
-    lr_gates=0.1, iss_weight=7.0e-5, prune_every=5,
+    epochs=4, batch_size=16, lr_log_sigma=0.1, kl_weight=0.1, kl_full=0.0, threshold=1.0, fine_tune=0.25, l0_weight=0.1,
+    lr_gates=0.1, iss_weight=3.0e-3, prune_every=5,
 )  # fmt: skip
 # The schedules of 1812.05692, code and logs: Adam throughout, KL weight 1 from the first step, log σ −3, threshold 3. Their
 # classifiers start from word2vec and GloVe vectors, ours from N(0, 0.1²); their IMDb net has one output, ours two.
