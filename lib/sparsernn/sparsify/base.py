@@ -119,8 +119,8 @@ class Method:
         `self.shapes` (of every parameter), `self.n_examples`, `self.steps` of the whole training, `self.steps_per_epoch`."""
 
     def parameter_groups(self, lr):
-        """The method's own parameters for the optimiser: groups with their `lr` and, where it follows the weights' towards
-        `lr_end`, `decays=True`. lr: the weights' own."""
+        """The method's own parameters for the optimiser: groups with their `lr` and, where it falls as the weights' does,
+        `decays=True`. lr: the weights' own."""
         parameters = [p for item in self.items() for p in item.parameters()]
         return [{"params": parameters, "lr": lr, "decays": True}] if parameters else []
 

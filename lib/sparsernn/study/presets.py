@@ -106,7 +106,8 @@ def _zaremba(steps, clip, **more):
     )
 
 
-# 1908.07724's code: SGD under a cosine; no dropout, or "TD": tied, and dropout between the layers alone.
+# 1908.07724's code: SGD under a cosine (versions of it differ, and which made its tables is not said); no dropout, or "TD":
+# tied, and dropout between the layers alone.
 RRNN = Profile(
     Plan(
         epochs=100, batch_size=80, steps=35, optimiser="sgd", lr=1.0, momentum=0.9, weight_decay=1.0e-6, clip=0.25,
