@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -264,6 +265,18 @@ def test_two_writers_refuse_each_other():
         with pytest.raises(RuntimeError, match=f"being written by process {os.getpid()}"):
             ensure(config(method="dense"))
     ensure(config(method="dense"))  # free again
+
+
+def test_two_runs_that_start_from_the_same_finished_one_wait_for_each_other():
+    config = RunConfig("tiny-topic", method="dense", profile="quick", epochs=2)
+    ensure(config)
+    read, waits = [], threading.Thread(target=lambda: read.append(ensure(config).record["test"]), daemon=True)
+    with runs._only_writer(config.directory):
+        waits.start()
+        waits.join(timeout=1)
+        assert not read and waits.is_alive()
+    waits.join(timeout=60)
+    assert read
 
 
 def test_a_finished_run_is_found_not_trained():

@@ -125,10 +125,11 @@ def _one_thread():
 
 @contextmanager
 def _only_writer(directory):
-    """A lock that dies with its process."""
+    """A lock that dies with its process. A finished run is only read by who has it: that is waited for."""
+    wait = 0 if (directory / "record.json").exists() else fcntl.LOCK_NB
     with open(directory / ".lock", "a+") as lock:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | wait)
         except BlockingIOError:
             lock.seek(0)
             raise RuntimeError(
