@@ -19,7 +19,7 @@ from . import plots
 from . import tables as tidy
 
 TABLES = ("metrics.csv", "thresholds.csv", "scores.csv", "gates.csv", "numbers.csv", "trace.csv")
-LARGEST_MODEL = 1 << 23  # bytes of a compact model that is worth tracking
+LARGEST_MODEL = 1 << 22  # bytes of a compact model that is worth tracking
 
 
 def finished(profile, root=None):
