@@ -5,6 +5,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .style import BLACK, log_counts, look, metric_of, say, styled, subplots, times, title, unique_legend
 
+FIT_INSIDE = 6  # lines of a legend that leave room for the curves
 ABSENT = {"train_loss": "no training loss: fitted in one go", "gates_live": "no gates here"}
 
 
@@ -39,8 +40,9 @@ def training_curves(table):
             ax.set_yscale("log")
             log_counts(ax.yaxis)
     _loss_panel(axes[0, 0], runs)
-    if axes[0, 1].get_legend_handles_labels()[0]:
-        unique_legend(axes[0, 1])
+    if labels := set(axes[0, 1].get_legend_handles_labels()[1]):
+        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if len(labels) > FIT_INSIDE else {}
+        unique_legend(axes[0, 1], **beside)
     best = table[table["chosen"]]
     found = [f"{r.method}: {r.valid:.3g} {words} at {times(r.compression)}" for r in best.itertuples()][:3]
     title(
