@@ -40,9 +40,11 @@ def training_curves(table):
             ax.set_yscale("log")
             log_counts(ax.yaxis)
     _loss_panel(axes[0, 0], runs)
-    if labels := set(axes[0, 1].get_legend_handles_labels()[1]):
-        beside = {"loc": "upper left", "bbox_to_anchor": (1.01, 1)} if len(labels) > FIT_INSIDE else {}
-        unique_legend(axes[0, 1], **beside)
+    entries = {name: handle for handle, name in zip(*axes[0, 1].get_legend_handles_labels(), strict=True)}
+    if len(entries) > FIT_INSIDE:
+        figure.legend(entries.values(), entries.keys(), fontsize=8, loc="outside right lower")
+    elif entries:
+        unique_legend(axes[0, 1])
     best = table[table["chosen"]]
     found = [f"{r.method}: {r.valid:.3g} {words} at {times(r.compression)}" for r in best.itertuples()][:3]
     title(
