@@ -124,10 +124,10 @@ class File:
         keys = list(node) if isinstance(node, dict) else list(range(len(node))) if isinstance(node, list) else []
         return [(node, key) for key in keys] + [place for key in keys if node[key] for place in self.places(node[key])]
 
-    def say(self, *values, at=None):
-        """One of the values (or what it makes of the old one) in place of what stands anywhere, or at a key."""
+    def say(self, *values, at=None, where=lambda node: True):
+        """One of the values (or what it makes of the old one) in place of what stands anywhere, or at a key of some node."""
         node, key = self.pick(
-            [(n, k) for n, k in self.places() if at is None or (k == at and n[k] not in (None, [], {}))]
+            [(n, k) for n, k in self.places() if at is None or (k == at and n[k] not in (None, [], {}) and where(n))]
         )
         value = self.pick(values)
         node[key] = value(node[key]) if callable(value) else value
@@ -162,7 +162,9 @@ REFUSED = {  # whatever else the file says
     "runs too long": lambda f: f.edit(lambda a: a + 1, "lengths$"),
     "runs that overlap": lambda f: f.edit(lambda a: np.zeros_like(a) + a[0], "ih_l1.indices$"),
     "no runs": lambda f: f.say(False, 0, "7", None, at="runs"),
-    "rows for columns": lambda f: f.say({"rows": "columns", "columns": "rows"}.get, at="by"),
+    "rows for columns": lambda f: f.say(  # of a square matrix it would be another one's file
+        {"rows": "columns", "columns": "rows"}.get, at="by", where=lambda node: node["shape"][0] != node["shape"][1]
+    ),
     "a matrix too many": lambda f: f.meta["sparse"].update(more=f.pick([*f.meta["sparse"].values()])),
     "other JSON": lambda f: setattr(f, "meta", f.pick(TEXTS)),
     "nothing of it": lambda f: f.say(0, at=f.pick(["classes", "embedding", "hidden", "vocabulary"])),
