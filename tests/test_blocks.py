@@ -3,7 +3,6 @@
 import json
 
 import pytest
-import tiny
 import torch
 from oracles import error, randn
 from safetensors import safe_open
@@ -11,24 +10,13 @@ from safetensors.torch import load_file
 from torch import nn
 
 import sparsernn
-from sparsernn import sparsify, tasks
 from sparsernn.nets.packing import pack, unpacked
 from sparsernn.sparsify.block_shapes import blocks_of
 from sparsernn.sparsify.blocks import RECIPES
 from sparsernn.study.config import RunConfig
-from sparsernn.study.presets import PRESETS
 from sparsernn.study.runs import ensure
 
-
-@pytest.fixture(autouse=True)
-def as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "runs"))
-    tables = [(table, dict(table)) for table in (sparsify.METHODS, tasks.TASKS, PRESETS)]
-    tiny.register()
-    yield
-    for table, before in tables:
-        table.clear()
-        table.update(before)
+pytestmark = pytest.mark.usefixtures("as_it_was")
 
 
 class Net(nn.Module):

@@ -2,29 +2,17 @@
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from oracles import error
 from torch import nn
 
 import sparsernn
-from sparsernn import sparsify, tasks
 from sparsernn.sparsify.gradual import cubic, two_slope
 from sparsernn.sparsify.masking import largest
 from sparsernn.study.config import RunConfig, needed
-from sparsernn.study.presets import PRESETS
 from sparsernn.study.runs import ensure
 
-
-@pytest.fixture(autouse=True)
-def as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "runs"))
-    tables = [(table, dict(table)) for table in (sparsify.METHODS, tasks.TASKS, PRESETS)]
-    tiny.register()
-    yield
-    for table, before in tables:
-        table.clear()
-        table.update(before)
+pytestmark = pytest.mark.usefixtures("as_it_was")
 
 
 class Net(nn.Module):

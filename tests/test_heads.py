@@ -1,30 +1,19 @@
 """Heads: W_hh in blocks on the diagonal of every gate from the first step on, and everything else dense."""
 
 import pytest
-import tiny
 import torch
 from oracles import error
 from torch import nn
 from torch.nn import functional as F
 
 import sparsernn
-from sparsernn import sparsify, tasks
 from sparsernn.study.config import RunConfig
-from sparsernn.study.presets import PRESETS
 from sparsernn.study.runs import ensure
 
 CELLS = [nn.LSTM, nn.GRU, nn.RNN]
 
 
-@pytest.fixture(autouse=True)
-def as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "runs"))
-    tables = [(table, dict(table)) for table in (sparsify.METHODS, tasks.TASKS, PRESETS)]
-    tiny.register()
-    yield
-    for table, before in tables:
-        table.clear()
-        table.update(before)
+pytestmark = pytest.mark.usefixtures("as_it_was")
 
 
 class Net(nn.Module):

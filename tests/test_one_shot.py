@@ -1,7 +1,6 @@
 """One-shot pruning: each criterion against brute force, the surgery against least squares, and what becomes of the run."""
 
 import pytest
-import tiny
 import torch
 from oracles import error, one_hot, randn, step_loop
 from torch import nn
@@ -9,12 +8,10 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import sparsernn
-from sparsernn import sparsify, tasks
 from sparsernn.nets.layers import stand_in
 from sparsernn.nets.masks import weight_matrices
 from sparsernn.sparsify.layerwise import compensated, within_outputs
 from sparsernn.study.config import RunConfig, needed
-from sparsernn.study.presets import PRESETS
 from sparsernn.study.runs import ensure
 
 CRITERIA = ["magnitude", "wanda", "hessian", "fisher"]
@@ -22,15 +19,7 @@ CELLS = [nn.LSTM, nn.GRU, nn.RNN]
 LENGTHS = torch.tensor([7, 5, 2])
 
 
-@pytest.fixture(autouse=True)
-def as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "runs"))
-    tables = [(table, dict(table)) for table in (sparsify.METHODS, tasks.TASKS, PRESETS)]
-    tiny.register()
-    yield
-    for table, before in tables:
-        table.clear()
-        table.update(before)
+pytestmark = pytest.mark.usefixtures("as_it_was")
 
 
 class Net(nn.Module):

@@ -2,32 +2,22 @@
 
 import numpy as np
 import pytest
-import tiny
 import torch
 from oracles import error
 from torch import nn
 
 import sparsernn
-from sparsernn import sparsify, tasks
+from sparsernn import tasks
 from sparsernn.nets.models import LanguageModel
 from sparsernn.sparsify.base import Method
 from sparsernn.sparsify.plan import Plan
 from sparsernn.study.config import RunConfig, needed
-from sparsernn.study.presets import PRESETS, Preset, Profile
+from sparsernn.study.presets import Preset, Profile
 from sparsernn.study.runs import ensure
 from sparsernn.study.training import Session
 from sparsernn.tasks.base import SPLITS, Batch, ClassificationTask, LanguageTask
 
-
-@pytest.fixture(autouse=True)
-def as_it_was(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "runs"))
-    tables = [(table, dict(table)) for table in (sparsify.METHODS, tasks.TASKS, PRESETS)]
-    tiny.register()
-    yield
-    for table, before in tables:
-        table.clear()
-        table.update(before)
+pytestmark = pytest.mark.usefixtures("as_it_was")
 
 
 class Largest(Method):

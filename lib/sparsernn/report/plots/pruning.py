@@ -48,9 +48,10 @@ def threshold_curve(table):
     where = f"{peak.min():g}" if peak.min() == peak.max() else f"{peak.min():g}…{peak.max():g}"
     where = where.replace("-", "−")
     for row in chosen.itertuples():
-        axes[0].annotate(f"chosen: {row.threshold:g}", (row.threshold, 1.01), xycoords=("data", "axes fraction"),
+        cut = f"{row.threshold:.3g}".replace("-", "−")
+        axes[0].annotate(f"chosen: {cut}", (row.threshold, 1.01), xycoords=("data", "axes fraction"),
                          ha="center", va="bottom", fontsize=8)  # fmt: skip
-        title(figure, f"At threshold {row.threshold:g}: {row.valid:.3g} {words}, {times(row.compression)} fewer weights; "
+        title(figure, f"At threshold {cut}: {row.valid:.3g} {words}, {times(row.compression)} fewer weights; "
                       f"best {best:.3g} at {where}")  # fmt: skip
     return figure
 
@@ -104,7 +105,8 @@ def score_histograms(table, columns=3):
         ax.set_xlabel("")
     for ax in axes.flat[len(names) :]:
         ax.set_axis_off()
-    weights = table[table["tensor"].str.contains(".", regex=False)]
-    pruned = weights.loc[~weights["kept"].astype(bool), "count"].sum() / max(1, weights["count"].sum())
-    title(figure, f"{percent(pruned)} of the {weights['count'].sum():,} weights are pruned")
+    is_weight = table["tensor"].str.contains(".", regex=False)
+    what, part = ("weights", table[is_weight]) if is_weight.any() else ("inputs, neurons and gates", table)
+    pruned = part.loc[~part["kept"].astype(bool), "count"].sum() / max(1, part["count"].sum())
+    title(figure, f"{percent(pruned)} of the {part['count'].sum():,} {what} are pruned")
     return figure
