@@ -205,6 +205,21 @@ def test_what_is_cut_out_of_an_epoch_is_gone_when_the_last_neuron_is_looked_for(
     assert all(torch.equal(whole[name], score) for name, score in within.items())
 
 
+def test_pruning_during_training_ends_with_the_penalty_before_it_takes_the_last_neuron():
+    session = Session(config("tiny-topic", "sparse-vd-wgn", sleep_above=0.5), tasks.load("tiny-topic", "quick"))
+    method, group = session.method, session.study.groups["hidden_l0"]
+    with torch.no_grad():
+        group.log_sigma.fill_(0.5)  # log α = 1: kept by the threshold, but not by sleep_above
+    with pytest.warns(UserWarning, match="hidden_l0 would keep none"):
+        with method.without_pruned(session.model, session.optimizer):
+            assert session.model.lstm.weight_hh_l0.shape[1] == 8 and method.pressure == 0
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with method.without_pruned(session.model, session.optimizer):
+            assert session.model.lstm.weight_hh_l0.shape[1] == 8
+    assert bool((session.study.scores()["hidden_l0"] < 3).all()), "nothing is read as gone any more"
+
+
 def test_a_run_from_before_there_was_a_factor_goes_on(tmp_path, monkeypatch):
     whole = ensure(config(epochs=3)).directory
     monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "older"))

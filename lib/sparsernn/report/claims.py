@@ -230,7 +230,10 @@ def _heuristics(evidence):
     rows = evidence.rows[(evidence.rows["method"] == "gradual") & evidence.rows["test"].notna()]
     rows = rows[~rows["variant"].fillna("").str.contains("density=|q=")]
     if rows.empty:
-        return NOT_RUN, "no finished run of gradual by the paper's own threshold: those there are were asked for a density"
+        return (
+            NOT_RUN,
+            "no finished run of gradual by the paper's own threshold: those there are were asked for a density",
+        )
     zeros = [1 - 1 / compression for compression in rows["compression"]]
     text = "; ".join(f"{row['task']}: {z:.0%} zeros" for row, z in zip(rows.to_dict("records"), zeros, strict=True))
     return _where(_grade(*(z >= 0.88 for z in zeros)), rows["task"]), text

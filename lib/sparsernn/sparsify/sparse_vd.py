@@ -196,11 +196,14 @@ class SparseVD(Pressed):
 
     @contextmanager
     def without_pruned(self, model, optimizer):
-        if not self.options.sleep_above or self.fixed:
+        with torch.no_grad():
+            scores = Method.scores(self)
+            if self.sleeps:
+                self.spare_the_last(self.step, self.awake(scores))
+            lines = self.pruned(scores)
+        if not self.sleeps:
             yield
             return
-        with torch.no_grad():
-            lines = self.pruned(Method.scores(self))
         found = {
             parameter: lines.get(item.name) for item in self.items() for parameter in (item.theta, *item.parameters())
         }
@@ -237,11 +240,19 @@ class SparseVD(Pressed):
             for layer in layers:
                 layer.carried.lookup = None
 
+    @property
+    def sleeps(self):
+        """Whether words and neurons are pruned during training: no longer once the penalty has ended."""
+        return bool(self.options.sleep_above and self.pressure and not self.fixed)
+
+    def awake(self, scores):
+        """`Masks` of these scores at `sleep_above`."""
+        return self.masks_of({name: score < self.options.sleep_above for name, score in scores.items()})
+
     def pruned(self, scores):
         """`lines_left` by what closure removes at `sleep_above` of these scores; empty where nothing is pruned."""
-        if not self.options.sleep_above:
+        if not self.sleeps:
             return {}
-        masks = self.masks_of({name: score < self.options.sleep_above for name, score in scores.items()})
-        lines = lines_left(self.axes, kept_axes(masks), self.shapes)
+        lines = lines_left(self.axes, kept_axes(self.awake(scores)), self.shapes)
         device = next(iter(scores.values())).device
         return {name: [(dim, at.to(device)) for dim, at in left] for name, left in lines.items()}
