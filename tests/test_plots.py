@@ -14,7 +14,7 @@ import matplotlib.pyplot as plt  # noqa: E402
 from matplotlib.markers import MarkerStyle  # noqa: E402
 
 from sparsernn import sparsify
-from sparsernn.report import plots, tables, timings
+from sparsernn.report import plots, publish, tables, timings
 
 
 @pytest.fixture(autouse=True)
@@ -333,7 +333,11 @@ def test_shapes_of_blocks_are_lines_over_the_density_with_dense_beside_them():
     for shape, cost in (("8x4", 0.1), ("32x32", 0.3)):
         rows += [record("blocks", 2.3 + cost * n, 2.0**n, "bits_per_char", f"block={shape},density={0.5**n:g}", seed)
                  for n in (1, 3) for seed in (0, 1)]  # fmt: skip
-    figure = plots.pattern_curves(pd.DataFrame(rows))
+    rows += [record("blocks", 2.5, 4.0, "bits_per_char", "density=0.25")]
+    shapes = [publish.shape_of(row) for row in rows]
+    assert shapes[:3] == ["dense", "gradual", "8×4"] and shapes[-1] == "16×1", "a block not named is the method's own"
+    assert publish.shape_of(record("l0", 1, 2)) == publish.shape_of(record("back-off", 1, 2)) == ""
+    figure = plots.pattern_curves(pd.DataFrame(rows).assign(shape=shapes))
     text = words_of(figure)
     assert "8×4 2.6 at 12%" in text and "32×32 3.2 at 12%" in text and "gradual 2.4 at 10%" in text and "dense" in text
     lines = {line.get_label(): line.get_xdata() for line in figure.axes[0].lines}

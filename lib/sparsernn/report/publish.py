@@ -162,8 +162,9 @@ def draw(profile, results, figures, study=None):
         else:  # of trials that have become runs
             (Path(figures) / f"{stem}-tried.png").unlink(missing_ok=True)
         for model, same in finished.groupby("model"):
-            if (same["method"] == "blocks").sum() >= 3:
-                keep(plots.pattern_curves(same[same["method"].isin(plots.PATTERNS)]), f"{task}-{model}-blocks")
+            same = same.assign(shape=[shape_of(row) for row in same.to_dict("records")])
+            if same["shape"].str.contains("×").sum() >= 3:
+                keep(plots.pattern_curves(same[same["shape"] != ""]), f"{task}-{model}-blocks")
         curves = _curves(profile, task, shown, results)
         if curves.empty:  # what is finished was counted, not trained
             continue
@@ -190,6 +191,20 @@ def draw(profile, results, figures, study=None):
         if len(theirs) and not shown["method"].isin(plots.OPPONENTS).all():
             keep(plots.beside_published(curves, theirs), f"{stem}-beside-authors")
     return written
+
+
+SCATTERED = ("dense", "gradual")  # what blocks are drawn beside: nothing pruned, and weight by weight
+
+
+def shape_of(row):
+    """How what a run keeps lies: the block of a method that has one, or the name of one of SCATTERED; else nothing."""
+    default = (
+        getattr(sparsify.make(row["method"]).options, "block", None) if row["method"] in sparsify.names() else None
+    )
+    if default is None:
+        return row["method"] if row["method"] in SCATTERED else ""
+    given = dict(part.split("=", 1) for part in str(row["variant"] or "").split(",") if "=" in part)
+    return given.get("block", default).replace("x", "×")
 
 
 def _families(rows):

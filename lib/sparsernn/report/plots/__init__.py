@@ -6,7 +6,7 @@ hatches say the same in grey. A table with no rows draws a sentence that says wh
 
 import matplotlib.pyplot as plt
 
-from .blocks import PATTERNS, pattern_curves
+from .blocks import pattern_curves
 from .gates import constant_values, gate_counts, gate_map
 from .kernels import ENGINE_STYLE, crossover, product_claim, rooflines
 from .pruning import score_histogram, score_histograms, threshold_curve
@@ -20,7 +20,6 @@ __all__ = [
     "ENGINE_STYLE",
     "METHOD_STYLE",
     "OPPONENTS",
-    "PATTERNS",
     "beside_published",
     "constant_values",
     "crossover",

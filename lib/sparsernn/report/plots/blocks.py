@@ -3,26 +3,19 @@
 from .style import BLACK, METHOD_STYLE, metric_of, percent, styled, subplots, title, unique_legend
 
 MARKERS = "osD^vP*X"
-PATTERNS = ("dense", "gradual", "blocks")  # methods that are one figure: nothing pruned, scattered zeros, blocks
-
-
-def shape_of(row):
-    """How a row's zeros lie: the block of its variant, or the method where it names none."""
-    parts = dict(part.split("=", 1) for part in str(row["variant"] or "").split(",") if "=" in part)
-    return parts.get("block", "16x1").replace("x", "×") if row["method"] == "blocks" else row["method"]
 
 
 @styled
 def pattern_curves(rows, quality="test"):
     """Quality against the share of weights kept, a line a shape of block (scattered zeros: a line a method), dense beside it.
 
-    rows: records of one model (method, variant, test, compression, metric), several seeds: their mean, and a dot each.
+    rows: records of one model (method, variant, test, compression, metric) and the shape of what each keeps; of several
+    seeds their mean, and a dot each.
     """
     figure, ax = subplots(6.4, 4.0)
     words, better = metric_of(rows)
-    rows = rows.assign(shape=[shape_of(row) for row in rows.to_dict("records")], density=1 / rows["compression"])
-    dense = rows[rows["method"] == "dense"]
-    shown = rows[rows["method"] != "dense"]
+    rows = rows.assign(density=1 / rows["compression"])
+    dense, shown = rows[rows["density"] == 1], rows[rows["density"] != 1]
     finding = []
     for number, (shape, part) in enumerate(shown.groupby("shape", sort=False)):
         mean = part.groupby("variant")[["density", quality]].mean().sort_values("density")
