@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -259,24 +260,38 @@ def test_changed_data_refuses_to_resume():
         ensure(config(method="dense"))
 
 
-def test_two_writers_refuse_each_other():
-    config(method="dense").directory.mkdir(parents=True)
-    with runs._only_writer(config(method="dense").directory):
-        with pytest.raises(RuntimeError, match=f"being written by process {os.getpid()}"):
-            ensure(config(method="dense"))
-    ensure(config(method="dense"))  # free again
-
-
-def test_two_runs_that_start_from_the_same_finished_one_wait_for_each_other():
+@pytest.mark.parametrize("finished", [True, False])
+def test_a_run_that_another_process_is_writing_is_waited_for(finished):
     config = RunConfig("tiny-topic", method="dense", profile="quick", epochs=2)
-    ensure(config)
-    read, waits = [], threading.Thread(target=lambda: read.append(ensure(config).record["test"]), daemon=True)
-    with runs._only_writer(config.directory):
+    if finished:
+        ensure(config)
+    config.directory.mkdir(parents=True, exist_ok=True)
+    read, lines = [], []
+    waits = threading.Thread(target=lambda: read.append(ensure(config, lines.append).record["test"]), daemon=True)
+    with runs._only_writer(config.directory, print):
         waits.start()
         waits.join(timeout=1)
         assert not read and waits.is_alive()
+        assert lines == [
+            f"{config.directory} is being written by process {os.getpid()} on {socket.gethostname()}; waiting for it"
+        ]
     waits.join(timeout=60)
     assert read
+
+
+def test_a_copy_that_was_taken_for_lost_stops_before_it_writes():
+    config = RunConfig("tiny-topic", method="dense", profile="quick", epochs=3)
+    lock, after = config.directory / ".lock", config.directory / "metrics.csv"
+
+    def taken_after_the_first_epoch(line):
+        if line.startswith("epoch 1/"):
+            lock.write_text('{"process": 5, "host": "node2", "machine": "another", "token": "theirs"}')
+
+    with pytest.raises(RuntimeError, match="process 5 on node2's to write now"):
+        ensure(config, taken_after_the_first_epoch)
+    assert len(pd.read_csv(after)) == 1 and lock.exists()
+    lock.unlink()
+    assert ensure(config).metrics["epoch"].tolist() == [1, 2, 3]
 
 
 def test_a_finished_run_is_found_not_trained():
@@ -291,6 +306,14 @@ def test_smoke_trains_anew_in_a_directory_of_its_own(tmp_path):
     one, two = ensure(smoke), ensure(smoke)
     assert one.directory != two.directory and not (tmp_path / "runs").exists()
     assert (one.directory / "model.safetensors").read_bytes() == (two.directory / "model.safetensors").read_bytes()
+
+
+def test_a_study_keeps_its_smoke_runs(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSERNN_KEEP_SMOKE", "1")
+    smoke, lines = RunConfig(task="tiny-topic", method="dense", profile="smoke"), []
+    assert ensure(smoke).directory == smoke.directory == tmp_path / "runs/tiny-topic/lstm-8/dense/smoke-s0"
+    ensure(smoke, lines.append)
+    assert lines == []
 
 
 def test_seeds_draw_everything_and_nothing_else_does():

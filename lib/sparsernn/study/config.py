@@ -25,6 +25,12 @@ def runs_root():
     return Path(given) if Path(given).is_absolute() else project_root() / given
 
 
+def kept(config):
+    """Whether a run's files stay and are found again: all but those of smoke runs, which are kept where a study asks for them
+    (its graph sets `SPARSERNN_KEEP_SMOKE`), so that a notebook on its own is always run from the start."""
+    return config.profile != "smoke" or bool(os.environ.get("SPARSERNN_KEEP_SMOKE"))
+
+
 class RunConfig:
     """task × model × method × profile × seed, and overrides of the training's plan and the method's options.
 

@@ -5,14 +5,12 @@ lives on the CPU.
 """
 
 import atexit
-import fcntl
 import itertools
 import json
-import os
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cached_property
 from pathlib import Path
 
@@ -21,13 +19,14 @@ import torch
 
 from .. import sparsify, tasks
 from ..files import replacing
+from ..lease import held
 from ..nets.compact import shrunk
 from ..nets.file import load, save
 from ..nets.found import Found
 from ..nets.layers import kind_of
 from ..nets.masks import closed_count, paper_count, weight_matrices
 from ..records import constant_gates, count_fields, where_and_with
-from .config import RunConfig, begun, needed
+from .config import RunConfig, begun, kept, needed
 from .evaluation import compact_error, evaluate, example_of, predictor
 from .presets import preset
 from .training import Session
@@ -72,30 +71,32 @@ class Run:
 def ensure(config: RunConfig, report=None) -> Run:
     """A finished run of `config`: found, resumed or trained. `report(line)` is told the cost, then a line an epoch.
 
-    The profile `smoke` always trains anew, in a temporary directory, on one thread. Raises ValueError when the run's
-    directory holds another configuration (naming the field), RuntimeError when another process is writing it.
+    The profile `smoke` trains on one thread, and anew, in a temporary directory, unless a study keeps it. Another process
+    that is writing the run, on whatever node, is waited for: two copies of a run train it once. Raises ValueError when the
+    run's directory holds another configuration (naming the field), RuntimeError in a copy that was taken for lost.
     """
     report = report or (lambda line: None)
-    if config.profile == "smoke":
-        with _one_thread():
-            scratch = Path(tempfile.mkdtemp(prefix="sparsernn-smoke-"))
-            atexit.register(shutil.rmtree, scratch, ignore_errors=True)
-            return _ensure(config, scratch, report)
-    return _ensure(config, config.directory, report)
+    if not kept(config):
+        directory = Path(tempfile.mkdtemp(prefix="sparsernn-smoke-"))
+        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    else:
+        directory = config.directory
+    with _one_thread() if config.profile == "smoke" else nullcontext():
+        return _ensure(config, directory, report)
 
 
 def _ensure(config, directory, report):
     directory.mkdir(parents=True, exist_ok=True)
-    with _only_writer(directory):
+    with _only_writer(directory, report) as lease:
         finished = _finished(config, report)
         session = Session(config, tasks.load(config.task, config.profile), training_device(config), finished)
         _check_config(config, session.task, directory)
         checkpoint = directory / "checkpoint.safetensors"
-        _train(session, directory, checkpoint, report)
+        _train(session, directory, checkpoint, lease, report)
         session.model.load_state_dict(session.best)
         session.model.cpu()
         if not (directory / "record.json").exists():
-            _finish(session, directory, report)
+            _finish(session, directory, lease, report)
     return Run(config, directory, session)
 
 
@@ -123,22 +124,9 @@ def _one_thread():
         torch.set_num_threads(threads)
 
 
-@contextmanager
-def _only_writer(directory):
-    """A lock that dies with its process. A finished run is only read by who has it: that is waited for."""
-    wait = 0 if (directory / "record.json").exists() else fcntl.LOCK_NB
-    with open(directory / ".lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | wait)
-        except BlockingIOError:
-            lock.seek(0)
-            raise RuntimeError(
-                f"{directory} is being written by process {lock.read().strip() or '?'}; wait for it"
-            ) from None
-        lock.truncate(0)
-        lock.write(str(os.getpid()))
-        lock.flush()
-        yield
+def _only_writer(directory, report):
+    """The directory's lease, waited for; a finished run is only read by who has it."""
+    return held(directory / ".lock", lambda holder: report(f"{directory} is being written by {holder}; waiting for it"))
 
 
 def _check_config(config, task, directory):
@@ -157,7 +145,7 @@ def _check_config(config, task, directory):
             )
 
 
-def _train(session, directory, checkpoint, report):
+def _train(session, directory, checkpoint, lease, report):
     """From wherever it stands to the last epoch; metrics.csv and the checkpoint are replaced after every epoch."""
     rows, epochs = [], session.plan.epochs if session.method.trains else 0
     if checkpoint.exists():
@@ -174,6 +162,7 @@ def _train(session, directory, checkpoint, report):
             rows = [row if "valid" in row else row | reading for row in fitted]
             session.note_best(reading["valid"])
             session.best_epoch = next(row["epoch"] for row in rows if row["chosen"])
+            lease.check()
             _write(rows, directory / "metrics.csv")
             session.save(checkpoint)
     if session.epoch < epochs:
@@ -193,6 +182,7 @@ def _train(session, directory, checkpoint, report):
         row["seconds"] = round(time.perf_counter() - start, 3)
         session.seconds += row["seconds"]
         rows.append(row)
+        lease.check()
         _write(rows, directory / "metrics.csv")
         session.save(checkpoint)
         report(
@@ -222,7 +212,7 @@ def _forecast(session, trial=4):
     return f"{left} epochs × {seconds:.0f} s (training alone) = {left * seconds / 60:.1f} min"
 
 
-def _finish(session, directory, report):
+def _finish(session, directory, lease, report):
     """Masks → compact model, proven equal, measured, recorded. The test split is read here, once, after every choice."""
     config, task, plan, study = session.config, session.task, session.plan, session.study
     masks, means = study.masks(), study.means()
@@ -231,6 +221,7 @@ def _finish(session, directory, report):
     if config.profile != "smoke":  # too short to reach anything
         session.method.refuse_missed(masks)
     masked = predictor(session.model, masks, means)
+    lease.check()
     size = save(small, directory / "model.safetensors")
     small = load(directory / "model.safetensors", session.model)
     error = compact_error(session.model, masks, means, task, plan)
@@ -254,6 +245,7 @@ def _finish(session, directory, report):
         "train_seconds": session.seconds,
     }
     record |= {"data_sha256": task.data_sha256, "data_note": task.data_note} | where_and_with(session.device)
+    lease.check()
     with replacing(directory / "record.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     report(f"test {task.metric} {record['test']:.4f}  {record['compression']:.1f}x  compact error {error:.1e}")
