@@ -5,11 +5,13 @@
 #                                more for pip; this one gets the small CPU-only torch on Linux
 #                                (with conda, set pip's own PIP_EXTRA_INDEX_URL instead)
 #   STUDY=papers.yaml            which runs: study.yaml (minutes), or the papers' own corpora and models (hours)
-#   WORKERS=2                    how many tests, or runs of the study, go on at a time
+#   PROFILE=profiles/slurm       where: on a Slurm cluster; profiles/generic for another queue
+#   WORKERS=2                    how many tests, or runs of the study on this machine, go on at a time
 
 PYTHON    ?= python3
 PIP_FLAGS ?=
 STUDY     ?= study.yaml
+PROFILE   ?=
 WORKERS   ?= 2
 CONDA     ?= $(or $(CONDA_EXE),$(shell command -v conda 2>/dev/null))
 
@@ -35,24 +37,12 @@ help:
 	@echo "make env      the environment alone (.venv/); every target above makes it when needed"
 	@echo "make clean    remove caches; runs/ and .venv/ stay"
 
-# A killed study leaves snakemake's lock behind; it is lifted only if that study is really gone.
+# What is given reaches the shell as variables and is never read as part of a command.
+study: export STUDY := $(STUDY)
+study: export WORKERS := $(WORKERS)
+study: export PROFILE := $(PROFILE)
 study: $(STAMP)
-	@mkdir -p .snakemake; pid=$$(cat .snakemake/study.pid 2>/dev/null); \
-	if [ -n "$$pid" ]; then \
-	  if kill -0 $$pid 2>/dev/null; then \
-	    echo "make study: another one is running here as process $$pid; wait for it, or stop it with Ctrl-C there"; \
-	    echo "            (if that process is something else: rm .snakemake/study.pid)"; exit 1; fi; \
-	  echo "make study: the last one was killed; unfinished runs are resumed"; \
-	  snakemake --unlock --quiet all || exit $$?; fi; \
-	echo $$$$ > .snakemake/study.pid; code=0; \
-	echo "make study: $(STUDY), $$(sed -n 's/^takes: *//p' $(STUDY)); how far a run is: tail runs/*/*/*/*/metrics.csv (SPARSERNN_RUNS moves runs/)"; \
-	snakemake --cores $(WORKERS) --config study=$(STUDY) --keep-going --rerun-incomplete || code=$$?; \
-	rm -f .snakemake/study.pid; \
-	runs="$${SPARSERNN_RUNS:-runs}"; mkdir -p "$$runs"; \
-	python tools/kernels.py notebooks/report.ipynb "$$runs/report.ipynb" -k python3 --no-progress-bar \
-	  --log-level ERROR -p profile "$$(sed -n 's/^profile: *//p' $(STUDY))" && { echo; cat "$$runs/comparison.txt"; }; \
-	[ $$code = 0 ] || echo "make study: some runs failed (see above); what finished is kept, and make study goes on from there"; \
-	exit $$code
+	@python tools/study.py --study "$$STUDY" --workers "$$WORKERS" --profile "$$PROFILE"
 
 test: $(STAMP)
 	ruff check

@@ -1,15 +1,16 @@
-# The study as a graph of notebook runs (study.yaml says which, or another). `make study` calls it; on a cluster, snakemake's
-# executor plug-ins do. A run's record is its output, its executed notebooks are its log: a failure leaves the notebook
-# with the error in it and does not stop the others; what was begun goes on where it stood.
+# The study as a graph of notebook runs (study.yaml says which, or another). `make study` starts it, here or with a profile of
+# profiles/ on a cluster. A run's record is its output; its executed notebooks and run.log are its log: a failure leaves
+# the notebook with the error in it and does not stop the others; what was begun goes on where it stood.
 import re
 import shlex
-import yaml
-from pathlib import Path
 
-from sparsernn.study.config import needed, study_configs
+from sparsernn.files import project_root
+from sparsernn.study.asked import read_study, study_configs
+from sparsernn.study.config import needed
+from sparsernn.study.forecast import Forecast
 from sparsernn.study.opponents import back_off_directory, count_back_off
 
-study = yaml.safe_load(Path(config.get("study", "study.yaml")).read_text())  # --config study=papers.yaml
+study = read_study(project_root() / config.get("study", "study.yaml"))  # --config study=papers.yaml
 PROFILE = study["profile"]
 ASKED = study_configs(study)
 CONFIGS = {str(one.directory): one for one in [*ASKED, *(before for one in ASKED for before in needed(one))]}
@@ -18,12 +19,18 @@ NGRAMS = {
     for task, orders in study.get("ngrams", {}).items()
     for order in orders
 }
+FORECAST = Forecast.gather()
 
 
 def parameters(one):
     """What papermill is given: text by -r, for -p would read a number in it."""
     given = ((("-r" if isinstance(value, str) else "-p"), name, value) for name, value in one.given().items())
     return " ".join(f"{flag} {name} {shlex.quote(str(value))}" for flag, name, value in given)
+
+
+def more_each_time(first):
+    """What a job asks for, which was stopped for having too little the last time."""
+    return lambda wildcards, attempt: attempt * first
 
 
 rule all:
@@ -45,14 +52,20 @@ for number, (run, one) in enumerate(CONFIGS.items()):
             train=f"{run}/train.ipynb",
             prune=f"{run}/prune.ipynb",
             gates=f"{run}/gates.ipynb",
+            said=f"{run}/run.log",
+        benchmark:
+            f"{run}/benchmark.tsv"
         params:
             run=run,
             given=parameters(one),
         priority: len(CONFIGS) - number
+        resources:
+            runtime=more_each_time(FORECAST.minutes(one)),
+            mem_mb=more_each_time(FORECAST.memory_mb(one)),
         shell:
-            "for name in train prune gates; do"
+            "{{ echo $(date -u +%FT%TZ) on $(hostname), job ${{SLURM_JOB_ID:-none}}; for name in train prune gates; do"
             " python tools/kernels.py notebooks/$name.ipynb {params.run:q}/$name.ipynb -k python3"
-            " --no-progress-bar --log-level ERROR {params.given} || exit 1; done"
+            " --no-progress-bar --log-level ERROR {params.given} || exit 1; done; }} 2>&1 | tee -a {log.said:q}"
 
 
 rule back_off:
@@ -60,5 +73,8 @@ rule back_off:
         "{run}/record.json",
     wildcard_constraints:
         run="|".join(map(re.escape, NGRAMS)),
+    resources:
+        runtime=more_each_time(120),  # orders 5 to 7 of the largest corpus take minutes and 2 GB
+        mem_mb=more_each_time(8000),
     run:
         count_back_off(NGRAMS[wildcards.run][0], PROFILE, NGRAMS[wildcards.run][1])

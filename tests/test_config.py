@@ -10,7 +10,8 @@ from sparsernn.sparsify.attach import attach
 from sparsernn.sparsify.options import names_of
 from sparsernn.sparsify.plan import Plan
 from sparsernn.study import config
-from sparsernn.study.config import RunConfig, study_configs
+from sparsernn.study.asked import study_configs
+from sparsernn.study.config import RunConfig
 from sparsernn.study.presets import PLAN
 
 

@@ -5,13 +5,12 @@ python -m sparsernn.report [study.yaml]: the runs and the profile of that study.
 
 import sys
 
-import yaml
-
 from ..files import project_root
+from ..study.asked import read_study
 from .publish import publish
 
 if __name__ == "__main__":
     name = sys.argv[1] if len(sys.argv) > 1 else "study.yaml"
-    study = yaml.safe_load((project_root() / name).read_text())
+    study = read_study(project_root() / name)
     for path in publish(study["profile"], study=study):
         sys.stdout.write(f"{path}\n")

@@ -12,7 +12,8 @@ import pandas as pd
 from .. import records, sparsify
 from ..files import project_root, replacing
 from ..nets.masks import LIVE
-from ..study.config import RunConfig, begun, runs_root, study_configs
+from ..study.asked import study_configs
+from ..study.config import RunConfig, begun, runs_root
 from ..study.presets import PRESETS
 from ..study.runs import schedule
 from . import plots

@@ -134,27 +134,6 @@ def needed(config):
     return [RunConfig(config.task, config.model, name, config.profile, config.seed) for name in names]
 
 
-def study_configs(study):
-    """The runs a study (study.yaml as read) asks for: `method` or `{method: {parameter: value}}` per task, for each of its
-    seeds, or for the one that the parameters name."""
-    configs = []
-    if study["profile"] == "smoke":
-        raise ValueError("profile is 'smoke', whose runs are kept nowhere; a study asks for quick, short or paper")
-    for task, methods in study["tasks"].items():
-        for entry in methods:
-            (method, overrides), *more = entry.items() if isinstance(entry, dict) else [(entry, {})]
-            if more:
-                raise ValueError(
-                    f"{task}: {', '.join(entry)} stand in one entry of the list; give each a line of its own"
-                )
-            given = {"task": task, "method": method, "profile": study["profile"]} | overrides
-            try:
-                configs += [RunConfig(**({"seed": seed} | given)) for seed in study["seeds"]]
-            except (TypeError, ValueError) as problem:
-                raise type(problem)(f"{task}, {method}: {problem}") from None
-    return configs
-
-
 def check_parameters(namespace, **kinds):
     """The parameters of a notebook that is about no run: name → value, each of a known name and of its type.
 
