@@ -63,7 +63,7 @@ for number, (run, one) in enumerate(CONFIGS.items()):
             runtime=more_each_time(FORECAST.minutes(one)),
             mem_mb=more_each_time(FORECAST.memory_mb(one)),
         shell:
-            "{{ echo $(date -u +%FT%TZ) on $(hostname), job ${{SLURM_JOB_ID:-none}}; for name in train prune gates; do"
+            "{{ echo $(date -u +%FT%TZ) on ${{SLURMD_NODENAME:-$(hostname)}} ${{SLURM_JOB_ID:-}}; for name in train prune gates; do"
             " python tools/kernels.py notebooks/$name.ipynb {params.run:q}/$name.ipynb -k python3"
             " --no-progress-bar --log-level ERROR {params.given} || exit 1; done; }} 2>&1 | tee -a {log.said:q}"
 

@@ -2,7 +2,7 @@
 
 Minutes: the longest epoch measured on the same task, model and method (where there is none: with another method), times the
 run's epochs, times 3 for a slower processor, validation and drawing, and 10 to start. What was never measured, under
-whatever profile, asks for a day. Memory: half more than a finished run of the same task and model took here (snakemake's
+whatever profile, asks for four hours. Memory: half more than a finished run of the same task and model took here (snakemake's
 benchmark.tsv beside its record), else 2,500 MB and 64 bytes for each parameter of the dense model: value, gradient, two
 moments and best epoch, each for the noise too, and what a step adds. Both are guesses on the safe side: a run that was
 stopped by one is asked for again with twice as much, and goes on where it stood.
@@ -17,7 +17,7 @@ from .. import records
 from ..files import project_root
 from .config import runs_root
 
-START, SPARE, UNKNOWN = 10, 3.0, 24 * 60  # minutes; times; minutes
+START, SPARE, UNKNOWN = 10, 3.0, 4 * 60  # minutes; times; minutes
 MEMORY, BYTES, MORE = 2500, 64, 1.5  # MB; a parameter; times
 UNMEASURED = 8000  # MB, for a model whose parameters no record counts
 
