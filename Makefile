@@ -54,8 +54,14 @@ else
 	@echo "no notebooks to check in notebooks/"
 endif
 
+# On this machine alone (127.0.0.1), behind the token it prints. JupyterLab will not run as root, and says so in a traceback.
 lab: $(STAMP)
-	mkdir -p notebooks && cd notebooks && jupyter lab
+	@if [ "$$(id -u)" = 0 ]; then \
+	  echo "make lab: JupyterLab does not start as root, who may do anything on this machine, and so may whoever reaches it."; \
+	  echo "          Start it as a user of your own: runuser -u NAME -- make lab"; \
+	  echo "          Where there is none (a container): cd notebooks && ../.venv/bin/jupyter lab --ip=127.0.0.1 --allow-root"; \
+	  exit 1; fi
+	@mkdir -p notebooks && cd notebooks && jupyter lab --ip=127.0.0.1
 
 publish: $(STAMP)
 	python -m sparsernn.report $(STUDY)

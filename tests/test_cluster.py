@@ -11,8 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from contextlib import suppress
+from pathlib import Path
 
 import psutil
 import pytest
@@ -80,11 +82,13 @@ def installed():
 
 
 @pytest.fixture
-def cluster(installed, tmp_path):
+def cluster(installed):
     """Controller and two nodes up → their folder and the variables that Slurm's commands need; all down in the end."""
-    here = tmp_path / "slurm"
+    here = Path(
+        tempfile.mkdtemp(prefix="slurm-")
+    )  # short: Slurm's sockets lie below it, and their paths end at 108 bytes
     for folder in ("state", "bin"):
-        (here / folder).mkdir(parents=True)
+        (here / folder).mkdir()
     ports = dict(zip(("port", "port1", "port2"), free_ports(3), strict=True))
     conf = here / "slurm.conf"
     conf.write_text(CONF.format(here=here, **ports))
@@ -109,6 +113,7 @@ def cluster(installed, tmp_path):
         yield here, environment
     finally:
         crash(conf, *here.glob("*.pid"), nodes=("node1", "node2"))
+        shutil.rmtree(here, ignore_errors=True)
 
 
 def free_ports(number):

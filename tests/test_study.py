@@ -190,3 +190,18 @@ def test_a_study_of_smoke_runs_is_a_study(tmp_path):
     configs = study_configs(read_study(tmp_path / "mine.yaml"))
     assert [(one.method, one.profile) for one in configs] == [("dense", "smoke"), ("gradual", "smoke")]
     assert Path(configs[0].directory).name == "smoke-s0"
+
+
+@pytest.mark.parametrize(("user", "starts"), [(0, False), (1000, True)])
+def test_the_lab_stays_on_this_machine_and_refuses_root_in_words(tmp_path, user, starts):
+    environment = copy_project(tmp_path, STUDY)
+    for name, line in (("id", f"echo {user}"), ("jupyter", 'echo "$PWD: $@"')):
+        program = tmp_path / ".venv/bin" / name
+        program.write_text(f"#!/bin/sh\n{line}\n")
+        program.chmod(0o755)
+    run = subprocess.run(["make", "lab"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    if starts:
+        assert run.returncode == 0 and run.stdout.splitlines()[-1] == f"{tmp_path}/notebooks: lab --ip=127.0.0.1"
+    else:
+        assert run.returncode != 0 and "does not start as root" in run.stdout and "runuser -u NAME" in run.stdout
+        assert "notebooks: lab" not in run.stdout
