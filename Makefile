@@ -27,7 +27,7 @@ export MALLOC_MMAP_THRESHOLD_ := 8000000000
 # One thread where several processes share the cores.
 study test: export OMP_NUM_THREADS := 1
 
-.PHONY: help study test lab publish env clean
+.PHONY: help study test lab publish env lock clean
 
 help:
 	@echo "make study    run every notebook of the study, then print the comparison"
@@ -35,6 +35,7 @@ help:
 	@echo "make lab      open the notebooks in JupyterLab"
 	@echo "make publish  write figures/ and results/ from the finished runs"
 	@echo "make env      the environment alone (.venv/); every target above makes it when needed"
+	@echo "make lock     requirements.lock anew, after a change of environment.yml"
 	@echo "make clean    remove caches; runs/ and .venv/ stay"
 
 # What is given reaches the shell as variables and is never read as part of a command.
@@ -68,8 +69,12 @@ publish: $(STAMP)
 
 env: $(STAMP)
 
+# After a change of environment.yml, on the platform the lock file is for.
+lock: $(STAMP)
+	.venv/bin/python tools/lock.py write $(PIP_FLAGS)
+
 # conda where there is one, else venv and pip; a .venv/ made one way is kept up the same way.
-$(STAMP): environment.yml lib/pyproject.toml
+$(STAMP): environment.yml lib/pyproject.toml $(wildcard requirements.lock)
 	@echo "environment: making .venv/ as environment.yml says: about 2.6 GB and 3 minutes with CPU-only torch,"; \
 	echo "             several GB more where pip brings torch for CUDA (see PIP_FLAGS in Makefile)"
 	@if [ -n "$(CONDA)" ] && [ ! -f .venv/pyvenv.cfg ]; then \
@@ -81,8 +86,15 @@ $(STAMP): environment.yml lib/pyproject.toml
 	  echo "environment: by pip, with $$("$(PYTHON)" --version)" && \
 	  { .venv/bin/python -m pip --version > /dev/null 2>&1 || "$(PYTHON)" -m venv .venv; } && \
 	  .venv/bin/python -m pip install --quiet $(PIP_FLAGS) pyyaml packaging && \
-	  .venv/bin/python tools/requirements.py environment.yml > .venv/requirements.txt && \
-	  .venv/bin/python -m pip install --quiet $(PIP_FLAGS) -r .venv/requirements.txt; \
+	  if .venv/bin/python tools/lock.py fits $(PIP_FLAGS); then \
+	    echo "environment: from requirements.lock, each file by its digest" && \
+	    .venv/bin/python -m pip install --quiet $(PIP_FLAGS) --require-hashes -r requirements.lock && \
+	    .venv/bin/python -m pip install --quiet $(PIP_FLAGS) --no-deps -e ./lib; \
+	  else \
+	    echo "environment: from environment.yml" && \
+	    .venv/bin/python tools/requirements.py environment.yml > .venv/requirements.txt && \
+	    .venv/bin/python -m pip install --quiet $(PIP_FLAGS) -r .venv/requirements.txt; \
+	  fi; \
 	fi
 	@.venv/bin/python -m pip check
 	@touch $@

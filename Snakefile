@@ -52,11 +52,11 @@ for number, (run, one) in enumerate(CONFIGS.items()):
             train=f"{run}/train.ipynb",
             prune=f"{run}/prune.ipynb",
             gates=f"{run}/gates.ipynb",
-            said=f"{run}/run.log",
         benchmark:
             f"{run}/benchmark.tsv"
         params:
             run=run,
+            said=f"{run}/run.log",  # not declared as a log: those are deleted when a requeued job starts again
             given=parameters(one),
         priority: len(CONFIGS) - number
         resources:
@@ -65,7 +65,7 @@ for number, (run, one) in enumerate(CONFIGS.items()):
         shell:
             "{{ echo $(date -u +%FT%TZ) on ${{SLURMD_NODENAME:-$(hostname)}} ${{SLURM_JOB_ID:-}}; for name in train prune gates; do"
             " python tools/kernels.py notebooks/$name.ipynb {params.run:q}/$name.ipynb -k python3"
-            " --no-progress-bar --log-level ERROR {params.given} || exit 1; done; }} 2>&1 | tee -a {log.said:q}"
+            " --no-progress-bar --log-level ERROR {params.given} || exit 1; done; }} 2>&1 | tee -a {params.said:q}"
 
 
 rule back_off:

@@ -1,7 +1,8 @@
 """A study on a real Slurm of two nodes, both on this machine, one of which is lost in the middle.
 
 Needs root and Debian's packages slurm-wlm and munge, which it installs where they are missing; skipped by name elsewhere.
-Slow (about two minutes on two idle cores): a lost node is given up after half a minute, and every job starts snakemake twice.
+Slow (minutes): a lost node is given up after half a minute, and every job starts snakemake twice. Left out of `make test`:
+`.venv/bin/pytest -m slow tests/test_cluster.py`.
 """
 
 import json
@@ -166,6 +167,7 @@ def bits(directory):
     return (directory / "model.safetensors").read_bytes(), record, lines
 
 
+@pytest.mark.slow
 def test_a_study_survives_the_loss_of_a_node_and_ends_with_the_bits_of_one_machine(cluster, tmp_path, monkeypatch):
     here, slurm = cluster
     project = tmp_path / "project"

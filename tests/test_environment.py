@@ -12,6 +12,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
+import lock
 from requirements import pip_section
 
 ROOT = Path(__file__).parents[1]
@@ -118,3 +119,110 @@ def test_make_refuses_an_old_python_in_words(tmp_path):
     run = subprocess.run(["make", "env", "CONDA=", f"PYTHON={old}"], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode != 0 and not (tmp_path / ".venv/.stamp").exists()
     assert "needs Python 3.11 or newer" in run.stderr and "is 3.9; name another: make PYTHON=python3.12" in run.stderr
+
+
+# ---- the lock file
+
+
+def test_the_lock_file_is_of_this_environment():
+    """Where this fails: `make lock`, on the platform the lock file names."""
+    of, environment, pinned = lock.read()
+    assert environment == lock.digest(lock.wanted()), "environment.yml was changed after requirements.lock was made"
+    assert re.fullmatch(r"CPython 3\.\d+, Linux x86_64, glibc", of)
+    for line in lock.wanted():
+        requirement = Requirement(line)
+        version, sha256 = pinned[re.sub("[-_.]+", "-", requirement.name).lower()]
+        assert requirement.specifier.contains(version) and len(sha256) == 64
+
+
+def test_the_lock_file_pins_all_that_is_needed_and_holds_no_address():
+    text, (_, _, pinned) = lock.LOCK.read_text(), lock.read()
+    assert len(pinned) == len(text.splitlines()) - 3, "three lines of comment, and a line a package"
+    assert not re.search(r"://|index-url|find-links", text)
+    for name in pinned:  # what an installed package needs is in the list too
+        for needed in map(Requirement, requires(name) or []):
+            if needed.marker is None or needed.marker.evaluate({"extra": ""}):
+                assert re.sub("[-_.]+", "-", needed.name).lower() in pinned, f"{name} needs {needed.name}"
+
+
+PIP = """
+import json, sys
+from pathlib import Path
+folder = Path("{folder}")
+with open(folder / "called", "a") as called:
+    print(*sys.argv[1:], file=called)
+if "--report" in sys.argv:
+    file = {{"archive_info": {{"hashes": {{"sha256": (folder / "offered").read_text()}}}}}}
+    print(json.dumps({{"install": [{{"metadata": {{"name": "torch", "version": "2.0"}}, "download_info": file}}]}}))
+"""
+
+
+def project_with_lock(folder, **changes):
+    """A project whose lock file is of its environment.yml and of this machine, and a pip that notes how it is called."""
+    for file in ("Makefile", "lib/pyproject.toml", "tools/lock.py", "tools/requirements.py"):
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / file, folder / file)
+    lines = ["torch==2.0", "b==1"]
+    (folder / "environment.yml").write_text(yaml.safe_dump({"dependencies": [{"pip": [*lines, "-e ./lib"]}]}))
+    header = {"platform": lock.here(), "environment": lock.digest(lines)} | changes
+    text = "".join(f"# {name}: {value}\n" for name, value in header.items())
+    (folder / "requirements.lock").write_text(
+        text + f"b==1 --hash=sha256:{'b' * 64}\ntorch==2.0 --hash=sha256:{'a' * 64}\n"
+    )
+    python, pip = folder / ".venv/bin/python", folder / "stand-in/pip/__main__.py"
+    for program in (python, pip):
+        program.parent.mkdir(parents=True)
+    python.write_text(f'#!/bin/sh\nPYTHONPATH={folder}/stand-in exec {sys.executable} "$@"\n')
+    python.chmod(0o755)
+    pip.write_text(PIP.format(folder=folder))
+    pip.with_name("__init__.py").touch()
+    (folder / "offered").write_text("a" * 64)
+
+
+def make_env(folder):
+    """`make env` by pip → what it said, and the installations it asked pip for."""
+    strange = ("MAKE", "MFLAGS")
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(strange)}
+    command = ["make", "env", "CONDA=", f"PYTHON={sys.executable}", "PIP_FLAGS=--index-url http://mirror/x"]
+    run = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stdout + run.stderr
+    calls = (folder / "called").read_text().splitlines()
+    return run.stdout + run.stderr, [call for call in calls if call.startswith("install") and "--report" not in call][
+        1:
+    ]
+
+
+def test_make_installs_from_the_lock_file_where_it_fits_through_the_mirror_that_is_asked_for(tmp_path):
+    project_with_lock(tmp_path)
+    said, installed = make_env(tmp_path)
+    assert "environment: from requirements.lock, each file by its digest" in said
+    flags = "install --quiet --index-url http://mirror/x"
+    assert installed == [f"{flags} --require-hashes -r requirements.lock", f"{flags} --no-deps -e ./lib"]
+    asked = next(call for call in (tmp_path / "called").read_text().splitlines() if "--report" in call)
+    assert asked.endswith("--no-deps --index-url http://mirror/x torch==2.0")
+
+
+@pytest.mark.parametrize(
+    ("changes", "offered", "why"),
+    [
+        ({"environment": "0" * 64}, "a", "it was made from another environment.yml; `make lock` makes it anew"),
+        (
+            {"platform": "CPython 3.9, Plan9 vax, no glibc"},
+            "a",
+            "it is for CPython 3.9, Plan9 vax, no glibc, and this is",
+        ),
+        ({}, "c", "its torch is 2.0, and pip would take another file here"),
+        (None, "a", "there is none"),
+    ],
+)
+def test_make_installs_from_environment_yml_and_says_why_where_the_lock_file_does_not_fit(
+    tmp_path, changes, offered, why
+):
+    project_with_lock(tmp_path, **(changes or {}))
+    if changes is None:
+        (tmp_path / "requirements.lock").unlink()
+    (tmp_path / "offered").write_text(offered * 64)
+    said, installed = make_env(tmp_path)
+    assert f"not from requirements.lock: {why}" in said and "environment: from environment.yml" in said
+    assert installed == ["install --quiet --index-url http://mirror/x -r .venv/requirements.txt"]
+    assert (tmp_path / ".venv/requirements.txt").read_text().splitlines() == ["torch==2.0", "b==1", "-e ./lib"]
