@@ -136,9 +136,11 @@ def test_the_lock_file_is_of_this_environment():
 
 
 def test_the_lock_file_pins_all_that_is_needed_and_holds_no_address():
-    text, (_, _, pinned) = lock.LOCK.read_text(), lock.read()
+    text, (of, _, pinned) = lock.LOCK.read_text(), lock.read()
     assert len(pinned) == len(text.splitlines()) - 3, "three lines of comment, and a line a package"
     assert not re.search(r"://|index-url|find-links", text)
+    if of != lock.here():
+        pytest.skip(f"the lock file is for {of}: what its packages need is known there")
     for name in pinned:  # what an installed package needs is in the list too
         for needed in map(Requirement, requires(name) or []):
             if needed.marker is None or needed.marker.evaluate({"extra": ""}):
