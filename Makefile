@@ -64,8 +64,9 @@ lab: $(STAMP)
 	  exit 1; fi
 	@mkdir -p notebooks && cd notebooks && jupyter lab --ip=127.0.0.1
 
+publish: export STUDY := $(STUDY)
 publish: $(STAMP)
-	python -m sparsernn.report $(STUDY)
+	python -m sparsernn.report "$$STUDY"
 
 env: $(STAMP)
 

@@ -1,6 +1,7 @@
 # The study as a graph of notebook runs (study.yaml says which, or another). `make study` starts it, here or with a profile of
 # profiles/ on a cluster. A run's record is its output; its executed notebooks and run.log are its log: a failure leaves
 # the notebook with the error in it and does not stop the others; what was begun goes on where it stood.
+import os
 import re
 import shlex
 
@@ -10,6 +11,7 @@ from sparsernn.study.config import needed
 from sparsernn.study.forecast import Forecast
 from sparsernn.study.opponents import back_off_directory, count_back_off
 
+os.environ["SPARSERNN_KEEP_SMOKE"] = "1"  # a run of a study is kept, whatever its profile
 study = read_study(project_root() / config.get("study", "study.yaml"))  # --config study=papers.yaml
 PROFILE = study["profile"]
 ASKED = study_configs(study)
@@ -63,7 +65,8 @@ for number, (run, one) in enumerate(CONFIGS.items()):
             runtime=more_each_time(FORECAST.minutes(one)),
             mem_mb=more_each_time(FORECAST.memory_mb(one)),
         shell:
-            "{{ echo $(date -u +%FT%TZ) on ${{SLURMD_NODENAME:-$(hostname)}} ${{SLURM_JOB_ID:-}}; for name in train prune gates; do"
+            '{{ echo "$(date -u +%FT%TZ) on ${{SLURMD_NODENAME:-$(hostname)}} ${{SLURM_JOB_ID:-}}";'
+            " for name in train prune gates; do"
             " python tools/kernels.py notebooks/$name.ipynb {params.run:q}/$name.ipynb -k python3"
             " --no-progress-bar --log-level ERROR {params.given} || exit 1; done; }} 2>&1 | tee -a {params.said:q}"
 

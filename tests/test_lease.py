@@ -26,7 +26,7 @@ COUNTS = """
 import sys, time
 from pathlib import Path
 from sparsernn import lease
-lease.POLL = 0.01
+lease.POLL = 0.02
 count = Path(sys.argv[1], "count")
 for _ in range(int(sys.argv[2])):
     with lease.held(Path(sys.argv[1], "lease"), lambda holder: None):

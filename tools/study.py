@@ -9,7 +9,6 @@ process, is left out.
 """
 
 import argparse
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -68,10 +67,11 @@ def make(given):
             f"make study: SPARSERNN_RUNS is {str(root)!r}; snakemake would fill in what stands in braces: name it otherwise"
         )
     root.mkdir(parents=True, exist_ok=True)
-    if study["profile"] == "smoke":
-        os.environ["SPARSERNN_KEEP_SMOKE"] = "1"
     with held(root / ".study.lock", refuse):
-        print(f"make study: {given.study}, {study.get('takes', '')}; how far a run is: tail {root}/*/*/*/*/metrics.csv")
+        print(
+            f"make study: {given.study}, {study.get('takes', '')}; how far a run is: tail {root}/*/*/*/*/metrics.csv",
+            flush=True,
+        )
         code = graph(arguments_of(given))
         code = report(given.study) or code
         if code:

@@ -15,15 +15,11 @@ import tempfile
 import threading
 import time
 import uuid
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-BEAT, SILENT, SETTLE, POLL = (
-    10.0,
-    120.0,
-    2.0,
-    0.5,
-)  # seconds: touched; given up; two that take over at once; asked again
+BEAT, POLL = 10.0, 2.0  # seconds: how often a lease is touched, and asked for again
+SILENT, SETTLE = 120.0, 2.0  # seconds: when another machine is given up, and how far apart two may have done so
 
 
 @contextmanager
@@ -63,16 +59,24 @@ class Lease:
         """One attempt → who has it, in words; None where it is ours now."""
         file = self._draft()
         try:
-            try:
-                os.link(file.name, self.path)
-            except FileExistsError:
-                if holder := self._take_over(file):
-                    file.close()
-                    return holder
+            if holder := self._put(file):
+                file.close()
+                return holder
             self.file = file
         finally:
             Path(file.name).unlink(missing_ok=True)
         return None
+
+    def _put(self, draft):
+        """Put a draft in its place, where there is nothing or what nobody holds any more, or say who holds it."""
+        while True:
+            try:
+                os.link(draft.name, self.path)
+            except FileExistsError:
+                with suppress(FileNotFoundError):  # given back just now: once more
+                    return self._take_over(draft)
+            else:
+                return None
 
     def _draft(self):
         """What the lease will be, whole and locked before anyone can see it."""
@@ -86,22 +90,19 @@ class Lease:
         return file
 
     def _take_over(self, draft):
-        """Put `draft` in the place of a lease that nobody holds any more, or say who holds it."""
-        try:
-            with open(self.path, "r+") as old:
-                holder = _read(old)
-                if holder == self.me:  # a file server may answer twice: it was linked, and said so the second time
-                    return None
-                here = holder.get("machine", machine()) == machine()
-                free = _locks(old) if here else None  # kept while we replace: one taker at a time on this machine
-                if free is None:
-                    os.utime(draft.fileno())
-                    free = os.fstat(draft.fileno()).st_mtime - os.fstat(old.fileno()).st_mtime > SILENT
-                if not free or not os.path.samestat(os.fstat(old.fileno()), os.stat(self.path)):
-                    return _words(holder)
-                os.replace(draft.name, self.path)
-        except FileNotFoundError:  # given back just now
-            return "a process that has just ended"
+        """Replace a lease that nobody holds any more, or say who holds it. FileNotFoundError where there is none."""
+        with open(self.path, "r+") as old:
+            holder = _read(old)
+            if holder == self.me:  # a file server may answer twice: it was linked, and said so the second time
+                return None
+            here = holder.get("machine", machine()) == machine()
+            free = _locks(old) if here else None  # kept while we replace: one taker at a time on this machine
+            if free is None:
+                os.utime(draft.fileno())
+                free = os.fstat(draft.fileno()).st_mtime - os.fstat(old.fileno()).st_mtime > SILENT
+            if not free or not os.path.samestat(os.fstat(old.fileno()), os.stat(self.path)):
+                return _words(holder)
+            os.replace(draft.name, self.path)
         if not here:
             time.sleep(SETTLE)  # two nodes may have found it silent at once: the later one has it
         return None if self._is_ours() else _words(self._found())

@@ -11,6 +11,9 @@ from .publish import publish
 
 if __name__ == "__main__":
     name = sys.argv[1] if len(sys.argv) > 1 else "study.yaml"
-    study = read_study(project_root() / name)
+    try:
+        study = read_study(project_root() / name)
+    except (OSError, ValueError) as problem:
+        sys.exit(f"make publish: {problem}")
     for path in publish(study["profile"], study=study):
         sys.stdout.write(f"{path}\n")

@@ -41,9 +41,9 @@ class Forecast:
             rows.append(record)
             measured = path.with_name("benchmark.tsv")
             if measured.exists():
-                peak = pd.read_csv(measured, sep="\t", na_values="-")["max_rss"].max()  # NaN: shorter than a look
+                peak = _peak(measured)
                 key = record["task"], record["model"]
-                peaks[key] = max(peaks.get(key, 0), 0 if math.isnan(peak) else peak)
+                peaks[key] = max(peaks.get(key, 0), peak)
         return cls(rows, peaks)
 
     def minutes(self, config):
@@ -63,6 +63,15 @@ class Forecast:
 
     def _of(self, config):
         return [row for row in self.rows if (row["task"], row["model"]) == (config.task, config.model)]
+
+
+def _peak(path):
+    """Megabytes, from a benchmark.tsv of snakemake's; 0 where it is half a file, or the job was too short to be looked at."""
+    try:
+        peak = pd.read_csv(path, sep="\t", na_values="-")["max_rss"].max()
+    except (KeyError, ValueError):
+        return 0
+    return 0 if math.isnan(peak) else peak
 
 
 def _rows(path):
