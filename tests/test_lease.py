@@ -173,3 +173,14 @@ def test_two_nodes_that_find_it_silent_at_once_do_not_both_have_it(tmp_path, mon
 
     monkeypatch.setattr(os, "replace", both)
     assert first.take() == f"process {os.getpid()} on {os.uname().nodename}" and second._is_ours()
+
+
+def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch):
+    def link(source, target):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", link)
+    with pytest.raises(OSError, match="without hard links .Operation not permitted.*let SPARSERNN_RUNS name"):
+        with held(tmp_path / "lease", print):
+            pass
+    assert list(tmp_path.iterdir()) == []

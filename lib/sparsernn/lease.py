@@ -57,15 +57,16 @@ class Lease:
 
     def take(self):
         """One attempt → who has it, in words; None where it is ours now."""
-        file = self._draft()
+        draft = self._draft()
         try:
-            if holder := self._put(file):
-                file.close()
-                return holder
-            self.file = file
+            holder = self._put(draft)
+            if holder is None:
+                self.file = draft
         finally:
-            Path(file.name).unlink(missing_ok=True)
-        return None
+            Path(draft.name).unlink(missing_ok=True)
+            if self.file is not draft:
+                draft.close()
+        return holder
 
     def _put(self, draft):
         """Put a draft in its place, where there is nothing or what nobody holds any more, or say who holds it."""
@@ -75,6 +76,11 @@ class Lease:
             except FileExistsError:
                 with suppress(FileNotFoundError):  # given back just now: once more
                     return self._take_over(draft)
+            except OSError as problem:
+                raise OSError(
+                    f"{self.path.parent} lies on a file system without hard links ({problem.strerror}), where no two "
+                    "processes can be kept from writing one run: let SPARSERNN_RUNS name a folder on another"
+                ) from None
             else:
                 return None
 
