@@ -89,9 +89,7 @@ def installed():
 @pytest.fixture
 def cluster(installed):
     """Controller and two nodes up → their folder and the variables that Slurm's commands need; all down in the end."""
-    here = Path(
-        tempfile.mkdtemp(prefix="slurm-")
-    )  # short: Slurm's sockets lie below it, and their paths end at 108 bytes
+    here = Path(tempfile.mkdtemp(prefix="slurm-"))  # short, for paths of Slurm's sockets below it end at 108 bytes
     for folder in ("state", "bin"):
         (here / folder).mkdir()
     ports = dict(zip(("port", "port1", "port2"), free_ports(3), strict=True))
