@@ -9,6 +9,8 @@ PUBLIC = {  # name → where it lives
     "load": "nets.file",
     "save": "nets.file",
     "choose": "engines.choose",
+    "to_onnx": "export.graph",
+    "to_c": "export.source",
     "ensure": "study.runs",
     "RunConfig": "study.config",
     "register": "study.registry",

@@ -137,7 +137,7 @@ def by_engine(model, engine, example, device="cpu"):
             reads = module._small.reads if isinstance(module, SmallRecurrent) else None
             table = table if reads is None else table[:, reads]
             layers |= {suffix: layer.reading(table) for suffix, layer in layers.items() if suffix.startswith("_l0")}
-        _as_small(module, one_hot=kind_of(module) is not type(module) and name not in straight)
+        as_small(module, one_hot=kind_of(module) is not type(module) and name not in straight)
         object.__setattr__(module, "level", Levels(layers, module, lambda layer: kind(layer, device)))
         for number in range(module.num_layers):  # an engine gives no neuron that stays at zero
             sends, last = module._small.sends, number == module.num_layers - 1
@@ -194,7 +194,7 @@ def _put(model, name, module):
     setattr(model.get_submodule(place), leaf, module.eval())
 
 
-def _as_small(module, one_hot):
+def as_small(module, one_hot):
     """A recurrent layer as one whose levels can be others."""
     if isinstance(module, SmallRecurrent):
         return
