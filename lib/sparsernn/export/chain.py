@@ -1,0 +1,196 @@
+"""A model as a chain: (embedding or one-hot ids, or numbers) → recurrent levels → linear, on the last or on every step.
+
+Modules say what may be a chain; that the model is this chain, and on which steps it answers, is found by running it: both
+answer alike in float64, or the model is refused. What stands between the links (neurons sent, columns read, scales, see
+`nets.small`) is multiplied into the weights of whoever reads.
+"""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.utils._pytree import tree_leaves
+
+from ..engines.base import Layer, oracle
+from ..engines.compare import REFUSES, difference
+from ..engines.models import layers_of, recurrent_layers
+from ..nets.layers import kind_of
+from ..nets.outside import deep_copy
+from ..nets.small import SmallRecurrent
+
+SUPPORTED = "supported: (nn.Embedding) → nn.LSTM, nn.GRU or nn.RNN, forwards → nn.Linear, on the last or on every step"
+STEPS, BATCH, SAME = 6, 3, 1e-9
+
+
+@dataclass(frozen=True)
+class Chain:
+    """What is left of a model, in float64.
+
+    words      number of ids it knows; None: the input is numbers
+    kept       int64, rising: the ids that have a row of `embedding` (or a column of the first weights); others are zeros
+    embedding  [len(kept), I], or None: one-hot ids, or numbers
+    levels     `Layer`s that read the input, then each other       weight [C, H], bias [C]  read the last level
+    last       whether it answers on the last step alone           name     of the model's class
+    """
+
+    name: str
+    words: int | None
+    kept: torch.Tensor | None
+    embedding: torch.Tensor | None
+    levels: tuple[Layer, ...]
+    weight: torch.Tensor
+    bias: torch.Tensor
+    last: bool
+
+    @property
+    def inputs(self):
+        return self.levels[0].inputs if self.words is None else 1
+
+    def __call__(self, x):
+        """Ids [T, B] or numbers [T, B, I] → [B, C] or [T, B, C], each sequence from zeros."""
+        if self.words is not None:
+            places = torch.full((self.words,), len(self.kept))
+            places[self.kept] = torch.arange(len(self.kept))
+            x = places[x] if self.embedding is None else F.pad(self.embedding, (0, 0, 0, 1))[places[x]]
+        for level in self.levels:
+            x = oracle(level, x)
+        return F.linear(x[-1] if self.last else x, self.weight, self.bias)
+
+
+def chain_of(model):
+    """The chain that a model is. Raises ValueError, saying what is supported, for a model that is none."""
+    model = deep_copy(model).double().cpu().eval().requires_grad_(False)
+    embedding, layers, head = _links(model)
+    first = next(iter(layers.values()))
+    one_hot = embedding is None and (
+        first._small.words is not None if isinstance(first, SmallRecurrent) else kind_of(first) is not type(first)
+    )
+    words = embedding.num_embeddings if embedding is not None else first.input_size if one_hot else None
+    kept, table = _words(embedding, first, words)
+    x = _input(words, kept, first.input_size)
+    answers, called = _answers(model, layers, x)
+    links = [layers[name] for name in called]
+    levels, weight = _levels(links), _read(head)
+    if table is not None and isinstance(links[0], SmallRecurrent) and links[0]._small.reads is not None:
+        table = table[:, links[0]._small.reads]
+    elif words is None:
+        levels[0] = _with_inputs(levels[0], _spread(levels[0].parts["weight_ih"], links[0], links[0].input_size))
+    weight = _of_neurons(weight, links[-1])
+    bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach()
+    for last in (True, False):
+        chain = Chain(type(model).__name__, words, kept, table, tuple(levels), weight, bias, last)
+        for answer in answers:
+            if difference(chain(x), answer) <= SAME:
+                return chain
+    raise ValueError(f"{type(model).__name__} computes something else than its layers one after the other; {SUPPORTED}")
+
+
+def _links(model):
+    """→ its embedding or None, name → recurrent layer, its linear layer."""
+    name, layers = type(model).__name__, recurrent_layers(model)
+    of = {kind: [m for m in model.modules() if isinstance(m, kind)] for kind in (nn.Embedding, nn.Linear)}
+    known = [*layers.values(), *of[nn.Embedding], *of[nn.Linear]]
+    for where, module in model.named_modules():
+        if list(module.parameters(recurse=False)) and not any(module is each for each in known):
+            raise ValueError(f"{name}: {where or 'the model'} is a {type(module).__name__}; {SUPPORTED}")
+    for where, module in layers.items():
+        if module.bidirectional:
+            raise ValueError(
+                f"{name}: {where} runs backwards too, which no step by step code can; {SUPPORTED}, or to_onnx"
+            )
+    if not layers or len(of[nn.Linear]) != 1 or len(of[nn.Embedding]) > 1:
+        counts = f"{len(of[nn.Embedding])} embeddings, {len(layers)} recurrent and {len(of[nn.Linear])} linear layers"
+        raise ValueError(f"{name} has {counts}; {SUPPORTED}")
+    return next(iter(of[nn.Embedding]), None), layers, of[nn.Linear][0]
+
+
+def _input(words, kept, width):
+    """Random numbers, or ids of which at least half have a row."""
+    generator = torch.Generator().manual_seed(0)
+    if words is None:
+        return torch.randn(STEPS, BATCH, width, generator=generator, dtype=torch.float64)
+    x = torch.randint(words, (STEPS, BATCH), generator=generator)
+    if len(kept):
+        x[::2] = kept[torch.randint(len(kept), x[::2].shape, generator=generator)]
+    return x
+
+
+@torch.no_grad()
+def _answers(model, layers, x):
+    """What the model says to x, in either layout, steps first; and the names of its recurrent layers as they are called."""
+    answers, problem = [], None
+    for turned in (False, True):
+        called, handles = [], []
+        for name, layer in layers.items():
+            handles.append(layer.register_forward_pre_hook(lambda *_, to=called, name=name: to.append(name)))
+        try:
+            said = [y for y in tree_leaves(model(x.transpose(0, 1) if turned else x)) if isinstance(y, torch.Tensor)]
+            answers += [y.transpose(0, 1) if turned and y.dim() == 3 else y for y in said[:1]]
+            order = called
+        except REFUSES as refused:
+            problem = refused
+        finally:
+            for handle in handles:
+                handle.remove()
+    if not answers:
+        given = f"ids [{STEPS}, {BATCH}]" if x.dim() == 2 else f"numbers {list(x.shape)}"
+        raise ValueError(f"{type(model).__name__} cannot be called with {given} alone: {problem}; {SUPPORTED}")
+    if sorted(order) != sorted(layers):
+        raise ValueError(
+            f"{type(model).__name__} calls {', '.join(order)}, not each of {', '.join(layers)} once; {SUPPORTED}"
+        )
+    return answers, order
+
+
+def _words(embedding, first, words):
+    """→ the ids that have a row, and the rows of an embedding; None where there are no ids, or no embedding."""
+    if words is None:
+        return None, None
+    small = getattr(first if embedding is None else embedding, "_small", None)
+    kept = getattr(small, "words" if embedding is None else "kept", None)
+    if embedding is None:
+        return torch.arange(words) if kept is None else kept, None
+    rows = embedding.weight.detach()
+    return (torch.arange(words), rows) if kept is None else (kept, rows[:-1])
+
+
+def _levels(links):
+    """The levels of all links, reading each other."""
+    levels = []
+    for number, link in enumerate(links):
+        found = list(layers_of(link).values())
+        if number:
+            weight = _spread(found[0].parts["weight_ih"], link, link.input_size)
+            found[0] = _with_inputs(found[0], _of_neurons(weight, links[number - 1]))
+        levels += found
+    for number, below in enumerate(levels[:-1], 1):
+        if not below.hidden:  # a column of zeros stands for no neuron
+            levels[number] = _with_inputs(levels[number], levels[number].parts["weight_ih"][:, :0])
+    return levels
+
+
+def _with_inputs(level, weight_ih):
+    return replace(level, parts=level.parts | {"weight_ih": weight_ih})
+
+
+def _read(linear):
+    small = getattr(linear, "_small", None)
+    return _spread(linear.weight.detach(), linear, linear.in_features) if small is not None else linear.weight.detach()
+
+
+def _spread(weight, reader, inputs):
+    """A weight with the columns that its layer does not read, as zeros."""
+    reads = getattr(getattr(reader, "_small", None), "reads", None)
+    return weight if reads is None else weight.new_zeros(len(weight), inputs).index_copy(1, reads, weight)
+
+
+def _of_neurons(weight, link):
+    """A weight over what a recurrent layer sends → over the neurons of its last level."""
+    if not isinstance(link, SmallRecurrent):
+        return weight
+    small, neurons = link._small, len(link.kept(link.num_layers - 1)[0])
+    if small.places_out is not None:
+        weight = weight[:, small.places_out]
+    weight = weight if small.scale is None else weight * small.scale
+    return weight.new_zeros(len(weight), neurons).index_copy(1, small.sends, weight)

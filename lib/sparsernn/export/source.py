@@ -1,0 +1,353 @@
+"""A small model as one file of C99: weights and code, nothing allocated, nothing needed but math.h, stdint.h and string.h.
+
+The code is that of `chain.Chain`, one step at a time: what a level reads and carries is multiplied row by row (`arrays`),
+constant gates (1812.05692) are numbers in the place of rows. In int8 what a weight multiplies is rounded too: states,
+which lie between −1 and 1, to steps of 1/127, numbers given as input by their largest. Sums and states stay float32.
+"""
+
+from importlib.metadata import version
+
+import torch
+
+from ..files import nearest, replacing
+from .arrays import Array, Matrix
+from .chain import chain_of
+from .helpers import HELPERS
+
+WEIGHTS = ("float32", "int8")
+SQUASH = {"logistic": "logistic", "hard": "hard", "tanh": "tanhf", "relu": "relu"}
+CARRIED = {  # gates → what a neuron carries from step to step, and how; h, c: its states
+    "ifgo": ("hc", ["{c} = f * {c} + i * g;", "{h} = o * tanhf({c});"]),
+    "rzn": ("h", ["{h} = n + z * ({h} - n);"]),
+    "h": ("h", ["{h} = h;"]),
+}
+
+
+def to_c(small, path, weights="float32"):
+    """Write a model as one file of C99, atomically → bytes of its weights, biases and indices.
+
+    small    what `compact` returned, or any model of the form: embedding, one-hot ids or numbers → LSTM, GRU or RNN layers,
+             forwards → a linear layer, on the last or on every step
+    weights  "float32", or "int8" with a scale a row (states in steps of 1/127)
+    The file declares `model_state`, `model_reset`, `model_step` and `model_sequence`, for one sequence at a time; its head
+    says what goes in and out, and the bytes of weights, state and stack.
+    Raises ValueError for another model, saying what is supported, and for numbers that are not finite.
+    """
+    if weights not in WEIGHTS:
+        raise ValueError(nearest("weights", weights, WEIGHTS))
+    source = Source(chain_of(small), int8=weights == "int8")
+    with replacing(path) as temporary:
+        temporary.write_text(source.text(), encoding="utf-8")
+    return source.bytes
+
+
+class Source:
+    """The C of a chain. What it needs is noted as it is written: arrays, helpers, bytes on the stack of each function."""
+
+    def __init__(self, chain, int8):
+        self.chain, self.int8, self.weights = chain, int8, WEIGHTS[int8]
+        silent = [number for number, level in enumerate(chain.levels) if not level.hidden]
+        self.levels = list(enumerate(chain.levels, 1))[silent[-1] + 1 if silent else 0 :]  # what is below says nothing
+        self.arrays, self.called, self.stack = [], set(), [0]
+        for number, level in self.levels:
+            if int8 and level.cell.activation == "relu":
+                raise ValueError(
+                    f'level {number} is an RNN of relu, whose states have no bound to be rounded by; use weights="float32"'
+                )
+        self.functions = [self._level(number, level) for number, level in self.levels] + [self._answer()]
+        self.functions += [self._advance(), *self._public()]
+        if odd := next((array.name for array in self.arrays if not bool(array.values.isfinite().all())), None):
+            raise ValueError(f"{odd} of {chain.name} holds numbers that are not finite in float32")
+
+    @property
+    def bytes(self):
+        return sum(array.bytes for array in self.arrays)
+
+    def text(self):
+        helpers = [text for (name, of), text in HELPERS.items() if name in self.called and of in (None, self.weights)]
+        arrays = [array.text() for array in self.arrays]
+        parts = [self._head(), self._declarations(), *arrays, *helpers, *self.functions, "#endif\n"]
+        return "\n".join(parts)
+
+    # ---- head
+
+    def _head(self):
+        chain = self.chain
+        lines = [
+            f"{chain.name} as C99, its weights in {self.weights}. Made by sparsernn.to_c (sparsernn {version('sparsernn')}, "
+            f"torch {version('torch')}).",
+            "",
+            f"input    {self._input()}",
+            f"output   {len(chain.bias)} numbers, " + ("of all steps up to this one" if chain.last else "of this step"),
+            *(f"level {number}  {_described(level)}" for number, level in self.levels),
+            f"weights  {self.bytes:,} bytes, with biases and indices, all of them constant",
+            f"state    {4 * self._numbers():,} bytes: a model_state for each sequence that is under way",
+            f"stack    {max(self.stack):,} bytes of arrays at a time",
+            "",
+            "model_reset(&state)                           before the first step of a sequence",
+            "model_step(&state, input, output)             one step",
+            "model_sequence(&state, input, steps, output)  as many; "
+            + ("output of the last one" if chain.last else "outputs one after the other"),
+            "",
+            *(
+                ["The last two return 0, or -1 for an id out of range: there they stop, the state is that before it."]
+                if chain.words is not None
+                else ["The last two return 0."]
+            ),
+            "From another file: define MODEL_DECLARATIONS, include this one, and link it.",
+        ]
+        return "/* " + "\n * ".join(lines).replace(" * \n", " *\n") + "\n */\n"
+
+    def _input(self):
+        chain = self.chain
+        if chain.words is None:
+            return f"{chain.inputs} numbers a step, float"
+        few = (
+            ""
+            if len(chain.kept) == chain.words
+            else f"; {len(chain.kept)} of them have weights, others are read as zeros"
+        )
+        return f"one id a step, int32_t from 0 to {chain.words - 1}{few}"
+
+    def _numbers(self):
+        return sum(len(CARRIED[level.cell.gates][0]) * level.hidden for _, level in self.levels)
+
+    def _declarations(self):
+        states = [
+            f"    float {name}{number}[{level.hidden}];"
+            for number, level in self.levels
+            for name in CARRIED[level.cell.gates][0]
+        ]
+        kind = "float" if self.chain.words is None else "int32_t"
+        return "\n".join(
+            [
+                "#ifndef MODEL_DECLARED",
+                "#define MODEL_DECLARED",
+                "#include <stdint.h>",
+                "",
+                "typedef struct {",
+                *(states or ["    char nothing;"]),
+                "} model_state;",
+                "",
+                f"typedef {kind} model_input;",
+                f"enum {{ MODEL_INPUTS = {self.chain.inputs}, MODEL_OUTPUTS = {len(self.chain.bias)} }};",
+                "",
+                "void model_reset(model_state *state);",
+                "int model_step(model_state *state, const model_input *input, float *output);",
+                "int model_sequence(model_state *state, const model_input *input, int steps, float *output);",
+                "#endif",
+                "",
+                "#ifndef MODEL_DECLARATIONS",
+                "#include <math.h>",
+                "#include <string.h>",
+                "",
+            ]
+        )
+
+    # ---- what is multiplied
+
+    def _call(self, name, *arguments):
+        self.called.add(name)
+        return f"{name}({', '.join(map(str, arguments))})"
+
+    def _product(self, matrix, x, y, step="1.0f / 127"):
+        """y += W x. step: of x, in int8."""
+        rows, columns = matrix.weight.shape
+        names = [matrix.name, *[matrix.name + "_runs"] * matrix.sparse, *[matrix.name + "_scale"] * self.int8]
+        sizes = [rows] if matrix.sparse else [rows, columns]
+        helper = "add_runs" if matrix.sparse else "add_dense"
+        return self._call(helper, *names, *sizes, x, *[step] * self.int8, y) + ";"
+
+    def _rounded(self, name, x, size):
+        """Lines that make `name` of x, as weights in int8 are multiplied with it → lines, what to multiply."""
+        if not self.int8:
+            return [], x
+        return [f"int8_t {name}[{size}];", self._call("quantised_state", x, size, name) + ";"], name
+
+    # ---- functions
+
+    def _level(self, number, level):
+        live = int(level.parts["live"].sum())
+        rows, lines, stack = int(level.where.sum()), [], 0
+        takes, read, more = self._reads(number, level)
+        stack += more
+        if rows:
+            self.arrays.append(Array("float", f"bias_{number}", level.parts["bias"]))
+            lines += [f"float a[{rows}];", f"memcpy(a, bias_{number}, sizeof a);", *read]
+            stack += 4 * rows
+            own, lines_own = f"state->h{number}", []
+            for letters, offset, weight in _groups(level):
+                matrix = Matrix(f"recurrent_{number}{letters}", weight, self.int8)
+                if not matrix.empty:
+                    self.arrays += matrix.arrays
+                    lines_own.append((matrix, f"a + {offset}" if offset else "a"))
+            if lines_own:
+                made, own = self._rounded("own", own, level.hidden)
+                stack += level.hidden * self.int8
+                lines += made + [self._product(matrix, own, y) for matrix, y in lines_own]
+        elif takes != "":
+            lines += [f"(void){takes.split()[-1].lstrip('*')};"]
+        self.stack.append(stack)
+        states = {name: f"state->{name}{number}[j]" for name in CARRIED[level.cell.gates][0]}
+        body = self._gates(number, level) + [line.format(**states) for line in CARRIED[level.cell.gates][1]]
+        lines += [f"for (int j = 0; j < {level.hidden}; j++) {{", *("    " + line for line in body), "}"]
+        head = f"/* {_described(level)} */" if live else "/* all gates are constant */"
+        return _function(f"static void level_{number}(model_state *state{', ' * bool(takes)}{takes})", lines, head)
+
+    def _reads(self, number, level):
+        """What a level reads → its parameter, lines, bytes on the stack."""
+        weight, name = level.parts["weight_ih"], f"input_{number}"
+        if number > 1:
+            matrix = Matrix(name, weight, self.int8)
+            if matrix.empty:
+                return "", [], 0
+            self.arrays += matrix.arrays
+            made, below = self._rounded("below", f"state->h{number - 1}", weight.shape[1])
+            return "", [*made, self._product(matrix, below, "a")], weight.shape[1] * self.int8
+        if self.chain.words is None:
+            return self._reads_numbers(name, weight)
+        return "int row", self._reads_row(name, weight), 0
+
+    def _reads_numbers(self, name, weight):
+        matrix = Matrix(name, weight, self.int8)
+        if matrix.empty:
+            return "const float *x", ["(void)x;"], 0
+        self.arrays += matrix.arrays
+        if not self.int8:
+            return "const float *x", [self._product(matrix, "x", "a")], 0
+        size = weight.shape[1]
+        lines = [f"int8_t whole[{size}];", f"const float step = {self._call('quantised', 'x', size, 'whole')};"]
+        return "const float *x", [*lines, self._product(matrix, "whole", "a", "step")], size
+
+    def _reads_row(self, name, weight):
+        """An embedding and what reads it, or their product in one table: whichever is smaller."""
+        embedding = self.chain.embedding
+        product = weight if embedding is None else weight @ embedding.T
+        table = Matrix(name, product.T.contiguous(), self.int8, by_row=True)
+        if table.empty:
+            return ["(void)row;"]
+        if embedding is not None:
+            words = Matrix("embedding", embedding, self.int8, dense=True)
+            reader = Matrix(name, weight, self.int8)
+            if words.bytes + reader.bytes < table.bytes:
+                self.arrays += words.arrays + reader.arrays
+                x = f"embedding + (size_t)row * {embedding.shape[1]}"
+                return ["if (row >= 0)", "    " + self._product(reader, x, "a", "embedding_scale[row]")]
+        self.arrays += table.arrays
+        names = [name, *[name + part for part in ("_runs", "_rows")] * table.sparse, *[name + "_scale"] * self.int8]
+        helper, size = ("add_row_runs", []) if table.sparse else ("add_row", [len(weight)])
+        return ["if (row >= 0)", "    " + self._call(helper, *names, "row", *size, "a") + ";"]
+
+    def _gates(self, number, level):
+        """A line for each gate of neuron j, in torch's order, for a gate may read the one before it."""
+        cell, lines = level.cell, []
+        squashed = {"g": "tanhf", "n": "tanhf", "h": SQUASH[cell.activation]}
+        for gate, letter in enumerate(cell.gates):
+            live, block = level.parts["live"][gate].bool(), cell.from_input[gate]
+            if cell.moved_by and letter == "r" and not level.parts["live"][cell.gates.index("n")].any():
+                continue  # nothing of n is left that it could move
+            squash = squashed.get(letter, SQUASH[cell.activation])
+            name, rows = f"{letter}_{number}", level.row_of[block]
+            apart = int(level.row_of[cell.from_state[gate]][live][0] - rows[live][0]) if live.any() else 0
+
+            def said(at, squash=squash, apart=apart):
+                if apart:
+                    return f"{squash}(a[{at}] + r * a[{at} + {apart}])"
+                return f"{squash}(a[{at}])"
+
+            self.called |= {squash} if live.any() else set()
+            if live.all():
+                start = int(rows[0])
+                value = said(f"j + {start}" if start else "j")
+            elif not live.any() and len(level.fixed[block].unique()) == 1:
+                value = Array("float", "", level.fixed[block][:1]).literals()[0]
+            else:
+                self.arrays.append(Array("float", f"constant_{name}", level.fixed[block].nan_to_num(0)))
+                value = f"constant_{name}[j]"
+                if live.any():
+                    self.arrays.append(Array("int32_t", f"row_{name}", rows))
+                    value = f"row_{name}[j] < 0 ? {value} : {said(f'row_{name}[j]')}"
+            lines.append(f"const float {letter} = {value};")
+        return lines
+
+    def _answer(self):
+        self.arrays.append(Array("float", "head_bias", self.chain.bias))
+        lines, head = ["memcpy(output, head_bias, sizeof head_bias);"], Matrix("head", self.chain.weight, self.int8)
+        if head.empty:
+            lines.append("(void)state;")
+        else:
+            self.arrays += head.arrays
+            size = head.weight.shape[1]
+            made, last = self._rounded("last", f"state->h{self.levels[-1][0]}", size)
+            lines = made[:1] + lines + made[1:] + [self._product(head, last, "output")]
+            self.stack.append(size * self.int8)
+        return _function("static void answer(const model_state *state, float *output)", lines)
+
+    def _advance(self):
+        chain, lines, given = self.chain, [], "input"
+        if chain.words is not None:
+            lines += [f"if (*input < 0 || *input >= {chain.words})", "    return -1;"]
+            given = "*input"
+            if not len(chain.kept):
+                given = "-1"
+            elif len(chain.kept) < chain.words:
+                kind = "uint16_t" if chain.words <= 1 << 16 else "int32_t"
+                self.arrays.append(Array(kind, "words", chain.kept))
+                given = self._call("place", f"*input, {len(chain.kept)}")
+        for number, _ in self.levels:
+            lines.append(f"level_{number}(state{', ' + given if number == 1 else ''});")
+        if not self.levels or self.levels[0][0] > 1:
+            lines += ["(void)input;"] * (chain.words is None) + ["(void)state;"] * (not self.levels)
+        return _function("static int advance(model_state *state, const model_input *input)", [*lines, "return 0;"])
+
+    def _public(self):
+        step = ["if (advance(state, input) < 0)", "    return -1;", "answer(state, output);", "return 0;"]
+        answers = "answer(state, output + (size_t)t * MODEL_OUTPUTS);"
+        sequence = [
+            "for (int t = 0; t < steps; t++) {",
+            "    if (advance(state, input + (size_t)t * MODEL_INPUTS) < 0)",
+            "        return -1;",
+            *([] if self.chain.last else ["    " + answers]),
+            "}",
+            *(["answer(state, output);"] if self.chain.last else []),
+            "return 0;",
+        ]
+        given = "model_state *state, const model_input *input,"
+        return [
+            _function("void model_reset(model_state *state)", ["memset(state, 0, sizeof *state);"]),
+            _function(f"int model_step({given} float *output)", step),
+            _function(f"int model_sequence({given} int steps, float *output)", sequence),
+        ]
+
+
+def _function(head, lines, comment=None):
+    return "\n".join([*([comment] if comment else []), head, "{", *("    " + line for line in lines), "}\n"])
+
+
+def _described(level):
+    live = int(level.parts["live"].sum())
+    gates = f"{live} live gates" + (
+        f", {len(level.parts['constant'])} constant ones" if len(level.parts["constant"]) else ""
+    )
+    hard = ", hard" if level.cell.activation == "hard" else " of relu" if level.cell.activation == "relu" else ""
+    return f"{level.kind}{hard}, {level.hidden} neurons, {gates}"
+
+
+def _groups(level):
+    """The state's weights by where their products land in the preactivations → letters, offset, weight of each lot.
+
+    A GRU's n keeps the two products apart (see `cells.Cell`), so that its rows land behind a gap.
+    """
+    cell, counts = level.cell, level.parts["live"].sum(1).tolist()
+    sizes = level.where.sum(1).tolist()
+    lots = []
+    for gate, weight in enumerate(level.parts["weight_hh"].split(counts)):
+        block = cell.from_state[gate]
+        if lots and lots[-1][-1] == block - 1:
+            letters, offset, weights, _ = lots[-1]
+            lots[-1] = letters + cell.gates[gate], offset, [*weights, weight], block
+        else:
+            lots.append((cell.gates[gate], sum(sizes[:block]), [weight], block))
+    return [
+        ("_" + letters if len(lots) > 1 else "", offset, torch.cat(weights)) for letters, offset, weights, _ in lots
+    ]
