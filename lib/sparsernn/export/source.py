@@ -48,7 +48,7 @@ class Source:
         self.chain, self.int8, self.weights = chain, int8, WEIGHTS[int8]
         silent = [number for number, level in enumerate(chain.levels) if not level.hidden]
         self.levels = list(enumerate(chain.levels, 1))[silent[-1] + 1 if silent else 0 :]  # what is below says nothing
-        self.arrays, self.called, self.stack = [], set(), [0]
+        self.arrays, self.called, self.stack, self.embedding = [], set(), [0], None
         for number, level in self.levels:
             if int8 and level.cell.activation == "relu":
                 raise ValueError(
@@ -204,9 +204,12 @@ class Source:
             self.arrays += matrix.arrays
             made, below = self._rounded("below", f"state->h{number - 1}", weight.shape[1])
             return "", [*made, self._product(matrix, below, "a")], weight.shape[1] * self.int8
-        if self.chain.words is None:
-            return self._reads_numbers(name, weight)
-        return "int row", self._reads_row(name, weight), 0
+        if self.chain.words is not None:
+            table = self._looks_up(number, level)
+            if table.name == name:
+                return "int row", self._row(table, "a"), 0
+            self.embedding = table
+        return self._reads_numbers(name, weight)
 
     def _reads_numbers(self, name, weight):
         matrix = Matrix(name, weight, self.int8)
@@ -219,24 +222,26 @@ class Source:
         lines = [f"int8_t whole[{size}];", f"const float step = {self._call('quantised', 'x', size, 'whole')};"]
         return "const float *x", [*lines, self._product(matrix, "whole", "a", "step")], size
 
-    def _reads_row(self, name, weight):
-        """An embedding and what reads it, or their product in one table: whichever is smaller."""
-        embedding = self.chain.embedding
+    def _looks_up(self, number, level):
+        """The table of what a word adds to the preactivations, where it is not larger than an embedding and what reads it;
+        else that embedding, whose rows are numbers to be read."""
+        weight, embedding = level.parts["weight_ih"], self.chain.embedding
         product = weight if embedding is None else weight @ embedding.T
-        table = Matrix(name, product.T.contiguous(), self.int8, by_row=True)
+        table = Matrix(f"input_{number}", product.T.contiguous(), self.int8, by_row=True)
+        if embedding is None:
+            return table
+        apart = Matrix("embedding", embedding, self.int8, by_row=True)
+        return apart if apart.bytes + Matrix("input", weight, self.int8).bytes < table.bytes else table
+
+    def _row(self, table, y):
+        """Lines that add a row of a table to y."""
         if table.empty:
             return ["(void)row;"]
-        if embedding is not None:
-            words = Matrix("embedding", embedding, self.int8, dense=True)
-            reader = Matrix(name, weight, self.int8)
-            if words.bytes + reader.bytes < table.bytes:
-                self.arrays += words.arrays + reader.arrays
-                x = f"embedding + (size_t)row * {embedding.shape[1]}"
-                return ["if (row >= 0)", "    " + self._product(reader, x, "a", "embedding_scale[row]")]
         self.arrays += table.arrays
-        names = [name, *[name + part for part in ("_runs", "_rows")] * table.sparse, *[name + "_scale"] * self.int8]
-        helper, size = ("add_row_runs", []) if table.sparse else ("add_row", [len(weight)])
-        return ["if (row >= 0)", "    " + self._call(helper, *names, "row", *size, "a") + ";"]
+        names = [table.name, *[table.name + part for part in ("_runs", "_rows")] * table.sparse]
+        names += [table.name + "_scale"] * self.int8
+        helper, size = ("add_row_runs", []) if table.sparse else ("add_row", [table.weight.shape[1]])
+        return ["if (row >= 0)", "    " + self._call(helper, *names, "row", *size, y) + ";"]
 
     def _gates(self, number, level):
         """A line for each gate of neuron j, in torch's order, for a gate may read the one before it."""
@@ -294,6 +299,10 @@ class Source:
                 kind = "uint16_t" if chain.words <= 1 << 16 else "int32_t"
                 self.arrays.append(Array(kind, "words", chain.kept))
                 given = self._call("place", f"*input, {len(chain.kept)}")
+        if self.embedding is not None:
+            size = self.embedding.weight.shape[1]
+            lines += [f"float x[{size}] = {{0.0f}};", f"const int row = {given};", *self._row(self.embedding, "x")]
+            given, self.stack[1] = "x", self.stack[1] + 4 * size
         for number, _ in self.levels:
             lines.append(f"level_{number}(state{', ' + given if number == 1 else ''});")
         if not self.levels or self.levels[0][0] > 1:
