@@ -60,6 +60,7 @@ class Chain:
 
 def chain_of(model):
     """The chain that a model is. Raises ValueError, saying what is supported, for a model that is none."""
+    refuse_method(model)
     model = deep_copy(model).double().cpu().eval().requires_grad_(False)
     embedding, layers, head = _links(model)
     first = next(iter(layers.values()))
@@ -84,6 +85,12 @@ def chain_of(model):
             if difference(chain(x), answer) <= SAME:
                 return chain
     raise ValueError(f"{type(model).__name__} computes something else than its layers one after the other; {SUPPORTED}")
+
+
+def refuse_method(model):
+    """Raises ValueError for a model that a method is still attached to: what it carries is in no file."""
+    if any(getattr(module, "carried", None) is not None for module in model.modules()):
+        raise ValueError(f"{type(model).__name__} has a method on it; give what sparsernn.compact returns")
 
 
 def _links(model):

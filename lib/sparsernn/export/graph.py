@@ -24,6 +24,7 @@ from ..nets.layers import RECURRENT, by_time, kind_of
 from ..nets.outside import deep_copy
 from ..nets.readers import call
 from ..nets.small import SmallRecurrent
+from .chain import refuse_method
 
 OPSET = 17
 TOLERANCE = 1e-5  # of what is returned, in float32
@@ -50,6 +51,7 @@ def to_onnx(small, path, example, weights="float32"):
     """
     if weights not in ("float32", "int8"):
         raise ValueError(nearest("weights", weights, ("float32", "int8")))
+    refuse_method(small)
     model = deep_copy(small).float().cpu().eval().requires_grad_(False)
     example = tree_map(_as_given, example)
     layers = recurrent_layers(model)
