@@ -125,7 +125,7 @@ def _input(words, kept, width):
 
 @torch.no_grad()
 def _answers(model, layers, x):
-    """What the model says to x, in either layout, steps first; and the names of its recurrent layers as they are called."""
+    """What the model says to x, in either layout of both; and the names of its recurrent layers as they are called."""
     answers, problem = [], None
     for turned in (False, True):
         called, handles = [], []
@@ -133,7 +133,7 @@ def _answers(model, layers, x):
             handles.append(layer.register_forward_pre_hook(lambda *_, to=called, name=name: to.append(name)))
         try:
             said = [y for y in tree_leaves(model(x.transpose(0, 1) if turned else x)) if isinstance(y, torch.Tensor)]
-            answers += [y.transpose(0, 1) if turned and y.dim() == 3 else y for y in said[:1]]
+            answers += [y for first in said[:1] if first.dim() > 1 for y in (first, first.transpose(0, 1))]
             order = called
         except REFUSES as refused:
             problem = refused
