@@ -1,4 +1,4 @@
-"""Numbers as constant arrays of C: a matrix lies dense, or as the runs of each row that are not zero, whichever is smaller.
+"""Numbers as constant arrays of C: a matrix lies dense, or as the runs of each row that are not zero where these are fewer.
 
 A run is where it begins and how long it is, so that single weights and blocks (1711.02782) are both kept as they are. In
 int8 every row has a scale of its own: its largest weight is 127 (the scheme of LPCNet's and RNNoise's runtimes).
@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 BYTES = {"float": 4, "int8_t": 1, "uint16_t": 2, "int32_t": 4, "uint32_t": 4}
 WIDTH = 110  # of a line
+RUN = 8
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ class Matrix:
             values, scale = steps.round().to(torch.int8), [Array("float", self.name + "_scale", largest / 127)]
         kind = "int8_t" if self.int8 else "float"
         whole, runs = [Array(kind, self.name, values)], None if self.dense else self._runs(kind, values)
-        self.sparse = runs is not None and _size(runs) < _size(whole)
+        self.sparse = runs is not None and _size(runs) < _size(whole) and (self.by_row or self._worth(values, runs))
         self.arrays = (runs if self.sparse else whole) + scale
 
     def _runs(self, kind, values):
@@ -93,6 +94,11 @@ class Matrix:
         rows = zip(counts, pairs.split(counts.tolist()), strict=True)
         listed = [part for count, run in rows for part in (count[None], run.flatten())]
         return [*found, Array("uint16_t", self.name + "_runs", torch.cat(listed) if listed else counts)]
+
+    def _worth(self, values, runs):
+        """Whether a product is worth its runs: one costs about as much as RUN weights, more where several weights are
+        multiplied at once, less where one is."""
+        return runs[0].values.numel() + RUN * (runs[1].values.numel() - len(values)) / 2 < values.numel()
 
     @property
     def bytes(self):

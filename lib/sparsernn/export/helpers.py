@@ -39,13 +39,19 @@ static void quantised_state(const float *x, int n, int8_t *whole)
 }
 """,
     ("add_dense", "float32"): """\
-/* y += W x, row by row */
+/* y += W x, row by row; eight sums at a time, which a compiler may keep in one register */
 static void add_dense(const float *weight, int rows, int columns, const float *x, float *y)
 {
     for (int row = 0; row < rows; row++, weight += columns) {
-        float sum = 0.0f;
-        for (int k = 0; k < columns; k++)
+        float sums[8] = {0.0f}, sum = 0.0f;
+        int k = 0;
+        for (; k + 8 <= columns; k += 8)
+            for (int lane = 0; lane < 8; lane++)
+                sums[lane] += weight[k + lane] * x[k + lane];
+        for (; k < columns; k++)
             sum += weight[k] * x[k];
+        for (int lane = 0; lane < 8; lane++)
+            sum += sums[lane];
         y[row] += sum;
     }
 }
