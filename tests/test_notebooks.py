@@ -172,6 +172,7 @@ def test_a_kernel_without_history_hands_over_its_constants():
         ("kl", "-p seed 1 -p samples 1000000"),
         ("new_method", "-p task pydocs-char -p density 0.3 -p seed 1"),
         ("new_task", "-p method sparse-vd-w -p labels asyncio,email -p seed 1"),
+        ("export", "-p task pydocs-topic -p method blocks -p density 0.3 -p epochs 2"),
         ("kernels", """-y {"densities":[0.3],"batches":[2],"shapes":["64x128"]}"""),
     ],
     ids=lambda text: text.replace("-p ", "").replace(" ", "_"),
