@@ -5,8 +5,6 @@ constant gates (1812.05692) are numbers in the place of rows. In int8 what a wei
 which lie between −1 and 1, to steps of 1/127, numbers given as input by their largest. Sums and states stay float32.
 """
 
-from importlib.metadata import version
-
 import torch
 
 from ..files import nearest, replacing
@@ -42,7 +40,7 @@ def to_c(small, path, weights="float32"):
 
 
 class Source:
-    """The C of a chain. What it needs is noted as it is written: arrays, helpers, bytes on the stack of each function."""
+    """The C of a chain. What it needs is noted as it is written: arrays, helpers, bytes on the stack of each level."""
 
     def __init__(self, chain, int8):
         self.chain, self.int8, self.weights = chain, int8, WEIGHTS[int8]
@@ -56,7 +54,7 @@ class Source:
                 )
         self.functions = [self._level(number, level) for number, level in self.levels] + [self._answer()]
         self.functions += [self._advance(), *self._public()]
-        if odd := next((array.name for array in self.arrays if not bool(array.values.isfinite().all())), None):
+        if odd := next((array.name for array in self.arrays if not bool(array.values.float().isfinite().all())), None):
             raise ValueError(f"{odd} of {chain.name} holds numbers that are not finite in float32")
 
     @property
@@ -73,9 +71,11 @@ class Source:
 
     def _head(self):
         chain = self.chain
+        returned = (
+            "0, or -1 for an id out of range: there they stop, the state is that before it" if chain.words else "0"
+        )
         lines = [
-            f"{chain.name} as C99, its weights in {self.weights}. Made by sparsernn.to_c (sparsernn {version('sparsernn')}, "
-            f"torch {version('torch')}).",
+            f"{chain.name} as C99, its weights in {self.weights}. Made by sparsernn.to_c, with torch {torch.__version__}.",
             "",
             f"input    {self._input()}",
             f"output   {len(chain.bias)} numbers, " + ("of all steps up to this one" if chain.last else "of this step"),
@@ -89,11 +89,7 @@ class Source:
             "model_sequence(&state, input, steps, output)  as many; "
             + ("output of the last one" if chain.last else "outputs one after the other"),
             "",
-            *(
-                ["The last two return 0, or -1 for an id out of range: there they stop, the state is that before it."]
-                if chain.words is not None
-                else ["The last two return 0."]
-            ),
+            f"The last two return {returned}.",
             "From another file: define MODEL_DECLARATIONS, include this one, and link it.",
         ]
         return "/* " + "\n * ".join(lines).replace(" * \n", " *\n") + "\n */\n"
@@ -102,12 +98,8 @@ class Source:
         chain = self.chain
         if chain.words is None:
             return f"{chain.inputs} numbers a step, float"
-        few = (
-            ""
-            if len(chain.kept) == chain.words
-            else f"; {len(chain.kept)} of them have weights, others are read as zeros"
-        )
-        return f"one id a step, int32_t from 0 to {chain.words - 1}{few}"
+        ids, kept = f"one id a step, int32_t from 0 to {chain.words - 1}", len(chain.kept)
+        return ids if kept == chain.words else f"{ids}; {kept} of them have weights, others are read as zeros"
 
     def _numbers(self):
         return sum(len(CARRIED[level.cell.gates][0]) * level.hidden for _, level in self.levels)
@@ -167,32 +159,35 @@ class Source:
     # ---- functions
 
     def _level(self, number, level):
-        live = int(level.parts["live"].sum())
-        rows, lines, stack = int(level.where.sum()), [], 0
-        takes, read, more = self._reads(number, level)
-        stack += more
+        rows = int(level.where.sum())
+        takes, read, stack = self._reads(number, level)
         if rows:
             self.arrays.append(Array("float", f"bias_{number}", level.parts["bias"]))
-            lines += [f"float a[{rows}];", f"memcpy(a, bias_{number}, sizeof a);", *read]
-            stack += 4 * rows
-            own, lines_own = f"state->h{number}", []
-            for letters, offset, weight in _groups(level):
-                matrix = Matrix(f"recurrent_{number}{letters}", weight, self.int8)
-                if not matrix.empty:
-                    self.arrays += matrix.arrays
-                    lines_own.append((matrix, f"a + {offset}" if offset else "a"))
-            if lines_own:
-                made, own = self._rounded("own", own, level.hidden)
-                stack += level.hidden * self.int8
-                lines += made + [self._product(matrix, own, y) for matrix, y in lines_own]
-        elif takes != "":
-            lines += [f"(void){takes.split()[-1].lstrip('*')};"]
+            carried, more = self._carries(number, level)
+            lines = [f"float a[{rows}];", f"memcpy(a, bias_{number}, sizeof a);", *read, *carried]
+            stack += more + 4 * rows
+        else:  # all gates are constant
+            lines = [f"(void){takes.split()[-1].lstrip('*')};"] if takes else []
         self.stack.append(stack)
-        states = {name: f"state->{name}{number}[j]" for name in CARRIED[level.cell.gates][0]}
-        body = self._gates(number, level) + [line.format(**states) for line in CARRIED[level.cell.gates][1]]
+        names, steps = CARRIED[level.cell.gates]
+        states = {name: f"state->{name}{number}[j]" for name in names}
+        body = self._gates(number, level) + [step.format(**states) for step in steps]
         lines += [f"for (int j = 0; j < {level.hidden}; j++) {{", *("    " + line for line in body), "}"]
-        head = f"/* {_described(level)} */" if live else "/* all gates are constant */"
-        return _function(f"static void level_{number}(model_state *state{', ' * bool(takes)}{takes})", lines, head)
+        given = f", {takes}" if takes else ""
+        return _function(f"static void level_{number}(model_state *state{given})", lines, f"/* {_described(level)} */")
+
+    def _carries(self, number, level):
+        """What a level reads of its own state → lines, bytes on the stack."""
+        products = []
+        for letters, offset, weight in _lots(level):
+            matrix = Matrix(f"recurrent_{number}{letters}", weight, self.int8)
+            if not matrix.empty:
+                self.arrays += matrix.arrays
+                products.append((matrix, f"a + {offset}" if offset else "a"))
+        if not products:
+            return [], 0
+        made, own = self._rounded("own", f"state->h{number}", level.hidden)
+        return made + [self._product(matrix, own, y) for matrix, y in products], level.hidden * self.int8
 
     def _reads(self, number, level):
         """What a level reads → its parameter, lines, bytes on the stack."""
@@ -267,7 +262,7 @@ class Source:
             elif not live.any() and len(level.fixed[block].unique()) == 1:
                 value = Array("float", "", level.fixed[block][:1]).literals()[0]
             else:
-                self.arrays.append(Array("float", f"constant_{name}", level.fixed[block].nan_to_num(0)))
+                self.arrays.append(Array("float", f"constant_{name}", level.fixed[block].masked_fill(live, 0)))
                 value = f"constant_{name}[j]"
                 if live.any():
                     self.arrays.append(Array("int32_t", f"row_{name}", rows))
@@ -334,15 +329,12 @@ def _function(head, lines, comment=None):
 
 
 def _described(level):
-    live = int(level.parts["live"].sum())
-    gates = f"{live} live gates" + (
-        f", {len(level.parts['constant'])} constant ones" if len(level.parts["constant"]) else ""
-    )
-    hard = ", hard" if level.cell.activation == "hard" else " of relu" if level.cell.activation == "relu" else ""
-    return f"{level.kind}{hard}, {level.hidden} neurons, {gates}"
+    live, constant = int(level.parts["live"].sum()), len(level.parts["constant"])
+    gates = f"{live} live gates" + (f" and {constant} constant ones" if constant else "")
+    return f"{level.kind} ({level.cell.activation}) of {level.hidden} neurons, {gates}"
 
 
-def _groups(level):
+def _lots(level):
     """The state's weights by where their products land in the preactivations → letters, offset, weight of each lot.
 
     A GRU's n keeps the two products apart (see `cells.Cell`), so that its rows land behind a gap.
