@@ -149,18 +149,20 @@ def test_a_text_is_fed_piece_by_piece_with_the_state_handed_on(tmp_path, cell):
     assert error(torch.cat(said), small(x)[0].double()) <= 1e-5
 
 
-@every_cell
+DEEP = {"layers": 2, "bidirectional": True}
+
+
 @pytest.mark.parametrize(
-    "how",
+    ("cell", "how"),
     [
-        {},
-        {"layers": 2, "bidirectional": True},
-        {"batch_first": True, "bidirectional": True, "last": False},
-        {"bias": False, "last": False},
-        {"twice": True, "bidirectional": True, "batch_first": True},
-        {"words": None, "last": False, "layers": 2},
+        *((cell, DEEP) for cell in CELLS),
+        ("LSTM", {"batch_first": True, "bidirectional": True, "last": False}),
+        ("GRU", {"twice": True, "bidirectional": True, "batch_first": True}),
+        ("LSTM", {"bias": False, "last": False}),
+        ("GRU", {"bias": False}),
+        ("RNN", {"words": None, "last": False, "layers": 2}),
     ],
-    ids=lambda how: "-".join(how) or "plain",
+    ids=lambda part: part if isinstance(part, str) else "-".join(part),
 )
 def test_my_own_model_as_a_file_says_what_it_said(tmp_path, cell, how):
     model = mine(getattr(nn, cell), **how)
@@ -181,6 +183,23 @@ def test_packed_sequences_of_my_own_model_become_lengths(tmp_path):
     ids = tokens().T
     sparsernn.to_onnx(model, tmp_path / "m.onnx", (ids, lengths))
     assert error(asked(tmp_path / "m.onnx", ids, lengths)[0], model(ids, lengths).double()) <= 1e-5
+
+
+class Single(nn.Module):
+    """One sequence of numbers, no batch."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = nn.GRU(5, 6), nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[0])
+
+
+def test_a_model_of_one_sequence_keeps_its_steps_free(tmp_path):
+    model, x = Single().requires_grad_(False), torch.sin(torch.arange(100.0)).view(20, 5)
+    sparsernn.to_onnx(model, tmp_path / "m.onnx", x[:7])
+    assert error(asked(tmp_path / "m.onnx", x)[0], model(x).double()) <= 1e-5
 
 
 def test_an_rnn_of_relu_and_a_mean_over_time_are_a_file_too(tmp_path):
@@ -349,17 +368,15 @@ def test_a_model_of_the_study_in_c_says_what_the_formulas_say(tmp_path, name, ce
 
 
 @needs_gcc
-@every_cell
 @pytest.mark.parametrize(
-    "how",
+    ("cell", "how"),
     [
-        {},
-        {"layers": 2, "bias": False, "last": False},
-        {"batch_first": True, "twice": True},
-        {"words": None, "layers": 2, "last": False},
-        {"turned": True, "batch_first": True, "last": False},
+        ("LSTM", {"twice": True, "batch_first": True}),
+        ("GRU", {"layers": 2, "bias": False, "last": False}),
+        ("RNN", {"turned": True, "batch_first": True, "last": False}),
+        *((cell, {"words": None, "layers": 2, "last": False}) for cell in CELLS),
     ],
-    ids=lambda how: "-".join(how) or "plain",
+    ids=lambda part: part if isinstance(part, str) else "-".join(part),
 )
 def test_my_own_model_in_c_says_what_it_said(tmp_path, cell, how):
     model = mine(getattr(nn, cell), **how)
@@ -638,14 +655,16 @@ def test_what_c_cannot_say_is_refused_in_words(tmp_path, model, words):
         sparsernn.to_c(model(), tmp_path / "model.c")
 
 
-def test_a_model_in_training_with_a_method_is_refused(tmp_path):
-    model = mine().requires_grad_(True)
-    sparsernn.attach(model, "sparse-vd-w", steps=10, n_examples=10, example=tokens())
+@pytest.mark.parametrize("words", ["Mine has a method on it; give what sparsernn.compact", "rnn: proj_size is 2; proj"])
+def test_a_method_and_a_projection_are_refused_by_both(tmp_path, words):
+    model = Mine(proj_size=2) if "proj" in words else Mine()
+    if "method" in words:
+        sparsernn.attach(model, "sparse-vd-w", steps=10, n_examples=10, example=tokens())
     for write in (
         lambda: sparsernn.to_c(model, tmp_path / "m"),
         lambda: sparsernn.to_onnx(model, tmp_path / "m", tokens()),
     ):
-        with pytest.raises(ValueError, match="Mine has a method on it; give what sparsernn.compact returns"):
+        with pytest.raises(ValueError, match=words):
             write()
 
 

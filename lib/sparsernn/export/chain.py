@@ -60,7 +60,7 @@ class Chain:
 
 def chain_of(model):
     """The chain that a model is. Raises ValueError, saying what is supported, for a model that is none."""
-    refuse_method(model)
+    refuse_others(model)
     model = deep_copy(model).double().cpu().eval().requires_grad_(False)
     embedding, layers, head = _links(model)
     first = next(iter(layers.values()))
@@ -87,10 +87,13 @@ def chain_of(model):
     raise ValueError(f"{type(model).__name__} computes something else than its layers one after the other; {SUPPORTED}")
 
 
-def refuse_method(model):
-    """Raises ValueError for a model that a method is still attached to: what it carries is in no file."""
-    if any(getattr(module, "carried", None) is not None for module in model.modules()):
-        raise ValueError(f"{type(model).__name__} has a method on it; give what sparsernn.compact returns")
+def refuse_others(model):
+    """Raises ValueError for a model that no file of ours could hold: with a method on it, or with projections."""
+    for name, module in model.named_modules():
+        if getattr(module, "carried", None) is not None:
+            raise ValueError(f"{type(model).__name__} has a method on it; give what sparsernn.compact returns")
+        if getattr(module, "proj_size", 0):
+            raise ValueError(f"{name}: proj_size is {module.proj_size}; projections are not supported, use proj_size=0")
 
 
 def _links(model):

@@ -24,7 +24,7 @@ from ..nets.layers import RECURRENT, by_time, kind_of
 from ..nets.outside import deep_copy
 from ..nets.readers import call
 from ..nets.small import SmallRecurrent
-from .chain import refuse_method
+from .chain import refuse_others
 
 OPSET = 17
 TOLERANCE = 1e-5  # of what is returned, in float32
@@ -51,7 +51,7 @@ def to_onnx(small, path, example, weights="float32"):
     """
     if weights not in ("float32", "int8"):
         raise ValueError(nearest("weights", weights, ("float32", "int8")))
-    refuse_method(small)
+    refuse_others(small)
     model = deep_copy(small).float().cpu().eval().requires_grad_(False)
     example = tree_map(_as_given, example)
     layers = recurrent_layers(model)
@@ -212,7 +212,7 @@ def _traced(model, example, axes):
         levels.append(Levels(module))
         object.__setattr__(module, "level", levels[-1])
         object.__setattr__(module, "forward", partial(_by_nodes, module))
-    flat, content, names = Flat(model, example, levels), io.BytesIO(), [*axes.inputs, *axes.outputs]
+    flat, content = Flat(model, example, levels), io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         # It is the exporter that takes nodes of ours, and deprecated; what the tracer fears is measured afterwards.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -221,7 +221,7 @@ def _traced(model, example, axes):
             torch.onnx.export(
                 flat, tuple(_tensors(example)), content, dynamo=False, opset_version=OPSET,
                 input_names=list(axes.inputs), output_names=list(axes.outputs),
-                dynamic_axes={name: (axes.inputs | axes.outputs)[name] for name in names},
+                dynamic_axes=axes.inputs | axes.outputs,
             )  # fmt: skip
         except REFUSES as problem:
             raise ValueError(f"torch cannot trace {type(model).__name__}: {problem}") from problem
