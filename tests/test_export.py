@@ -577,6 +577,18 @@ def test_a_model_of_which_nothing_is_left_says_its_bias(tmp_path, name, cell, we
 
 
 @needs_gcc
+def test_a_level_that_hears_nothing_needs_no_words(tmp_path):
+    """No neuron of the first level is left; the second moves by its biases."""
+    model = randomise(StackedLanguageModel(V, 4, 5, 2))
+    masks = Masks.all_kept(model)
+    masks.weights["embedding.weight"][::2] = masks.weights["lstm.weight_ih_l1"][:] = False
+    program, _ = as_c(tmp_path, compact(model, masks), *CHECKED)
+    assert "level_1(" not in (tmp_path / "model.c").read_text()
+    x = tokens(9, 1)
+    assert error(fed(program, x[:, 0])[0], masked_by_hand(model, masks, {}, x)[0][:, 0]) <= 1e-5
+
+
+@needs_gcc
 @pytest.mark.parametrize("weights", ["float32", "int8"])
 def test_words_without_weights_are_read_as_zeros(tmp_path, weights):
     model = randomise(Classifier(V, 3, 4, 6))

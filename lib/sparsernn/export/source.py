@@ -285,24 +285,30 @@ class Source:
 
     def _advance(self):
         chain, lines, given = self.chain, [], "input"
+        read = bool(self.levels) and self.levels[0][0] == 1  # else nothing that reads the input is left
         if chain.words is not None:
             lines += [f"if (*input < 0 || *input >= {chain.words})", "    return -1;"]
-            given = "*input"
-            if not len(chain.kept):
-                given = "-1"
-            elif len(chain.kept) < chain.words:
-                kind = "uint16_t" if chain.words <= 1 << 16 else "int32_t"
-                self.arrays.append(Array(kind, "words", chain.kept))
-                given = self._call("place", f"*input, {len(chain.kept)}")
+            given = self._place() if read else None
+        elif not read:
+            lines.append("(void)input;")
         if self.embedding is not None:
             size = self.embedding.weight.shape[1]
             lines += [f"float x[{size}] = {{0.0f}};", f"const int row = {given};", *self._row(self.embedding, "x")]
-            given, self.stack[1] = "x", self.stack[1] + 4 * size
+            given, self.stack[1] = "x", self.stack[1] + 4 * size  # that of level 1, which is called meanwhile
         for number, _ in self.levels:
             lines.append(f"level_{number}(state{', ' + given if number == 1 else ''});")
-        if not self.levels or self.levels[0][0] > 1:
-            lines += ["(void)input;"] * (chain.words is None) + ["(void)state;"] * (not self.levels)
+        lines += [] if self.levels else ["(void)state;"]
         return _function("static int advance(model_state *state, const model_input *input)", [*lines, "return 0;"])
+
+    def _place(self):
+        """The row of an id, as C has it."""
+        words, kept = self.chain.words, self.chain.kept
+        if not len(kept):
+            return "-1"
+        if len(kept) == words:
+            return "*input"
+        self.arrays.append(Array("uint16_t" if words <= 1 << 16 else "int32_t", "words", kept))
+        return self._call("place", "*input", len(kept))
 
     def _public(self):
         step = ["if (advance(state, input) < 0)", "    return -1;", "answer(state, output);", "return 0;"]
