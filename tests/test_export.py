@@ -12,7 +12,7 @@ import onnx
 import pytest
 import torch
 from onnxruntime import InferenceSession
-from oracles import STEPS, Tagger, error, masked_by_hand, random_masks, random_means, randomise
+from oracles import STEPS, Tagger, error, masked_by_hand, one_hot, random_masks, random_means, randomise
 from test_users_compact import Net, pruned
 from torch import nn
 from torch.nn import functional as F
@@ -444,6 +444,20 @@ def test_int8_is_the_scheme_that_the_file_states(tmp_path, cell):
         expected.append(quantised_by_hand(model.out.weight) @ of_127(state[0]) + model.out.bias)
     said = fed(as_c(tmp_path, model, weights="int8")[0], x)[0]
     assert error(said, torch.stack(expected)) <= 1e-5 < error(said, model(x[:, None])[:, 0])
+
+
+@needs_gcc
+@every_cell
+def test_int8_rounds_the_weights_of_one_hot_words_by_the_same_rows(tmp_path, cell):
+    model = randomise(LanguageModel(V, 6, cell=cell))
+    p = {name: parameter.detach() for name, parameter in model.recurrent.named_parameters()}
+    p |= {name: quantised_by_hand(p[name]) for name in ("weight_ih_l0", "weight_hh_l0")}
+    x, state, expected = tokens(12, 1)[:, 0], (torch.zeros(6).double(),) * (2 if cell == "LSTM" else 1), []
+    for word in x:
+        state = STEPS[cell](p, "_l0", model.recurrent.activation, 1.0, one_hot(word, V), of_127(state[0]), *state)
+        expected.append(quantised_by_hand(model.head.weight) @ of_127(state[0]) + model.head.bias)
+    said = fed(as_c(tmp_path, model, weights="int8")[0], x)[0]
+    assert error(said, torch.stack(expected)) <= 1e-5 < error(said, model(x[:, None])[0][:, 0])
 
 
 @needs_zig

@@ -1,7 +1,7 @@
 """Numbers as constant arrays of C: a matrix lies dense, or as the runs of each row that are not zero where these are fewer.
 
 A run is where it begins and how long it is, so that single weights and blocks (1711.02782) are both kept as they are. In
-int8 every row has a scale of its own: its largest weight is 127 (the scheme of LPCNet's and RNNoise's runtimes).
+int8 every row that multiplies has a scale of its own: its largest weight is 127 (as in the runtimes of LPCNet and RNNoise).
 """
 
 from dataclasses import dataclass, field
@@ -50,7 +50,8 @@ class Matrix:
     """A matrix [R, C] float64 as arrays.
 
     int8      with a scale a row, or float32
-    by_row    its rows are looked up one at a time: runs then say where each row begins
+    by_row    it is a table of which one row at a time is looked up: runs then say where each row begins, and a scale is of a
+              column, for the table is the transposed of what would multiply one-hot ids
     dense     whether it lies dense, however many zeros there are
     """
 
@@ -65,9 +66,11 @@ class Matrix:
     def __post_init__(self):
         values, scale = self.weight, []
         if self.int8:
-            largest = self.weight.abs().amax(1) if self.weight.numel() else self.weight.new_zeros(len(self.weight))
-            steps = self.weight / largest.clamp(min=torch.finfo(torch.float64).tiny)[:, None] * 127
+            lines = self.weight.T if self.by_row else self.weight
+            largest = lines.abs().amax(1) if lines.numel() else lines.new_zeros(len(lines))
+            steps = lines / largest.clamp(min=torch.finfo(torch.float64).tiny)[:, None] * 127
             values, scale = steps.round().to(torch.int8), [Array("float", self.name + "_scale", largest / 127)]
+            values = values.T if self.by_row else values
         kind = "int8_t" if self.int8 else "float"
         whole, runs = [Array(kind, self.name, values)], None if self.dense else self._runs(kind, values)
         self.sparse = runs is not None and _size(runs) < _size(whole) and (self.by_row or self._worth(values, runs))

@@ -115,11 +115,11 @@ static void add_runs(const int8_t *weight, const uint16_t *runs, const float *sc
 }
 """,
     ("add_row", "int8"): """\
-/* y += a row of a table, in steps of its scale */
+/* y += a row of a table, each column in steps of its scale */
 static void add_row(const int8_t *table, const float *scale, int row, int columns, float *y)
 {
     for (int k = 0; k < columns; k++)
-        y[k] += scale[row] * (float)table[(size_t)row * (size_t)columns + (size_t)k];
+        y[k] += scale[k] * (float)table[(size_t)row * (size_t)columns + (size_t)k];
 }
 """,
     ("add_row_runs", "int8"): """\
@@ -130,7 +130,7 @@ static void add_row_runs(const int8_t *table, const uint16_t *runs, const uint32
     const int8_t *weight = table + rows[2 * row + 1];
     for (uint32_t run = rows[2 * row]; run < rows[2 * row + 2]; run++)
         for (int k = runs[2 * run]; k < runs[2 * run] + runs[2 * run + 1]; k++)
-            y[k] += scale[row] * (float)*weight++;
+            y[k] += scale[k] * (float)*weight++;
 }
 """,
     ("logistic", None): """\
