@@ -46,9 +46,8 @@ def test_every_requirement_is_pinned_to_what_is_installed(line):
 
 
 def test_what_the_library_names_is_pinned_too():
-    named = [
-        Requirement(line) for line in requires("sparsernn") if "cross" not in line
-    ]  # 400 MB that the study can do without
+    # the extra `cross` is a compiler of 400 MB that the study can do without
+    named = [Requirement(line) for line in requires("sparsernn") if "cross" not in line]
     pinned = {Requirement(line).name: Requirement(line).specifier for line in REQUIREMENTS}
     for requirement in named:
         assert requirement.specifier.contains(next(iter(pinned[requirement.name])).version)
