@@ -243,6 +243,17 @@ def test_a_large_vocabulary_is_looked_up_and_not_multiplied(tmp_path):
     assert error(asked(tmp_path / "m.onnx", tokens(below=3000))[0], small(tokens(below=3000))[0]) <= 1e-5
 
 
+def test_of_a_large_vocabulary_a_removed_word_costs_four_bytes(tmp_path):
+    model = randomise(Classifier(3000, 3, 20, 6))
+    masks = Masks.all_kept(model)
+    masks.weights["embedding.weight"][30:] = False
+    sparsernn.to_onnx(compact(model, masks), tmp_path / "m.onnx", tokens(below=60))
+    assert (tmp_path / "m.onnx").stat().st_size < 4 * 3000 + 4 * 31 * 20 + 10000
+    x = tokens(below=60, seed=1)
+    said = asked(tmp_path / "m.onnx", x, outputs=["output"])[0]
+    assert error(said, masked_by_hand(model, masks, {}, x)[0]) <= 1e-5
+
+
 class Sudden(Mine):
     def forward(self, x):
         return super().forward(x) * (2 if len(x) > 12 else 1)

@@ -23,7 +23,7 @@ from ..files import nearest, replacing
 from ..nets.layers import RECURRENT, by_time, kind_of
 from ..nets.outside import deep_copy
 from ..nets.readers import call
-from ..nets.small import SmallRecurrent
+from ..nets.small import SmallEmbedding, SmallRecurrent
 from .chain import refuse_others
 
 OPSET = 17
@@ -212,6 +212,9 @@ def _traced(model, example, axes):
         levels.append(Levels(module))
         object.__setattr__(module, "level", levels[-1])
         object.__setattr__(module, "forward", partial(_by_nodes, module))
+    for module in model.modules():
+        if isinstance(module, SmallEmbedding):  # of few words this list is most of the file
+            module._small.follows("lookup", module._small.lookup.int())
     flat, content = Flat(model, example, levels), io.BytesIO()
     with warnings.catch_warnings(), torch.no_grad():
         # It is the exporter that takes nodes of ours, and deprecated; what the tracer fears is measured afterwards.
