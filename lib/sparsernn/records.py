@@ -6,6 +6,7 @@ import subprocess
 from collections import Counter
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -14,11 +15,12 @@ from .nets.masks import CONSTANT, gate_states
 
 KEY = ("task", "model", "method", "variant", "profile", "seed")
 FIELDS = (
-    *KEY, "cell", "schedule", "metric", "valid", "test", "epoch_selected", "weights_total", "weights_kept", "weights_stored",
-    "compression", "vocabulary_kept", "input_kept", "hidden_kept", "gates_total", "gates_live", "gates_live_closed",
-    "gates_constant", "size_bytes", "size_bytes_dense", "compact_error", "metric_difference", "epochs", "steps",
-    "train_seconds", "device", "data_sha256", "data_note", "torch", "commit",
+    *KEY, "cell", "schedule", "metric", "valid", "test", "tests", "epoch_selected", "weights_total", "weights_kept",
+    "weights_stored", "compression", "vocabulary_kept", "input_kept", "hidden_kept", "gates_total", "gates_live",
+    "gates_live_closed", "gates_constant", "size_bytes", "size_bytes_dense", "compact_error", "metric_difference", "epochs",
+    "steps", "train_seconds", "device", "data_sha256", "data_note", "torch", "commit",
 )  # fmt: skip
+MISTAKES = "mistakes.npz"  # beside a record: `study.evaluation.mistakes`
 
 TIMING_KEY = ("task", "model", "method", "variant", "seed", "engine", "device", "threads", "dtype", "batch", "steps", "input",
               "hidden", "density", "pattern", "opponent")  # fmt: skip
@@ -35,6 +37,26 @@ def run_key(record):
 def joined(values):
     """Per-layer values as one field: [7, 12] → "7-12"; no layer → empty."""
     return "-".join(str(value) for value in values)
+
+
+def named(values):
+    """Several metrics as one field: {"noisy": 0.125, "unseen": 0.2} → "noisy=0.125,unseen=0.2"."""
+    return ",".join(f"{name}={value!r}" for name, value in values.items())
+
+
+def save_counts(arrays, path):
+    """Name → small whole numbers [N], into one compressed file; the same numbers give the same bytes."""
+    smallest = {name: array.astype(np.min_scalar_type(array.max())) for name, array in arrays.items()}
+    with replacing(path) as temporary, open(temporary, "wb") as file:
+        np.savez_compressed(file, **smallest)
+
+
+def read_counts(path):
+    """Name → int64 [N] of a file of `save_counts`; None where there is no such file."""
+    if not Path(path).exists():
+        return None
+    with np.load(path) as file:
+        return {name: file[name].astype(np.int64) for name in file}
 
 
 def constant_gates(closed):
@@ -94,7 +116,7 @@ def where_and_with(device="cpu"):
 def read(path):
     """The rows of a results table, every field as text but numbers as numbers; empty if there is no such file."""
     text = dict.fromkeys(
-        ("hidden_kept", "gates_total", "gates_live", "gates_live_closed", "gates_constant", "variant"), str
+        ("tests", "hidden_kept", "gates_total", "gates_live", "gates_live_closed", "gates_constant", "variant"), str
     )
     if not Path(path).exists():
         return pd.DataFrame(columns=FIELDS)

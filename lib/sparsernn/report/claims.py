@@ -77,7 +77,7 @@ def _says(row):
     """0.838 at 17,000× after 60 epochs; of a corpus of the papers that is not all there, what is."""
     note = row.get("data_note")
     part = f" ({note})" if row["task"] in THEIRS and isinstance(note, str) and note else ""
-    unit = {"accuracy": "", "perplexity": " ppl", "bits_per_char": " bpc"}[row["metric"]]
+    unit = {"perplexity": " ppl", "bits_per_char": " bpc"}.get(row["metric"], "")
     return f"{row['test']:.4g}{unit} at {row['compression']:,.4g}× after {row['epochs']:.0f} epochs{part}"
 
 

@@ -115,7 +115,7 @@ def publish(profile, results=None, figures=None, study=None):
     for record in fresh:
         source, target = runs_root() / records.run_key(record), results / "runs" / records.run_key(record)
         target.mkdir(parents=True, exist_ok=True)
-        for name in ("record.json", *TABLES, "model.safetensors"):
+        for name in ("record.json", records.MISTAKES, *TABLES, "model.safetensors"):
             path = source / name
             if path.exists() and path.stat().st_size <= LARGEST_MODEL:
                 with replacing(target / name) as temporary:

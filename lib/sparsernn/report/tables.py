@@ -170,8 +170,9 @@ def words_table(run):
 
 
 def kept_lines(run, kind):
-    """int64: the words ("vocabulary") or inputs ("input") that are left, of the first axis of that kind."""
-    return run.closed.groups[run.closed.of_kind(kind)[0].name].nonzero().flatten()
+    """int64: the words ("vocabulary") or inputs ("input") that are left, of the first axis of that kind; none without one."""
+    axes = run.closed.of_kind(kind)
+    return run.closed.groups[axes[0].name].nonzero().flatten() if axes else torch.empty(0, dtype=torch.int64)
 
 
 def spoken_for(words, n=8):
@@ -239,10 +240,10 @@ def gate_trace(run, tokens, most=36):
     """Live gates of the first layer while it reads `tokens` (int64 [T]): step, word, neuron, gate, value, of.
 
     By a loop over the masked network's steps; a gate that is not live is a constant and left out. `h` is the neuron's
-    output, as another gate. Of more than `most` lines, which `of` counts, those are kept that move most.
+    output, as another gate. Of more than `most` lines, which `of` counts, those are kept that move most. No tokens, no rows.
     """
     columns = ["step", "word", "neuron", "gate", "value", "of"]
-    if not hasattr(run.model, getattr(run.model, "stack", "lstm")):
+    if not len(tokens) or not hasattr(run.model, getattr(run.model, "stack", "lstm")):
         return pd.DataFrame(columns=columns)
     network = masked(run.model, run.study.masks(), run.study.means())
     layer, words = getattr(network, getattr(network, "stack", "lstm")), tokens[:, None]
@@ -280,7 +281,10 @@ def gate_trace(run, tokens, most=36):
 
 
 def first_text(task, steps=40):
-    """The first `steps` symbols of the validation split (of its first document), int64 [T]: what a trace is shown on."""
+    """The first `steps` symbols of the validation split (of its first document), int64 [T]: what a trace is shown on; empty
+    where a task has no symbols."""
+    if not task.vocabulary:
+        return torch.empty(0, dtype=torch.int64)
     data = task.splits["valid"]
     length = min(steps, int(data["lengths"][0])) if task.classes else steps
     return torch.as_tensor(data["ids"][:length].astype(np.int64))

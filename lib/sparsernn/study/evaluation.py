@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import torch
 
 from ..files import error
@@ -26,28 +27,41 @@ def evaluate(predict, task, split, plan, device="cpu"):
 
 
 @torch.no_grad()
-def predictions(predict, task, split, plan, device="cpu"):
-    """[(batch, logits)] over a split in evaluation order, the state carried where the task carries it; on a device."""
+def predictions(predict, task, split, plan, device="cpu", dtype=torch.float32):
+    """[(batch, logits)] over a split in evaluation order, the state carried where the task carries it; on a device, what is
+    read in floats in a precision."""
     state, batch_size = None, plan.batch_size if plan.steps else max(plan.batch_size, EVALUATION_BATCH)
     for batch in task.batches(split, batch_size, plan.steps or None):
-        batch = batch.to(device)
+        batch = batch.to(device, dtype)
         logits, state = predict(*batch.inputs, lengths=batch.lengths, state=state if batch.carry else None)
         yield batch, logits
 
 
-def example_of(task, plan):
+def mistakes(predict, task, plan):
+    """`<split>.errors`, `.of` and `.groups` → int [N], for the test splits of a task that counts mistakes item by item: how
+    much of an item is wrong, of how much, and what it shares data with (left out where each stands alone)."""
+    found = {}
+    for split in ("test", *task.more_tests):
+        parts = [task.mistakes(logits, batch) for batch, logits in predictions(predict, task, split, plan)]
+        if None in parts:
+            return {}
+        wrong, of = map(np.concatenate, zip(*parts, strict=True))
+        found |= {f"{split}.errors": wrong, f"{split}.of": of}
+        if (groups := task.groups(split)) is not None:
+            found[f"{split}.groups"] = groups
+    return found
+
+
+def example_of(task, plan, dtype=torch.float32):
     """What the model is called with, for one that does not declare who reads whom: a batch of training."""
-    batch = next(iter(task.batches("train", plan.batch_size, plan.steps or None)))
+    batch = next(iter(task.batches("train", plan.batch_size, plan.steps or None))).to("cpu", dtype)
     return (*batch.inputs, *(() if batch.lengths is None else (batch.lengths,)))
 
 
 def compact_error(model, masks, means, task, plan):
     """Largest relative difference of logits, compact against masked, float64, whole test set."""
-    double, example = copy.deepcopy(model).double(), example_of(task, plan)
+    double, example = copy.deepcopy(model).double(), example_of(task, plan, torch.float64)
     means = {name: mean.double() for name, mean in means.items()}
-    pairs = zip(
-        predictions(predictor(double, masks, means), task, "test", plan),
-        predictions(compact(double, masks, means, example), task, "test", plan),
-        strict=True,
-    )
+    both = predictor(double, masks, means), compact(double, masks, means, example)
+    pairs = zip(*(predictions(predict, task, "test", plan, dtype=torch.float64) for predict in both), strict=True)
     return max(error(small, reference) for (_, reference), (_, small) in pairs)

@@ -29,6 +29,10 @@ def count_back_off(task, profile, order):
     if order not in ORDERS:
         raise ValueError(f"order is {order}; n-grams of order {ORDERS.start} to {ORDERS.stop - 1} are counted")
     directory, data = back_off_directory(task, profile, order), tasks.load(task, profile)
+    if data.classes:
+        raise ValueError(
+            f"{task!r} is no language model's task; n-grams are counted where the next symbol is predicted"
+        )
     start = time.perf_counter()
     model = BackOff(order).fit(data.splits["train"]["ids"], len(data.vocabulary))
     bits = {split: model.bits(data.splits[split]["ids"]) for split in ("valid", "test")}

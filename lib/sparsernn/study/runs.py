@@ -25,9 +25,9 @@ from ..nets.file import load, save
 from ..nets.found import Found
 from ..nets.layers import kind_of
 from ..nets.masks import closed_count, paper_count, weight_matrices
-from ..records import constant_gates, count_fields, where_and_with
+from ..records import MISTAKES, constant_gates, count_fields, named, save_counts, where_and_with
 from .config import RunConfig, begun, kept, needed
-from .evaluation import compact_error, evaluate, example_of, predictor
+from .evaluation import compact_error, evaluate, example_of, mistakes, predictor
 from .presets import preset
 from .training import Session
 
@@ -234,6 +234,7 @@ def _finish(session, directory, lease, report):
     record |= {
         "valid": evaluate(small, task, "valid", plan),
         "test": tests["compact"],
+        "tests": named({split: evaluate(small, task, split, plan) for split in task.more_tests}),
         "epoch_selected": session.best_epoch,
     }
     record |= count_fields(paper_count(masks), closed_count(closed), total) | {"gates_constant": constant_gates(closed)}
@@ -245,7 +246,10 @@ def _finish(session, directory, lease, report):
         "train_seconds": session.seconds,
     }
     record |= {"data_sha256": task.data_sha256, "data_note": task.data_note} | where_and_with(session.device)
+    wrong = mistakes(small, task, plan)
     lease.check()
+    if wrong:
+        save_counts(wrong, directory / MISTAKES)
     with replacing(directory / "record.json") as temporary:
         temporary.write_text(json.dumps(record, indent=1) + "\n")
     report(f"test {task.metric} {record['test']:.4f}  {record['compression']:.1f}x  compact error {error:.1e}")

@@ -29,6 +29,8 @@ class Session:
 
     def __init__(self, config, task, device="cpu", finished=None):
         self.config, self.plan, self.task, self.device, self.finished = config, config.plan, task, device, finished
+        if self.plan.word_dropout and not task.vocabulary:
+            raise ValueError(f"word_dropout is {self.plan.word_dropout}, but {task.name!r} has no words; set it to 0")
         torch.manual_seed(config.seed)
         self.model = preset(config.task, config.model).build(self.task).to(device)
         for layer in self.model.modules():

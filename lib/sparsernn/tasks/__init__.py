@@ -25,6 +25,7 @@ TASKS: dict[str, Callable[[str], Task]] = {
     "ptb-char": _loader("language", "ptb_char"),
     "ptb-word": _loader("language", "ptb_word"),
     "wikitext-2": _loader("language", "wikitext_2"),
+    "digits": _loader("digits", "digits"),
 }
 
 

@@ -24,8 +24,8 @@ class Batch:
     """A batch of sequences, time-major.
 
     inputs   what the model is called with: one tensor, or several as a tuple; ids int64 [T, B] or floats [T, B, n]
-    targets  classification int64 [B]; language model int64 [T, B]
-    lengths  int64 [B], real steps; sequences are padded on the LEFT with id 0. None = no padding
+    targets  classification int64 [B]; language model int64 [T, B]; speech int64 [B, most words], padded with −1
+    lengths  int64 [B], real steps; ids are padded on the LEFT with id 0, floats on the RIGHT. None = no padding
     carry    language model: the state of the previous batch goes on
     """
 
@@ -43,18 +43,20 @@ class Batch:
         """The first input: the ids, where there is but one."""
         return self.inputs[0]
 
-    def to(self, device) -> Batch:
-        """The same batch on a device."""
+    def to(self, device, dtype: torch.dtype = torch.float32) -> Batch:
+        """The same batch on a device, its floats in a precision."""
         lengths = None if self.lengths is None else self.lengths.to(device)
-        return Batch(tuple(x.to(device) for x in self.inputs), self.targets.to(device), lengths, self.carry)
+        inputs = tuple(x.to(device, dtype if x.is_floating_point() else x.dtype) for x in self.inputs)
+        return Batch(inputs, self.targets.to(device), lengths, self.carry)
 
 
 class Task:
-    """Base of `ClassificationTask` and `LanguageTask`.
+    """Base of `ClassificationTask`, `LanguageTask` and `SpeechTask`.
 
     name, data_note     what it is; package versions (and "smoke subset" where so)
-    metric, better      "accuracy" | "bits_per_char" | "perplexity"; "higher" | "lower"
-    vocabulary, classes names of the token ids and of the class ids (no classes: language model)
+    metric, better      "accuracy" | "bits_per_char" | "perplexity" | "label_error_rate"; "higher" | "lower"
+    vocabulary, classes names of the token ids and of the class ids (no vocabulary: reads floats; no classes: language model)
+    more_tests          names of the splits beyond train, valid and test: further test sets, empty for most
     n_examples          training examples as the likelihood counts them: sequences or predicted symbols
     data_sha256         over the id arrays of all splits, with their names, dtypes and shapes
     """
@@ -75,8 +77,14 @@ class Task:
             raise ValueError(f"task {name!r}: no data for {', '.join(missing)}; splits are {', '.join(SPLITS)}")
         self.name, self.data_note = name, data_note
         self.vocabulary, self.classes = list(vocabulary), list(classes or [])
-        self.splits = {split: dict(splits[split]) for split in SPLITS}
+        self.more_tests = tuple(split for split in splits if split not in SPLITS)
+        self.splits = {split: dict(splits[split]) for split in (*SPLITS, *self.more_tests)}
         self.data_sha256 = data_sha256(self.splits)
+
+    @property
+    def reads(self) -> str:
+        """What a model of the task is given, in words."""
+        return f"{len(self.vocabulary):,} symbols"
 
     def batches(
         self, split: str, batch_size: int, steps: int | None = None, generator: torch.Generator | None = None
@@ -100,13 +108,21 @@ class Task:
         """The metric of a split."""
         return total / count
 
+    def mistakes(self, logits: torch.Tensor, batch: Batch) -> tuple[np.ndarray, np.ndarray] | None:
+        """Per item of a batch: how much of it is wrong, of how much, int [B] each; None where nothing is counted so."""
+        return None
+
+    def groups(self, split: str) -> np.ndarray | None:
+        """Per item of a split, in the order of evaluation, what it shares data with: int [N]; None: each stands alone."""
+        return None
+
     def examples(self, n: int) -> list[tuple[str, str]]:
         """(label or "", text) of the first n training examples, as the model sees them."""
         raise NotImplementedError
 
     def _split(self, split: str, batch_size: int) -> dict[str, np.ndarray]:
-        if split not in SPLITS:
-            raise ValueError(f"unknown split {split!r}; splits are {', '.join(SPLITS)}")
+        if split not in self.splits:
+            raise ValueError(f"unknown split {split!r}; splits are {', '.join(self.splits)}")
         if batch_size < 1:
             raise ValueError(f"batch_size is {batch_size}, must be at least 1")
         return self.splits[split]
@@ -144,14 +160,7 @@ class ClassificationTask(Task):
         if not len(lengths):
             return
         ids, ends = torch.as_tensor(data["ids"]), lengths.cumsum(0)
-        if generator is None:
-            chunks = [torch.arange(len(lengths))]
-        else:
-            chunks = torch.randperm(len(lengths), generator=generator).split(self.chunk_batches * batch_size)
-        groups = [group for chunk in chunks for group in chunk[lengths[chunk].argsort(stable=True)].split(batch_size)]
-        if generator is not None:
-            groups = [groups[i] for i in torch.randperm(len(groups), generator=generator)]
-        for group in groups:
+        for group in of_similar_length(lengths, batch_size, generator, self.chunk_batches):
             from_end = torch.arange(int(lengths[group].max()), 0, -1)[:, None]  # [T, 1]: T, ..., 1 steps before the end
             real = from_end <= lengths[group]
             tokens = torch.where(real, ids[(ends[group] - from_end).clamp(min=0)].long(), PAD)
@@ -160,6 +169,10 @@ class ClassificationTask(Task):
     def score(self, logits: torch.Tensor, batch: Batch) -> tuple[float, int]:
         """(correct, sequences)."""
         return float((logits.argmax(-1) == batch.targets).sum()), len(batch.targets)
+
+    def mistakes(self, logits: torch.Tensor, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
+        wrong = (logits.argmax(-1) != batch.targets).long().cpu().numpy()
+        return wrong, np.ones_like(wrong)
 
     def examples(self, n: int) -> list[tuple[str, str]]:
         data = self.splits["train"]
@@ -228,6 +241,20 @@ class WordTask(LanguageTask):
         return [("", " ".join(words[start : start + symbols])) for start in range(0, len(words), symbols)]
 
 
+def of_similar_length(
+    lengths: torch.Tensor, batch_size: int, generator: torch.Generator | None, chunk_batches: int
+) -> Iterator[torch.Tensor]:
+    """Indices of the sequences that share a batch. Without a generator sorted by length; with one a fresh permutation is cut
+    into chunks of `chunk_batches` batches, each sorted, and the batches shuffled. lengths: int64 [N]."""
+    if generator is None:
+        chunks = [torch.arange(len(lengths))]
+    else:
+        chunks = torch.randperm(len(lengths), generator=generator).split(chunk_batches * batch_size)
+    groups = [group for chunk in chunks for group in chunk[lengths[chunk].argsort(stable=True)].split(batch_size)]
+    order = range(len(groups)) if generator is None else torch.randperm(len(groups), generator=generator)
+    yield from (groups[i] for i in order)
+
+
 def detached(state):
     """A carried state cut off from the graph: a tensor, a tuple of them, or None."""
     if isinstance(state, torch.Tensor):
@@ -236,9 +263,9 @@ def detached(state):
 
 
 def data_sha256(splits: Mapping[str, Mapping[str, np.ndarray]]) -> str:
-    """SHA-256 over the arrays of all splits, in canonical order, each with name, dtype and shape; little-endian."""
+    """SHA-256 over the arrays of all splits, in the order given, each with name, dtype and shape; little-endian."""
     digest = hashlib.sha256()
-    for split in SPLITS:
+    for split in splits:
         for key in sorted(splits[split]):
             array = np.ascontiguousarray(splits[split][key])
             array = array.astype(array.dtype.newbyteorder("<"), copy=False)

@@ -71,11 +71,21 @@ FILES = {
     # The official archive's own sum is not at hand: its members are checked (MEMBERS).
     "imdb/aclImdb_v1.tar.gz": Source("https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz", ""),
     "imdb/aclImdb_v1_labelled.tar.gz": Source("", ""),
+    # GitHub packs an archive anew, with other bytes: its members are checked.
+    "fsdd/free-spoken-digit-dataset.tar.gz": Source(
+        "https://github.com/Jakobovski/free-spoken-digit-dataset/archive/refs/heads/master.tar.gz", ""
+    ),
+    "fsdd/recordings.tar.gz": Source("", "b8f087bc9d5c545fe5468a9febde9b9643520a6352c75be86b96328be04ef5c2"),
 }
-MEMBERS = {  # archive's corpus → which members count, and the sum over their sorted "<sha256>  <path>" lines
+MEMBERS = {  # archive's corpus → which members count, from which part of their path on, and the sum over their sorted
+    # "<sha256>  <path>" lines
     "imdb": (
         re.compile(r"aclImdb/(train|test)/(pos|neg)/\d+_\d+\.txt|aclImdb/(train|test)/urls_(pos|neg)\.txt|aclImdb/imdb(\.vocab|Er\.txt)"),
         "7770aa0458e2a6248afbc953ef232426a8efd8643a2e6734ab7ad2394b017b02",
+    ),
+    "fsdd": (
+        re.compile(r"(?:[^/]+/)?(?P<path>recordings/\d_[a-z]+_\d+\.wav)"),
+        "04e1baae96c6a26e39c623f2b01d0182ddae627ba0ac02a3cdc17ba2af99fd9b",
     ),
 }  # fmt: skip
 
@@ -171,15 +181,16 @@ def _check(data: bytes, known: str, path: Path) -> None:
 def members(corpus: str, *names: str) -> Iterator[tuple[str, bytes]]:
     """(path, bytes) of the members of a corpus's archive, sorted by path; their common sum is checked before the first.
 
-    names: the archives it may be in, as for `read`. Members with any other name are not looked at.
+    names: the archives it may be in, as for `read`. Members with any other name are not looked at; of what a group `path` of
+    the pattern leaves out of a name (the folder that GitHub packs all in) nothing is known.
     """
     pattern, expected = MEMBERS[corpus]
     path = next((path for name in names if (path := on_disk(name))), None) or fetch(names[0])
     found = {}
     with tarfile.open(path) as archive:
         for member in archive:
-            if member.isfile() and pattern.fullmatch(member.name):
-                found[member.name] = archive.extractfile(member).read()
+            if member.isfile() and (match := pattern.fullmatch(member.name)):
+                found[match.groupdict().get("path", member.name)] = archive.extractfile(member).read()
     lines = "".join(f"{hashlib.sha256(found[name]).hexdigest()}  {name}\n" for name in sorted(found))
     if (digest := hashlib.sha256(lines.encode()).hexdigest()) != expected:
         raise ValueError(f"{path}: its {len(found):,} members have the sum {digest}, expected {expected}")

@@ -67,7 +67,10 @@ def gate_trace(table):
     """
     if table.empty:
         figure, ax = subplots(5.2, 1.6)
-        say(ax, "nothing moves here: no gate hears words or neurons" if "gate" in table else "no gates here")
+        say(
+            ax,
+            "nothing moves here: no gate hears words or neurons" if "gate" in table else "no gates, or no words, here",
+        )
         return figure
     wide = table.pivot(index=["gate", "neuron"], columns="step", values="value")
     total = table["of"].iloc[0]
