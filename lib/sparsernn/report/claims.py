@@ -12,10 +12,12 @@ from .. import records
 from ..sparsify.restricted import SHARING, pool_size
 from ..study.config import PROFILES
 from ..study.presets import PLAN
+from .paired import difference
 
 NEAREST = PROFILES[:0:-1]  # the schedule nearest to the paper's first; smoke says nothing
 THEIRS = ("imdb", "ag-news", "ptb-char", "ptb-word")  # the papers' own data; a verdict from other data says so
 HOLDS, PARTLY, FAILS, EARLY, NOT_RUN = "holds", "holds in part", "does not hold", "too early to say", "not run"
+UNDECIDED = "undecided"
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,10 @@ class Evidence:
         """A table a run left, for example numbers.csv; or None."""
         path = self.results / "runs" / records.run_key(row) / name
         return records.read_table(path) if path.exists() else None
+
+    def mistakes(self, row):
+        """What a run's tests got wrong, item by item (`study.evaluation.mistakes`); or None."""
+        return records.read_counts(self.results / "runs" / records.run_key(row) / records.MISTAKES)
 
     def authors(self, task, method, epochs):
         """The authors' own test figures of a method on a task up to an epoch; empty where they published none."""
@@ -225,6 +231,61 @@ def _compared(task, wanted, test):
     return check
 
 
+def _spoken(*pairs):
+    """A claim about spoken digits in noise, judged by intervals: pairs are [(what is wanted of the first against the second,
+    the first, the second)], each of these (label, method, model, options); wanted: "worse", "better" or "no worse".
+
+    Where an interval leaves open which of two is better the claim is undecided, unless another of its parts fails.
+    """
+
+    def check(evidence):
+        asked = {one[0]: one for _, *both in pairs for one in both}
+        found = {
+            label: evidence.row("digits", method, model, options) for label, method, model, options in asked.values()
+        }
+        if absent := [label for label, row in found.items() if row is None]:
+            return NOT_RUN, f"no finished run on digits of: {', '.join(absent)}"
+        wrong = {label: evidence.mistakes(row) for label, row in found.items()}
+        if absent := [label for label, counts in wrong.items() if counts is None]:
+            return NOT_RUN, f"runs on digits have left no {records.MISTAKES}: {', '.join(absent)}"
+        text, verdicts = [f"{label}: {_says(row)}" for label, row in found.items()], []
+        for wanted, (first, *_), (second, *_) in pairs:
+            gap, low, high = difference(wrong[second], wrong[first], "noisy")
+            text.append(f"{first} less {second}, in noise: {gap:+.3f} ({low:+.3f} to {high:+.3f})")
+            verdicts.append(_as_wanted(wanted, low, high))
+        undecided = None in verdicts and False not in verdicts
+        return _where(UNDECIDED if undecided else _grade(*verdicts), ["digits"]), "; ".join(text)
+
+    return check
+
+
+def _as_wanted(wanted, low, high):
+    """Whether an interval of a difference of error rates is as wanted; None where it leaves that open."""
+    if wanted == "no worse":
+        return low <= 0
+    worse = True if low > 0 else False if high < 0 else None
+    return worse if wanted == "worse" or worse is None else not worse
+
+
+def _speech(cell):
+    """What spoken digits say to C2, C3 and C4, of a cell as presets name it."""
+    tenth = {"density": 0.1}
+    dense, small = ("dense", "dense", f"{cell}-128", {}), ("small dense", "dense", f"{cell}-48", {})
+    same, medium, big = (
+        (name, "gradual", f"{cell}-{size}", tenth)
+        for name, size in (("same size", 128), ("medium sparse", 192), ("big sparse", 256))
+    )
+    hard, of = ("hard", "hard", f"{cell}-128", tenth), f"spoken digits, {cell.upper()}"
+    return {
+        f"C2, {of}": (
+            "a sparse net of the same size is worse, a larger sparse one no worse than the dense",
+            _spoken(("worse", same, dense), ("no worse", big, dense)),
+        ),
+        f"C3, {of}": ("a larger sparse net beats a small dense one", _spoken(("better", medium, small))),
+        f"C4, {of}": ("gradual pruning beats hard pruning", _spoken(("better", same, hard))),
+    }
+
+
 def _heuristics(evidence):
     """Gradual pruning by the paper's own rule, wherever no density was asked for."""
     rows = evidence.rows[(evidence.rows["method"] == "gradual") & evidence.rows["test"].notna()]
@@ -342,6 +403,8 @@ CLAIMS = {
     ),
     "C5": ("sparse products are 2 to 7 times faster at 90 to 95 % zeros", _products),
     "C6": ("80 to 90 % of blocks up to 32×32 go at a small loss", _blocks),
+    **_speech("rnn"),
+    **_speech("gru"),
     "D1": (
         "L0: a 2×1500 LSTM on PTB loses neurons, no perplexity, and runs 20 times as fast",
         _only("zaremba-large was not trained"),

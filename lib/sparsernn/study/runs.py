@@ -11,6 +11,7 @@ import shutil
 import tempfile
 import time
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -42,7 +43,7 @@ class Run:
 
     def __init__(self, config, directory, session):
         self.config, self.directory, self.task = config, directory, session.task
-        self.model, self.study = session.model.eval(), session.study
+        self.model, self.study, self.finished = session.model.eval(), session.study, session.finished
         self.compact = load(directory / "model.safetensors", self.model)
         self.record = json.loads((directory / "record.json").read_text())
         self.metrics = pd.read_csv(directory / "metrics.csv")
@@ -50,6 +51,17 @@ class Run:
     def predictor(self, masks):
         """The model under masks, as `evaluate` calls it."""
         return predictor(self.model, masks, self.study.means())
+
+    @cached_property
+    def unpruned(self):
+        """A predictor before pruning: the finished run that the method started from, where it did; else the trained weights,
+        none taken out, of which a method that prunes while it trains has zeroed its own."""
+        nothing = replace(self.study.masks(), weights={}, groups={})
+        if not self.finished:
+            return self.predictor(nothing)
+        model = preset(self.config.task, self.config.model).build(self.task)
+        model.load_state_dict(next(iter(self.finished.values())))
+        return predictor(model, nothing, {})
 
     @cached_property
     def closed(self):

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import jiwer
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -127,6 +126,8 @@ class SpeechTask(Task):
 
     def mistakes(self, logits: torch.Tensor, batch: Batch) -> tuple[np.ndarray, np.ndarray]:
         """Per utterance: edits (words put in, left out or taken for others, the fewest that do), and words it has."""
+        import jiwer  # only where utterances are scored
+
         references = [[word for word in line if word != NOTHING] for line in batch.targets.tolist()]
         texts = ([" ".join(map(str, line)) for line in lines] for lines in (references, self.read(logits, batch)))
         pairs = jiwer.process_words(*map(list, texts)).alignments

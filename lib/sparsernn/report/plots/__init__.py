@@ -6,9 +6,12 @@ hatches say the same in grey. A table with no rows draws a sentence that says wh
 
 import matplotlib.pyplot as plt
 
+from . import speech  # noqa: F401, known to `answers` and `listen` from here on
+from .answers import answers
 from .blocks import pattern_curves
 from .gates import constant_values, gate_counts, gate_map
 from .kernels import ENGINE_STYLE, crossover, product_claim, rooflines
+from .listen import listen
 from .pruning import score_histogram, score_histograms, threshold_curve
 from .reading import gate_trace, word_page
 from .study import beside_published, front, fronts, sizes
@@ -20,6 +23,7 @@ __all__ = [
     "ENGINE_STYLE",
     "METHOD_STYLE",
     "OPPONENTS",
+    "answers",
     "beside_published",
     "constant_values",
     "crossover",
@@ -29,6 +33,7 @@ __all__ = [
     "gate_map",
     "gate_trace",
     "kl_curves",
+    "listen",
     "look",
     "noise_curves",
     "pattern_curves",
