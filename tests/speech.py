@@ -67,7 +67,7 @@ class Sized(Preset):
 
 
 def profiles():
-    plan = Plan(epochs=6, batch_size=8, lr=2e-2, clip=1.0)
+    plan = Plan(epochs=2, batch_size=4, lr=5e-3, clip=1.0)
     options = {"lr_log_sigma": 0.1, "kl_weight": 1e-3, "threshold": 1.0, "l0_weight": 1e-3, "lr_gates": 0.1,
                "iss_weight": 1e-3, "fine_tune": 0.25, "prune_every": 5}  # fmt: skip
     return {"smoke": Profile(plan, **options), "quick": Profile(plan, **options)}

@@ -39,7 +39,7 @@ def spoken(task: SpeechTask, before, after):
     seconds = len(batch.inputs[0]) * HOP / RATE
     figure, (sound, *panels) = subplots(8.6, 7.2, 3, 1, sharex=True, height_ratios=[1.15, 1, 1])
     image = sound.imshow(
-        batch.inputs[0][:, 0].T, origin="lower", aspect="auto", cmap="cividis", interpolation="nearest",
+        batch.inputs[0][:, 0].T.numpy(), origin="lower", aspect="auto", cmap="cividis", interpolation="nearest",
         extent=(0, seconds, 0, task.features * BANDS / 1000), vmin=-2.5, vmax=2.5,
     )  # fmt: skip
     figure.colorbar(image, ax=sound, pad=0.01, label="log power, standardised", extend="both")
@@ -52,7 +52,7 @@ def spoken(task: SpeechTask, before, after):
     for ax, predict, when in zip(panels, (before, after), ("before", "after"), strict=True):
         shares, read = posteriors(task, predict, batch)
         image = ax.imshow(
-            shares.T, origin="lower", aspect="auto", cmap="cividis", interpolation="nearest", vmin=0, vmax=1,
+            shares.T.numpy(), origin="lower", aspect="auto", cmap="cividis", interpolation="nearest", vmin=0, vmax=1,
             extent=(0, seconds, -0.5, len(task.classes) - 0.5),
         )  # fmt: skip
         ax.set_yticks(range(len(task.classes)), ["blank", *task.classes[1:]], fontsize=7)

@@ -1,0 +1,118 @@
+"""Two runs are compared by the items both answered: the interval is that of drawing other items of the same kind."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sparsernn import records
+from sparsernn.report import claims
+from sparsernn.report.paired import difference
+
+
+def counts(errors, of=None, groups=None, split="test"):
+    found = {f"{split}.errors": np.array(errors), f"{split}.of": np.array(of if of is not None else [1] * len(errors))}
+    return found if groups is None else found | {f"{split}.groups": np.array(groups)}
+
+
+def test_the_interval_is_that_of_all_draws_of_items():
+    first, second, of = np.array([[0, 2, 1, 0, 3, 1], [1, 2, 4, 1, 2, 3], [3, 5, 4, 3, 7, 6]])
+    draws = np.indices([6] * 6).reshape(6, -1)
+    gaps = (second - first)[draws].sum(0) / of[draws].sum(0)
+    gap, low, high = difference(counts(first, of), counts(second, of))
+    assert gap == pytest.approx(6 / 28)
+    assert (low, high) == pytest.approx(tuple(np.quantile(gaps, [0.025, 0.975])), abs=0.01)
+
+
+def test_pairs_tell_what_two_intervals_of_their_own_would_not():
+    rng = np.random.default_rng(0)
+    hard = rng.random(400) < 0.3
+    worse = hard | (rng.random(400) < 0.03)
+    gap, low, high = difference(counts(hard.astype(int)), counts(worse.astype(int)))
+    alone = 1.96 * np.sqrt(2 * hard.mean() * (1 - hard.mean()) / 400)
+    assert 0 < low < gap < high and (high - low) / 2 < alone / 3
+    assert difference(counts(worse.astype(int)), counts(hard.astype(int)))[0] == -gap
+
+
+def test_the_interval_covers_the_truth_as_often_as_it_says():
+    rng, covered = np.random.default_rng(1), 0
+    for _ in range(60):
+        shared = rng.random(60) < 0.2
+        first, second = (rng.binomial(5, np.where(shared, 0.5, p)) for p in (0.1, 0.15))
+        _, low, high = difference(counts(first, [5] * 60), counts(second, [5] * 60))
+        covered += low <= 0.8 * 0.05 <= high
+    assert 50 <= covered <= 60
+
+
+def test_items_that_share_recordings_are_drawn_together():
+    rng = np.random.default_rng(2)
+    errors = rng.integers(0, 3, 30)
+    once = difference(counts(0 * errors, [5] * 30), counts(errors, [5] * 30))
+    fourfold = [np.tile(x, 4) for x in (0 * errors, errors, [5] * 30, range(30))]
+    none, wrong, of, groups = fourfold
+    assert difference(counts(none, of, groups), counts(wrong, of, groups)) == pytest.approx(once)
+    _, low, high = difference(counts(none, of), counts(wrong, of))  # as if the copies were news
+    assert high - low < 0.7 * (once[2] - once[1])
+
+
+def test_the_same_answers_differ_by_nothing_and_others_items_are_refused():
+    assert difference(counts([0, 1, 2], [3, 3, 3]), counts([0, 1, 2], [3, 3, 3])) == (0, 0, 0)
+    with pytest.raises(ValueError, match="test.of differs between the runs"):
+        difference(counts([0, 1], [3, 4]), counts([0, 1], [3, 5]))
+    with pytest.raises(ValueError, match="test.groups differs"):
+        difference(counts([0, 1], groups=[0, 1]), counts([0, 1]))
+    with pytest.raises(ValueError, match="all 2 items of test are of one group"):
+        difference(counts([0, 1], groups=[4, 4]), counts([1, 1], groups=[4, 4]))
+    with pytest.raises(KeyError, match="noisy"):
+        difference(counts([0, 1]), counts([1, 1]), "noisy")
+
+
+# ---- claims
+
+
+def spoken(folder, method, model, wrong, options=""):
+    """A tracked run on digits whose noisy utterances had so many errors of five each."""
+    row = {"task": "digits", "model": model, "method": method, "variant": options, "profile": "quick", "seed": 0,
+           "metric": "label_error_rate", "test": 0.01, "compression": 10.0, "epochs": 9, "data_note": ""}  # fmt: skip
+    records.upsert([row], folder / "quick.csv")
+    path = folder / "runs" / records.run_key(row)
+    path.mkdir(parents=True)
+    records.save_counts(counts(wrong, [5] * len(wrong), split="noisy"), path / records.MISTAKES)
+
+
+def verdicts(folder):
+    return claims.table(folder).set_index("claim")[["verdict", "here"]]
+
+
+def test_gradual_against_hard_is_decided_by_the_interval_in_noise(tmp_path):
+    pd.DataFrame(columns=records.FIELDS).to_csv(tmp_path / "quick.csv", index=False)
+    base = np.arange(100) % 2
+    spoken(tmp_path, "gradual", "rnn-128", base, "density=0.1")
+    assert "no finished run on digits of: hard" in verdicts(tmp_path).loc["C4, spoken digits, RNN", "here"]
+    spoken(tmp_path, "hard", "rnn-128", base + 1, "density=0.1")
+    verdict, here = verdicts(tmp_path).loc["C4, spoken digits, RNN"]
+    assert verdict == "holds, on other data" and "in noise: -0.200 (-0.200 to -0.200)" in here
+    spoken(tmp_path, "gradual", "gru-128", base, "density=0.1")
+    spoken(tmp_path, "hard", "gru-128", base[::-1].copy(), "density=0.1")
+    assert verdicts(tmp_path).loc["C4, spoken digits, GRU", "verdict"] == "undecided, on other data"
+
+
+@pytest.mark.parametrize(
+    ("same", "big", "verdict"),
+    [(2, 1, "holds"), (2, 2, "holds in part"), (0, 1, "holds in part"), (0, 2, "does not hold"), (1, 1, "undecided")],
+)
+def test_a_sparse_net_of_the_same_size_and_a_larger_one_are_set_against_the_dense(tmp_path, same, big, verdict):
+    errors = np.ones(50, int)
+    spoken(tmp_path, "dense", "gru-128", errors)
+    spoken(tmp_path, "gradual", "gru-128", same * errors, "density=0.1")
+    spoken(tmp_path, "gradual", "gru-256", big * errors, "density=0.1")
+    assert verdicts(tmp_path).loc["C2, spoken digits, GRU", "verdict"] == f"{verdict}, on other data"
+
+
+def test_counts_come_back_from_their_file_and_give_the_same_bytes(tmp_path):
+    arrays = {"test.errors": np.array([0, 300, 2]), "test.of": np.array([5, 400, 2])}
+    for name in "ab":
+        records.save_counts(arrays, tmp_path / name)
+    found = records.read_counts(tmp_path / "a")
+    assert found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert records.read_counts(tmp_path / "none") is None
