@@ -27,9 +27,9 @@ def evaluate(predict, task, split, plan, device="cpu"):
 
 
 @torch.no_grad()
-def predictions(predict, task, split, plan, device="cpu", dtype=torch.float32):
-    """[(batch, logits)] over a split in evaluation order, the state carried where the task carries it; on a device, what is
-    read in floats in a precision."""
+def predictions(predict, task, split, plan, device="cpu", dtype=None):
+    """[(batch, logits)] over a split in evaluation order, the state carried where the task carries it; on a device, the floats
+    that are read as `dtype`."""
     state, batch_size = None, plan.batch_size if plan.steps else max(plan.batch_size, EVALUATION_BATCH)
     for batch in task.batches(split, batch_size, plan.steps or None):
         batch = batch.to(device, dtype)
@@ -42,9 +42,11 @@ def mistakes(predict, task, plan):
     much of an item is wrong, of how much, and what it shares data with (left out where each stands alone)."""
     found = {}
     for split in ("test", *task.more_tests):
-        parts = [task.mistakes(logits, batch) for batch, logits in predictions(predict, task, split, plan)]
-        if None in parts:
-            return {}
+        parts = []
+        for batch, logits in predictions(predict, task, split, plan):
+            if (part := task.mistakes(logits, batch)) is None:
+                return {}
+            parts.append(part)
         wrong, of = map(np.concatenate, zip(*parts, strict=True))
         found |= {f"{split}.errors": wrong, f"{split}.of": of}
         if (groups := task.groups(split)) is not None:
@@ -52,7 +54,7 @@ def mistakes(predict, task, plan):
     return found
 
 
-def example_of(task, plan, dtype=torch.float32):
+def example_of(task, plan, dtype=None):
     """What the model is called with, for one that does not declare who reads whom: a batch of training."""
     batch = next(iter(task.batches("train", plan.batch_size, plan.steps or None))).to("cpu", dtype)
     return (*batch.inputs, *(() if batch.lengths is None else (batch.lengths,)))

@@ -10,6 +10,7 @@ import numpy as np
 from .. import tasks
 from ..files import replacing
 from ..records import where_and_with
+from ..tasks.base import LanguageTask
 from .config import runs_root
 
 ORDERS = range(2, 8)
@@ -29,7 +30,7 @@ def count_back_off(task, profile, order):
     if order not in ORDERS:
         raise ValueError(f"order is {order}; n-grams of order {ORDERS.start} to {ORDERS.stop - 1} are counted")
     directory, data = back_off_directory(task, profile, order), tasks.load(task, profile)
-    if data.classes:
+    if not isinstance(data, LanguageTask):
         raise ValueError(
             f"{task!r} is no language model's task; n-grams are counted where the next symbol is predicted"
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from .words import PAD
 
 SPLITS = ("train", "valid", "test")
+CHUNK = 20  # batches among which sequences are sorted by length
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Batch:
         """The first input: the ids, where there is but one."""
         return self.inputs[0]
 
-    def to(self, device, dtype: torch.dtype = torch.float32) -> Batch:
-        """The same batch on a device, its floats in a precision."""
+    def to(self, device, dtype: torch.dtype | None = None) -> Batch:
+        """The same batch on a device, the floats it is read in as `dtype`."""
         lengths = None if self.lengths is None else self.lengths.to(device)
-        inputs = tuple(x.to(device, dtype if x.is_floating_point() else x.dtype) for x in self.inputs)
-        return Batch(inputs, self.targets.to(device), lengths, self.carry)
+        inputs = tuple(x.to(device, dtype if x.is_floating_point() else None) for x in self.inputs)
+        return replace(self, inputs=inputs, targets=self.targets.to(device), lengths=lengths)
 
 
 class Task:
@@ -134,13 +135,11 @@ class ClassificationTask(Task):
     splits   per split: `ids` int [sum of lengths], the sequences one after the other; `lengths` int [N];
              `labels` int [N], an index into classes
 
-    Batches are trimmed to their longest sequence, and sequences of similar length share one. Evaluation sorts the
-    split by length. With a generator a fresh permutation is cut into chunks of 20 batches, each chunk sorted by
-    length, and the batches shuffled: every epoch mixes anew, padding costs little. `steps` is not used.
+    Batches are trimmed to their longest sequence, and sequences of similar length share one (`of_similar_length`). `steps`
+    is not used.
     """
 
     metric, better = "accuracy", "higher"
-    chunk_batches = 20
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -160,7 +159,7 @@ class ClassificationTask(Task):
         if not len(lengths):
             return
         ids, ends = torch.as_tensor(data["ids"]), lengths.cumsum(0)
-        for group in of_similar_length(lengths, batch_size, generator, self.chunk_batches):
+        for group in of_similar_length(lengths, batch_size, generator):
             from_end = torch.arange(int(lengths[group].max()), 0, -1)[:, None]  # [T, 1]: T, ..., 1 steps before the end
             real = from_end <= lengths[group]
             tokens = torch.where(real, ids[(ends[group] - from_end).clamp(min=0)].long(), PAD)
@@ -241,18 +240,17 @@ class WordTask(LanguageTask):
         return [("", " ".join(words[start : start + symbols])) for start in range(0, len(words), symbols)]
 
 
-def of_similar_length(
-    lengths: torch.Tensor, batch_size: int, generator: torch.Generator | None, chunk_batches: int
-) -> Iterator[torch.Tensor]:
-    """Indices of the sequences that share a batch. Without a generator sorted by length; with one a fresh permutation is cut
-    into chunks of `chunk_batches` batches, each sorted, and the batches shuffled. lengths: int64 [N]."""
+def of_similar_length(lengths: torch.Tensor, batch_size: int, generator: torch.Generator | None) -> list[torch.Tensor]:
+    """Numbers of sequences in batches whose padding costs little, from their lengths [N].
+
+    Evaluation, without a generator, sorts the split by length. With one a fresh permutation is cut into chunks of 20
+    batches, each chunk sorted by length, and the batches shuffled: every epoch mixes anew.
+    """
     if generator is None:
-        chunks = [torch.arange(len(lengths))]
-    else:
-        chunks = torch.randperm(len(lengths), generator=generator).split(chunk_batches * batch_size)
+        return list(lengths.argsort(stable=True).split(batch_size))
+    chunks = torch.randperm(len(lengths), generator=generator).split(CHUNK * batch_size)
     groups = [group for chunk in chunks for group in chunk[lengths[chunk].argsort(stable=True)].split(batch_size)]
-    order = range(len(groups)) if generator is None else torch.randperm(len(groups), generator=generator)
-    yield from (groups[i] for i in order)
+    return [groups[i] for i in torch.randperm(len(groups), generator=generator)]
 
 
 def detached(state):

@@ -46,7 +46,6 @@ class SpeechTask(Task):
 
     metric, better = "label_error_rate", "lower"
     features = WINDOW // 2 + 1
-    chunk_batches = 20
 
     def __init__(self, name, splits, classes, data_note=""):
         super().__init__(name, splits, [], classes, data_note)
@@ -97,7 +96,7 @@ class SpeechTask(Task):
         self, split: str, batch_size: int, steps: int | None = None, generator: torch.Generator | None = None
     ) -> Iterator[Batch]:
         lengths = torch.as_tensor(self._split(split, batch_size)["lengths"]).long()
-        for group in of_similar_length(lengths, batch_size, generator, self.chunk_batches):
+        for group in of_similar_length(lengths, batch_size, generator):
             sounds = [(self.sound(split, i), HOP) for i in group.tolist()]
             if generator is not None:
                 sounds = [heard_anew(sound, generator) for sound, _ in sounds]

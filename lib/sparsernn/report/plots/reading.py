@@ -69,7 +69,9 @@ def gate_trace(table):
         figure, ax = subplots(5.2, 1.6)
         say(
             ax,
-            "nothing moves here: no gate hears words or neurons" if "gate" in table else "no gates, or no words, here",
+            "nothing moves here: no gate hears words or neurons, or no layer reads words as they are"
+            if "gate" in table
+            else "no gates here",
         )
         return figure
     wide = table.pivot(index=["gate", "neuron"], columns="step", values="value")
