@@ -1,8 +1,11 @@
 """Two runs are compared by the items both answered: the interval is that of drawing other items of the same kind."""
 
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
+import yaml
 
 from sparsernn import records
 from sparsernn.report import claims
@@ -116,3 +119,22 @@ def test_counts_come_back_from_their_file_and_give_the_same_bytes(tmp_path):
     assert found.keys() == arrays.keys() and all(np.array_equal(found[name], arrays[name]) for name in arrays)
     assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
     assert records.read_counts(tmp_path / "none") is None
+
+
+@pytest.mark.parametrize("cell", ["RNN", "GRU"])
+def test_the_study_of_digits_runs_all_that_the_claims_compare(cell):
+    study, asked = yaml.safe_load((Path(__file__).parents[1] / "digits.yaml").read_text()), set()
+
+    class Asked(claims.Evidence):
+        def row(self, task, method, model=None, options=None):
+            asked.add((task, method, model, (options or {}).get("density")))
+
+    for name in ("C2", "C3", "C4"):
+        assert claims.CLAIMS[f"{name}, spoken digits, {cell}"][1](Asked(None, None))[0] == "not run"
+    runs = {
+        ("digits", method, given["model"], given.get("density"))
+        for entry in study["tasks"]["digits"]
+        for method, given in entry.items()
+    }
+    assert len(asked) == 6 and asked <= runs and study["seeds"] == [0, 1]
+    assert ("digits", "gradual", f"{cell.lower()}-128", None) in runs, "C1 needs the paper's own threshold"
