@@ -1,6 +1,7 @@
 """What a recogniser hears and answers: a spectrogram, and under it how likely each word is at every moment."""
 
 import itertools
+import textwrap
 
 import numpy as np
 import torch
@@ -11,6 +12,7 @@ from .listen import listen
 from .style import styled, subplots, title
 
 BANDS = RATE / WINDOW  # Hz from one to the next
+LONGEST = 80  # characters of what is read; a net that has learnt nothing reads a word a frame
 
 
 def _shown(task):
@@ -56,7 +58,8 @@ def spoken(task: SpeechTask, before, after):
             extent=(0, seconds, -0.5, len(task.classes) - 0.5),
         )  # fmt: skip
         ax.set_yticks(range(len(task.classes)), ["blank", *task.classes[1:]], fontsize=7)
-        ax.set_title(f"{when} pruning it reads: {' '.join(read) or 'nothing'}", fontsize=8.5)
+        said_so = textwrap.shorten(" ".join(read), LONGEST, placeholder=" …") or "nothing"
+        ax.set_title(f"{when} pruning it reads: {said_so}", fontsize=8.5)
         figure.colorbar(image, ax=ax, pad=0.01, label="probability")
         heard.append((shares, read))
     panels[-1].set(xlabel="seconds", xlim=(0, seconds))
