@@ -52,7 +52,7 @@ def gru_step(p, name, act, s_gates, x, read, h):
 
 def rnn_step(p, name, act, s_gates, x, read, h):
     a = s_gates * (p["weight_ih" + name] @ x + p["weight_hh" + name] @ read) + p["bias_ih" + name] + p["bias_hh" + name]
-    return (a.tanh() if act == "tanh" else a.clamp(min=0),)
+    return (a.tanh() if act == "tanh" else a.clip(0, 20 if act == "clipped_relu" else None),)
 
 
 STEPS = {"LSTM": lstm_step, "GRU": gru_step, "RNN": rnn_step}

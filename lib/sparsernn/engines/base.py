@@ -116,8 +116,11 @@ class Engine:
     devices = ("cpu", "cuda")
     dtype = torch.float32  # of its products; x and y are float32
     reads_ids = False  # whether ids cost a row of a table, not a product
+    activations = ("logistic", "hard", "tanh", "relu")  # those it computes (`Cell.activation`)
 
     def __init__(self, layer, device="cpu"):
+        if layer.cell.activation not in self.activations:
+            raise Unsupported(f"it computes {', '.join(self.activations)}, not {layer.cell.activation}")
         self.layer, self.device = layer, torch.device(device)
 
     @torch.no_grad()

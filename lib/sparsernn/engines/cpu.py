@@ -11,6 +11,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
+from ..nets.cells import CEILING
 from .base import KINDS, Tabled
 from .products import Product
 
@@ -18,6 +19,7 @@ FAST = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "nump
 # function is not compiled again when one that it calls changes elsewhere
 WIDTHS = (4, 8, 16, 32, 48, 64)  # sequences side by side
 LONGEST = 16  # floats of one vector; where registers are shorter, LLVM cuts it
+CLIPPED = 2  # see `advance`
 AHEAD = 2  # weights at a time, each with its own sums: a sum has to wait for the one before
 ROWS = 64  # of a sparse W at a time, where its product is laid out anew
 
@@ -45,7 +47,10 @@ def squash(v, hard):
 
 @njit(**FAST)
 def advance(kind, hard, v, fixed_at, fixed, h, c):
-    """Preactivations v [K·n] and the old state [n] → the new one, in place; constants at `fixed_at` of v."""
+    """Preactivations v [K·n] and the old state [n] → the new one, in place; constants at `fixed_at` of v.
+
+    hard: 0 logistic (of an RNN: tanh), 1 hard gates (relu), CLIPPED the clipped relu
+    """
     n = len(h)
     if kind == 0:
         squash(v[: 2 * n], hard)
@@ -75,6 +80,9 @@ def advance(kind, hard, v, fixed_at, fixed, h, c):
     else:
         for i in range(n):
             h[i] = max(v[i], np.float32(0)) if hard else tanh(v[i])
+        if hard == CLIPPED:
+            for i in range(n):
+                h[i] = min(h[i], np.float32(CEILING))
         for k in range(len(fixed_at)):
             h[fixed_at[k]] = fixed[k]
 
@@ -355,10 +363,11 @@ class Whole(Tabled):
     """What `Rows` and `Lanes` share."""
 
     devices = ("cpu",)
+    activations = (*Tabled.activations, "clipped_relu")
 
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)
-        self.cell = KINDS[layer.kind], layer.cell.activation in ("hard", "relu")
+        self.cell = KINDS[layer.kind], {"hard": 1, "relu": 1, "clipped_relu": CLIPPED}.get(layer.cell.activation, 0)
         self.where = tuple(index.astype(np.uint32) for index in layer.where.numpy().nonzero())  # block, neuron of a row
 
     def constants(self, copies, block, neuron, copy):

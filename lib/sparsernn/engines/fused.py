@@ -143,6 +143,8 @@ def _quantised(module):
 class Loop(Engine):
     """`parts.run`: ATen operations step by step, any gate."""
 
+    activations = (*Engine.activations, "clipped_relu")
+
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)
         self.parts = {n: self.fp32(p) if p.is_floating_point() else p.to(device) for n, p in layer.parts.items()}

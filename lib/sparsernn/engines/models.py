@@ -9,6 +9,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..nets.found import Found, is_computed
 from ..nets.layers import RECURRENT, kind_of
+from ..nets.norms import without_norms
 from ..nets.outside import Start, deep_copy
 from ..nets.readers import answer
 from ..nets.small import SMALL, SmallEmbedding, SmallLinear, SmallRecurrent, become, settle
@@ -29,9 +30,10 @@ def layers_of(module):
     kind = next(theirs for theirs in RECURRENT if isinstance(module, theirs))
     activation = getattr(module, "activation", getattr(module, "nonlinearity", "logistic"))
     cell, ends = RECURRENT[kind].cell_type(activation), ("", "_reverse") if module.bidirectional else ("",)
+    tensors = without_norms(module)
     for suffix in [f"_l{number}{end}" for number in range(module.num_layers) for end in ends]:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]
-        weights = [getattr(module, name + suffix).detach().cpu() for name in names]
+        weights = [tensors[name + suffix].cpu() for name in names]
         weights += [] if module.bias else [weights[1].new_zeros(len(weights[1]))] * 2
         keep = torch.ones(weights[1].shape[1], dtype=torch.bool)
         if isinstance(module, SmallRecurrent):
@@ -55,7 +57,7 @@ class Levels:
     def __init__(self, layers, module, make):
         self.engines = {suffix: make(layer) if layer.hidden else None for suffix, layer in layers.items()}
         self.ends, self.last, self.pair = module.ends(), module.num_layers - 1, isinstance(module, nn.LSTM)
-        self.widths, self.states = module._small.widths, False
+        self.widths, self.states, self.summed = module._small.widths, False, module.summed
 
     def __call__(self, number, x, initial, ours):
         if initial is not None:
@@ -76,7 +78,7 @@ class Levels:
                 h = y[time.amin(0) if reverse else time.amax(0), torch.arange(batch, device=x.device)]
                 states.append(nn.functional.pad(h, (0, self.widths[number] - h.shape[1])))
             outputs.append(y)
-        y = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+        y = sum(outputs) if self.summed else outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
         if not (y.shape[2] or number == self.last):  # the level above reads one column of zeros
             y = y.new_zeros(steps, batch, 1)
         if not self.states:
@@ -141,7 +143,7 @@ def by_engine(model, engine, example, device="cpu"):
         object.__setattr__(module, "level", Levels(layers, module, lambda layer: kind(layer, device)))
         for number in range(module.num_layers):  # an engine gives no neuron that stays at zero
             sends, last = module._small.sends, number == module.num_layers - 1
-            whole = not last or len(sends) == sum(map(len, module.kept(number)))
+            whole = not last or len(sends) == sum(map(len, module.kept(number)[: len(module.abreast())]))
             module._small.follows(f"places_l{number}", None if whole else sends)
     found = Found(copied)
     for name, module in list(copied.named_modules()):
@@ -202,12 +204,12 @@ def as_small(module, one_hot):
     kept = {f"_l{number}{end}": size for number in range(module.num_layers) for end in ends}
     words = module.input_size if one_hot else None
     spec = {"inputs": module.input_size, "reads": None, "words": words, "kept": kept}
-    weights = {name: getattr(module, name).detach() for name in module._flat_weights_names}
+    weights, out = without_norms(module), 1 if getattr(module, "summed", False) else len(ends)
     if one_hot:
         weights |= {
             name: nn.functional.pad(w, (0, 1)) for name, w in weights.items() if name.startswith("weight_ih_l0")
         }
-    become(module, spec | {"sends": len(ends) * size, "wide": False, "scaled": False})
+    become(module, spec | {"sends": out * size, "wide": False, "scaled": False})
     for name, buffer in list(module._small.named_buffers()):
         module._small.register_buffer(name, torch.arange(len(buffer)))
     for name in module._flat_weights_names:

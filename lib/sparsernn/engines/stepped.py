@@ -11,6 +11,7 @@ class Stepped(Tabled):
     """`product(W_hh)` is called once a step, and once for the head; the rest are ATen operations, as in `parts.run`."""
 
     product: type
+    activations = (*Tabled.activations, "clipped_relu")
 
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)

@@ -61,6 +61,8 @@ class Axis:
     letters, hidden  `gates` axes: a letter per gate type, in order, and the name of the axis of their neurons, which
                      several may share (directions that are summed)
     moved_by         `gates` axes: (letter, that of another gate that moves it without any weight), see `cells.Cell`
+    apart            what stands between those who write it and those who read it (a convolution over time) needs its
+                     width: neurons that go leave zeros behind
     """
 
     name: str
@@ -72,6 +74,7 @@ class Axis:
     letters: str = ""
     hidden: str = ""
     moved_by: tuple[tuple[str, str], ...] = ()
+    apart: bool = False
 
     def having(self, *roles):
         return [member for member in self.members if member.role in roles]
@@ -108,6 +111,19 @@ class Axis:
         return found.flatten()
 
 
+def drop_gates(axes, weights, kept):
+    """Clear, in place, the rows of gates that are not in `kept` (axis name → bool [size]); one that the gates of several
+    directions have in common where none of them is kept."""
+    common = {}
+    for axis in (axis for axis in axes if axis.kind == "gates"):
+        axis.drop(weights, ~kept[axis.name], "out")
+        for member in (member for member in axis.having("out") if member.tied):
+            left, _ = common.get(member.tensor, (kept[axis.name], member))
+            common[member.tensor] = left | kept[axis.name], member
+    for tensor, (left, member) in common.items():
+        member.clear(weights[tensor], ~left)
+
+
 def gates_of(axes, hidden):
     """The `gates` axes of a hidden axis, one a direction."""
     return [axis for axis in axes if axis.kind == "gates" and axis.hidden == hidden.name]
@@ -118,31 +134,46 @@ def each(size):
     return torch.arange(size)[:, None]
 
 
-def recurrent_axes(name, layer, readers, prefix="", tied=False):
+def input_axis(name, layer, size, writers=(), needs=("in",), axis="input"):
+    """The axis of the numbers that a recurrent stack called `name` reads. writers: `Member`s of what makes them."""
+    ends = layer.ends()[: 1 if layer.shared_input else None]
+    members = [Member(f"{name}.weight_ih_l0{end}", 1, each(size), "in") for end in ends]
+    members += [Member(f"{name}.input_l0{end}", 1, each(size), "scale") for end in ends]
+    return Axis(axis, "input", size, (*writers, *members), needs)
+
+
+def recurrent_axes(name, layer, readers, prefix="", tied=False, apart=False):
     """The hidden and gate axes of a recurrent stack called `name` whose output the tensors `readers` read (dim 1).
 
-    prefix: of the axes' names, where a model has several stacks. tied: the readers are other layers' tensors too.
+    prefix: of the axes' names, where a model has several stacks. tied: the readers are other layers' tensors too. apart:
+    see `Axis`. Directions that are summed have one hidden axis.
     """
-    axes, suffixes = [], layer.suffixes()
-    size, letters = layer.hidden_size, layer.cell.gates
+    found, size, letters, shared = [], layer.hidden_size, layer.cell.gates, layer.shared_input
     rows = torch.arange(len(letters)) * size + each(size)  # [H, G]: neuron j is row g·H + j of every gate g
     all_rows = each(len(letters) * size)
-    for suffix in suffixes:
-        level = int(suffix.split("_")[1][1:])
-        above = [f"{name}.weight_ih{s}" for s in suffixes if s.startswith(f"_l{level + 1}")]
-        columns = each(size) + (size if suffix.endswith("_reverse") else 0)
-        weights, biases = (
-            [f"{name}.weight_{k}{suffix}" for k in ("ih", "hh")],
-            [f"{name}.bias_{k}{suffix}" for k in ("ih", "hh") if layer.bias],
-        )
-        hidden = [Member(w, 0, rows, "out") for w in weights] + [Member(b, 0, rows, "bias") for b in biases]
-        hidden += [Member(weights[1], 1, each(size), "in"), *(Member(reader, 1, columns, "in") for reader in above)]
-        hidden += [Member(reader, 1, columns, "in", tied) for reader in readers if not above]
-        hidden += [Member(f"{name}.{scale}{suffix}", 1, each(size), "scale") for scale in ("recurrent", "output")]
-        gates = [Member(w, 0, all_rows, "out") for w in weights] + [Member(b, 0, all_rows, "bias") for b in biases]
-        gates += [Member(f"{name}.gates{suffix}", 1, all_rows, "scale")]
-        axes.append(Axis(f"{prefix}hidden{suffix}", "hidden", size, tuple(hidden)))
-        extra = {"needs": ("out",), "letters": letters, "hidden": f"{prefix}hidden{suffix}"}
-        extra |= {"moved_by": layer.cell.moved_by}
-        axes.append(Axis(f"{prefix}gates{suffix}", "gates", len(letters) * size, tuple(gates), **extra))
-    return axes
+    for level in range(layer.num_layers):
+        last = level + 1 == layer.num_layers
+        above = [] if last else [f"{name}.weight_ih_l{level + 1}{end}" for end in layer.ends()[: 1 if shared else None]]
+        for place, first in enumerate(layer.abreast()):
+            hidden, gates, scales, columns = [], [], [], each(size) + place * size
+            for suffix in [f"_l{level}{end}" for end in (layer.ends() if layer.summed else (first,))]:
+                common = shared and suffix.endswith("_reverse")  # its input matrix is the other direction's
+                inward = f"{name}.weight_ih{suffix.removesuffix('_reverse') if common else suffix}"
+                recurrent = f"{name}.weight_hh{suffix}"
+                biases = [f"{name}.bias_{k}{suffix}" for k in ("ih", "hh") if layer.bias]
+                norms = [f"{name}.norm{suffix}.{own}" for own in ("weight", "bias")]
+                hidden += [Member(w, 0, rows, "out") for w in ((recurrent,) if common else (inward, recurrent))]
+                hidden += [Member(b, 0, rows, "bias") for b in biases] + [Member(recurrent, 1, each(size), "in")]
+                hidden += [Member(n, 0, rows, "bias", True) for n in norms if layer.norm(suffix) and not common]
+                scales += [Member(f"{name}.{k}{suffix}", 1, each(size), "scale") for k in ("recurrent", "output")]
+                own = [Member(inward, 0, all_rows, "out", shared), Member(recurrent, 0, all_rows, "out")]
+                own += [Member(b, 0, all_rows, "bias") for b in biases]
+                own += [Member(f"{name}.gates{suffix}", 1, all_rows, "scale")]
+                extra = {"letters": letters, "hidden": f"{prefix}hidden_l{level}{first}"}
+                extra |= {"needs": ("out",), "moved_by": layer.cell.moved_by}
+                gates.append(Axis(f"{prefix}gates{suffix}", "gates", len(all_rows), tuple(own), **extra))
+            hidden += [Member(reader, 1, columns, "in") for reader in above]
+            hidden += [Member(reader, 1, columns, "in", tied) for reader in readers if last] + scales
+            found.append(Axis(f"{prefix}hidden_l{level}{first}", "hidden", size, tuple(hidden), apart=apart and last))
+            found += gates
+    return found

@@ -1,9 +1,12 @@
 """One step of a recurrent layer, forward and by hand backward, and the loop over time as one operation."""
 
+import math
+
 import torch
 from torch.autograd.function import once_differentiable
 
 HALF = torch.tensor(0.5)  # without a dimension it takes the other's dtype and device
+CEILING = 20.0  # of the clipped relu, min(max(a, 0), 20) (Deep Speech 2, 1512.02595)
 
 
 def squash(a, activation):
@@ -32,13 +35,13 @@ class Cell:
     def __init__(self, activation):
         self.activation = activation
 
-    def to_blocks(self, rows, landing):
-        """A tensor whose first dimension runs over gates → over blocks; zeros where no gate lands."""
+    def to_blocks(self, rows, landing, dim=0):
+        """A tensor of which one dimension runs over gates → over blocks; zeros where no gate lands."""
         blocks = 1 + max(self.from_input + self.from_state)
         if landing == tuple(range(blocks)):
             return rows
-        parts = rows.chunk(len(self.gates))
-        return torch.cat([parts[landing.index(b)] if b in landing else parts[0] * 0 for b in range(blocks)])
+        parts = rows.chunk(len(self.gates), dim)
+        return torch.cat([parts[landing.index(b)] if b in landing else parts[0] * 0 for b in range(blocks)], dim)
 
     @property
     def gate_of_block(self):
@@ -167,24 +170,32 @@ class GRUCell(Cell):
 
 
 class RNNCell(Cell):
-    """h = tanh(a) or relu(a)."""
+    """h = tanh(a), relu(a), or the relu clipped at CEILING."""
 
     gates, n_states = "h", 1
     from_input = from_state = (0,)
+
+    @property
+    def bounds(self):
+        return (0, math.inf if self.activation == "relu" else CEILING)
 
     def slices(self, values):
         return _each_step(values)
 
     def propose(self, slices):
-        slices[0].tanh_() if self.activation == "tanh" else slices[0].relu_()
+        if self.activation == "tanh":
+            slices[0].tanh_()
+        else:
+            slices[0].clamp_(0, self.bounds[1])
 
     def advance(self, slices, state, new):
         new[0].copy_(slices[0])
 
     def backward(self, slices, state, new, grad, out):
-        backward = torch.ops.aten.tanh_backward if self.activation == "tanh" else torch.ops.aten.threshold_backward
-        extra = () if self.activation == "tanh" else (0,)
-        backward.grad_input(grad[0], slices[0], *extra, grad_input=out[0])
+        if self.activation == "tanh":
+            torch.ops.aten.tanh_backward.grad_input(grad[0], slices[0], grad_input=out[0])
+        else:  # nothing at and beyond the bounds
+            torch.ops.aten.hardtanh_backward.grad_input(grad[0], slices[0], *self.bounds, grad_input=out[0])
 
 
 def _sum_to(grad, like):

@@ -1,7 +1,8 @@
 """From masks to a really smaller model that computes the same function: small layers in the places of large ones.
 
 Removed neurons leave every gate, the recurrent columns and whatever reads them; a gate that nothing reaches keeps its bias
-alone; scales are multiplied into the weights. Source: 1812.05692, ISS 1709.05027.
+alone; scales, and the norm of what a layer takes from its input, are multiplied into the weights. A layer of another kind
+(a convolution) stays as it is. Source: 1812.05692, ISS 1709.05027.
 """
 
 from dataclasses import replace
@@ -96,6 +97,9 @@ class _Swap:
         self.ways = {name: ways.get(name, Way({})) for name in found.layers}
         read = {axis: some for way in self.ways.values() for axis, some in way.read.items()}
         axes = tuple(axis if axis.kind == "gates" else self._apart_from_fixed(axis, read) for axis in masks.axes)
+        for axis in axes:
+            if axis.apart and not (way := self.ways[self.home(axis)]).wide:
+                self.ways[self.home(axis)] = replace(way, wide=True, why="what follows it needs the width")
         self.masks = masks = replace(masks, axes=axes)
         self.axes = [axis for axis in axes if axis.kind != "gates"]
         self.closed = close(masks, read)
@@ -226,6 +230,8 @@ class _Swap:
             if axis.kind == "gates" or (name is not None and axis.kind != "hidden" and self.ways[name].scaled):
                 roles = ("out",)
             members = axis.having(*roles)
+            if axis.kind == "gates":  # rows that are another direction's too: see `_own_rows`
+                members = [member for member in members if not member.tied]
             if axis.kind == "hidden" and name is not None and self.ways[name].scaled and self._leaves(axis):
                 members = [member for member in members if layer_of(member.tensor) == name]
             axis.multiply(tensors, value, members)
@@ -236,6 +242,7 @@ class _Swap:
         module = small.get_submodule(name)
         make = {nn.Linear: self._linear, nn.Embedding: self._embedding}.get(kind_of(module), self._recurrent)
         full = {own: self.tensors[self.found.canonical[f"{name}.{own}"]] for own in parameter_names(module)}
+        full |= self._own_rows(name, module, full) if name in self.found.recurrent else {}
         training, device = module.training, next(iter(full.values())).device
         spec, tensors = make(name, module, {own: tensor.cpu() for own, tensor in full.items()})
         become(module, spec)
@@ -267,11 +274,12 @@ class _Swap:
         return spec, {"weight": rows, "_small.kept": words.nonzero().flatten()}
 
     def _recurrent(self, name, module, full):
-        cell, suffixes = Shape(module).cell, Shape(module).suffixes()
-        ends = ("", "_reverse") if module.bidirectional else ("",)
+        shape = Shape(module)
+        cell, suffixes, ends = shape.cell, shape.suffixes(), shape.ends()
         hidden = {suffix: self._axis("hidden", f"{name}.weight_hh{suffix}", "out") for suffix in suffixes}
         kept = {suffix: self.closed.groups[axis.name] for suffix, axis in hidden.items()}
-        last, arriving = suffixes[-len(ends) :], self.arriving[name]
+        out, arriving = len(shape.abreast()), self.arriving[name]
+        last = suffixes[-len(ends) :][:out]
         sends = torch.cat([self.sent[hidden[s].name] if name in self.narrow else kept[s] for s in last])
         scale = None
         if self.ways[name].scaled and self.scaled(hidden[last[0]]):
@@ -301,8 +309,33 @@ class _Swap:
             keep = [kept[f"_l{number}{end}"] for end in ends]
             for end, parts in _level(cell, full, number, ends, keep, columns, one_hot and number == 0):
                 tensors |= {f"{own}_l{number}{end}": tensor for own, tensor in parts.items()}
-            columns = torch.cat(keep)
+            columns = torch.cat(keep[:out])
         return spec, tensors
+
+    def _own_rows(self, name, module, full):
+        """The input matrices and their biases with each direction's own norm, and scale of gates where it shares its rows.
+
+        s ⊙ (norm(W x) + …) + b, the norm being scale ⊙ W x + shift: W gets s ⊙ scale, b gets s ⊙ shift."""
+        twin, own = Shape(module), {}
+        for suffix in twin.suffixes():
+            ih, norm = "weight_ih" + suffix, twin.norm(suffix)
+            if norm is None and not twin.shared_input:
+                continue
+            gates = self._evaluated(f"{name}.gates{suffix}", len(full[ih])).to(full[ih].device)
+            own[ih] = (full[ih].double() * gates[:, None]).to(full[ih].dtype) if twin.shared_input else full[ih]
+            if norm is not None:
+                bias = "bias_ih" + suffix
+                own[ih], own[bias] = norm.folded(own[ih], full[bias], gates)
+        return own
+
+    def _evaluated(self, scale, size):
+        """What a scale [size] is in evaluation: the mean of its axis' variable, 0 where that is masked; ones without one."""
+        for axis in self.closed.axes:
+            if any(member.tensor == scale for member in axis.having("scale")):
+                mean = self.means.get(axis.name)
+                value = torch.ones(axis.size, dtype=torch.float64) if mean is None else mean.double()
+                return value * self.masks.group(axis).to(value)
+        return torch.ones(size, dtype=torch.float64)
 
     def _axis(self, kind, tensor, role="in"):
         """The axis of a kind of which a tensor is a member, None where there is none."""

@@ -66,7 +66,7 @@ def _content(small):
     tensors, sparse, zeros, same, first, rows = {}, {}, {}, {}, {}, _shared(small)
     for name, tensor in state.items():
         tensor = tensor.detach().cpu()
-        if (key := (state[name].data_ptr(), tensor.shape, tensor.stride())) in first and tensor.numel():
+        if (key := _place(state[name])) in first and tensor.numel():
             same[name] = first[key]
             continue
         first[key] = name
@@ -118,6 +118,11 @@ def _shared(small):
     return found
 
 
+def _place(tensor):
+    """What tied tensors have in common."""
+    return tensor.data_ptr(), tensor.shape, tensor.stride()
+
+
 def _plain(arguments):
     return all(isinstance(value, bool | int | float | str) for value in arguments.values())
 
@@ -126,7 +131,7 @@ def _size(module, name):
     """What numbers of kept lines count."""
     leaf = name.rpartition(".")[2]
     if leaf == "sends":
-        return module.hidden_size * (2 if module.bidirectional else 1)
+        return module.hidden_size * len(module.abreast())
     if leaf.startswith("kept_l"):
         return module.hidden_size
     return next(
@@ -311,6 +316,7 @@ def _shell(meta):
 def size_floor(small):
     """Bytes no file of this kind goes below: 6 B a stored weight (value and index) + 4 B a bias (of a gate, the sum of two)."""
     rows, state = _shared(small), small.state_dict()
-    tensors = {n: t for n, t in state.items() if t.is_floating_point() and "bias_hh" not in n}
+    once = {_place(t) if t.numel() else n: n for n, t in reversed(state.items())}  # of tied ones the first
+    tensors = {n: state[n] for n in once.values() if state[n].is_floating_point() and "bias_hh" not in n}
     tensors |= {n: without(t, rows[n]) for n, t in tensors.items() if n in rows}
     return sum(6 * int((t != 0).sum()) if t.dim() == 2 else 4 * t.numel() for t in tensors.values())

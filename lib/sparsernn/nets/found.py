@@ -5,8 +5,8 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from .axes import Axis, Member, each, recurrent_axes
-from .layers import RECURRENT, kind_of
+from .axes import Axis, Member, each, input_axis, recurrent_axes
+from .layers import RECURRENT, Recurrent, kind_of
 from .models import GROUPS
 
 READS_ITS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
@@ -68,9 +68,16 @@ class Found:
         return getattr(self.model, "groups", GROUPS)
 
     def is_tied(self, layer):
-        """Whether a weight or bias of a layer is another layer's too."""
+        """Whether a weight or bias of a layer has another place too, in it or elsewhere, but for its `shared_input`."""
+        once = [canonical for full, canonical in self.canonical.items() if not self._common(full)]
         mine = [canonical for full, canonical in self.canonical.items() if full.rpartition(".")[0] == layer]
-        return any(list(self.canonical.values()).count(canonical) > 1 for canonical in mine)
+        return any(once.count(canonical) > 1 for canonical in mine)
+
+    def _common(self, full):
+        """Whether this is the input matrix of another direction, which the layer knows."""
+        layer, _, own = full.rpartition(".")
+        shared = getattr(self.layers[layer], "shared_input", False)
+        return shared and own.startswith("weight_ih") and own.endswith("_reverse")
 
     def axes(self):
         """What the model declares; else words of embeddings, inputs, neurons and gates of recurrent layers."""
@@ -92,11 +99,8 @@ class Found:
                 scale = Member(f"{name}.input", 1, each(size), "scale")
                 yield Axis(f"{name}.vocabulary", "vocabulary", size, (*members, scale), variable_decides=True)
             elif kind in RECURRENT:
-                size, twin = module.input_size, Shape(module)
-                ends = [s for s in twin.suffixes() if s.startswith("_l0")]
-                members = [Member(f"{name}.weight_ih{end}", 1, each(size), "in") for end in ends]
-                members += [Member(f"{name}.input{end}", 1, each(size), "scale") for end in ends]
-                yield Axis(f"{name}.input", "input", size, tuple(members))
+                twin = Shape(module)
+                yield input_axis(name, twin, module.input_size, axis=f"{name}.input")
                 yield from recurrent_axes(name, twin, [], prefix=f"{name}.")
 
 
@@ -110,11 +114,12 @@ class Shape:
     def __init__(self, module):
         ours = RECURRENT[kind_of(module)]
         self.hidden_size, self.bias, self.num_layers = module.hidden_size, module.bias, module.num_layers
-        self.bidirectional, self.cell = (
-            module.bidirectional,
-            ours.cell_type(getattr(module, "nonlinearity", "logistic")),
-        )
-        self.suffixes = lambda: ours.suffixes(module)
+        self.bidirectional, self.summed = module.bidirectional, getattr(module, "summed", False)
+        self.shared_input = getattr(module, "shared_input", False)
+        self.cell = ours.cell_type(getattr(module, "nonlinearity", "logistic"))
+        self.norm = getattr(module, "norm", lambda suffix: None)
+
+    ends, abreast, suffixes = Recurrent.ends, Recurrent.abreast, Recurrent.suffixes
 
 
 def parameter_names(module):

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .cells import GRUCell, LSTMCell, Recurrence, RNNCell
+from .norms import SequenceNorm
 
 MOST_LAYERS = 1000  # of a stack: more is a mistake, or a file that was made to do harm
 
@@ -130,6 +131,14 @@ class Recurrent(Carrying):
     padding  the side of the padding, "left" or "right"
     dropout  between the layers of a stack, in training, as torch's
 
+    What torch's layers have not (Deep Speech 2, 1512.02595):
+
+    summed        the outputs of both directions are added, not put side by side: the output is [T, B, H]
+    shared_input  both directions, then summed, read one product: `weight_ih_l0_reverse` is `weight_ih_l0`, and the scale
+                  of its input is `input_l0`
+    norm          the product with the input is normalised (`norms.SequenceNorm`, a child `norm_l0` a layer and direction,
+                  one where the product is shared) before gates' scales and biases
+
     Under bfloat16 autocast the product with the input is rounded, and where the attribute `rounds_state` is True that
     with the state too.
 
@@ -142,11 +151,11 @@ class Recurrent(Carrying):
         "hard",
     )  # of gates; hard: clip(0.2 x + 0.5, 0, 1), the papers'; not F.hardsigmoid (x / 6)
     activation = "logistic"
-    rounds_state = False
+    rounds_state = summed = False
 
     def __init__(
         self, input_size, hidden_size, num_layers=1, bias=True, batch_first=False, dropout=0.0, bidirectional=False,
-        activation=None,
+        activation=None, summed=False, shared_input=False, norm=False,
     ):  # fmt: skip
         activation = self.activations[0] if activation is None else activation
         if activation not in self.activations:
@@ -155,22 +164,76 @@ class Recurrent(Carrying):
             )
         if num_layers > MOST_LAYERS:
             raise ValueError(f"num_layers is {num_layers}; at most {MOST_LAYERS}")
-        more = {"nonlinearity": activation} if isinstance(self, nn.RNN) else {}
+        if summed and not bidirectional:
+            raise ValueError("summed adds the outputs of two directions: it needs bidirectional=True")
+        if shared_input and not summed:  # else a row of the matrix belongs to two neurons
+            raise ValueError("shared_input is for directions that are summed: give summed=True")
+        if norm and not bias:
+            raise ValueError("norm shifts what it normalises, in the end by way of a bias: give bias=True")
         super().__init__(
             input_size, hidden_size, num_layers, bias=bias, batch_first=batch_first, dropout=dropout,
-            bidirectional=bidirectional, **more,
+            bidirectional=bidirectional,
         )  # fmt: skip
-        if not more:
-            self.activation = activation
+        self._activate(activation)
+        if summed or shared_input or norm:
+            self._beyond_torch(summed, shared_input, norm)
+
+    def _activate(self, activation):
+        self.activation = activation
+
+    def _beyond_torch(self, summed, shared_input, norm):
+        self.summed, rows = summed, len(self.weight_hh_l0)
+        for suffix in self.suffixes():
+            own = "weight_ih" + suffix
+            if summed and not suffix.startswith("_l0"):
+                setattr(self, own, nn.Parameter(torch.empty(rows, self.hidden_size)))
+            if shared_input and suffix.endswith("_reverse"):
+                setattr(self, own, getattr(self, own.removesuffix("_reverse")))
+        self.reset_parameters()
+        for suffix in self.suffixes() if norm else ():
+            if not (shared_input and suffix.endswith("_reverse")):
+                self.add_module("norm" + suffix, SequenceNorm(rows))
 
     @property
     def cell(self):
         return self.cell_type(self.activation)
 
+    @property
+    def shared_input(self):
+        """Whether both directions, summed, read one product with the input."""
+        return self.summed and self.weight_ih_l0 is self.weight_ih_l0_reverse
+
+    def norm(self, suffix):
+        """The norm of a direction's product with the input; None where there is none."""
+        return self._modules.get("norm" + suffix, self._modules.get("norm" + suffix.removesuffix("_reverse")))
+
+    @property
+    def is_torchs(self):
+        """Whether torch's own layer computes the same."""
+        return self.activation in ("logistic", "tanh", "relu") and not self.summed and self.norm("_l0") is None
+
+    def flatten_parameters(self):
+        """As torch: lays the weights out for cuDNN, which knows its layers alone."""
+        if self.is_torchs:
+            super().flatten_parameters()
+
+    def ends(self):
+        """What the names of a layer's directions end with."""
+        return ("", "_reverse") if self.bidirectional else ("",)
+
+    def abreast(self):
+        """The same of those whose outputs stand side by side; directions that are summed have one output."""
+        return ("",) if self.summed else self.ends()
+
     def suffixes(self):
         """torch's parameter suffixes in the order layers run: `_l0`, `_l0_reverse`, `_l1`, …"""
-        ends = ("", "_reverse") if self.bidirectional else ("",)
-        return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in ends]
+        return [f"_l{layer}{end}" for layer in range(self.num_layers) for end in self.ends()]
+
+    def joined(self, outputs):
+        """The outputs of a layer's directions → the layer's."""
+        if len(outputs) == 1:
+            return outputs[0]
+        return outputs[0] + outputs[1] if self.summed else torch.cat(outputs, 2)
 
     def forward(self, input, hx=None, scales=None, lengths=None, padding="right"):
         input, state, lengths, back = by_time(self, input, hx, lengths)
@@ -186,16 +249,13 @@ class Recurrent(Carrying):
             blank = self.weight_hh_l0.new_zeros(len(suffixes), batch, self.weight_hh_l0.shape[1])
             state = (blank,) * self.cell.n_states
         words, input = self.look_up(input) if input.dtype == torch.int64 else (None, input)
-        outputs, finals = [], []
-        for index, suffix in enumerate(suffixes):
-            if self.dropout and index and not suffix.endswith("_reverse"):
+        finals, directions = [], len(self.ends())
+        for number in range(self.num_layers):
+            if self.dropout and number:
                 input = F.dropout(input, self.dropout, self.training)
-            initial = [s[index] for s in state]
-            y, final = self._run(input, suffix, initial, scales, live, partial, words)
-            outputs.append(y)
-            finals.append(final)
-            if not self.bidirectional or suffix.endswith("_reverse"):
-                input, outputs = (outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)), []
+            initial = [s[number * directions : (number + 1) * directions] for s in state]
+            input, final = self._level(number, input, initial, scales, live, partial, words)
+            finals += final
         final = tuple(torch.stack(s) for s in zip(*finals, strict=True))
         return input, final if self.cell.n_states > 1 else final[0]
 
@@ -217,34 +277,68 @@ class Recurrent(Carrying):
         live = time < lengths if padding == "right" else time >= steps - lengths
         return live.unsqueeze(2), (~live.all(1)).tolist()
 
-    def _run(self, x, suffix, initial, scales, live, partial, words):
-        """One layer in one direction → y [T, B, H] and its final states."""
-        cell, batch, one_hot = self.cell, x.shape[1], x.dtype == torch.int64
-        weight_ih, weight_hh = (
-            self.used("weight_ih" + suffix, words if one_hot else None),
-            self.used("weight_hh" + suffix),
-        )
-        biases = [self.used(name + suffix) for name in ("bias_ih", "bias_hh")]
-        if not self.bias:
-            biases = [weight_hh.new_zeros(len(weight_hh))] * 2
+    def _level(self, number, x, initial, scales, live, partial, words):
+        """One layer in all its directions → y [T, B, ·], final states direction by direction. initial: [D, B, H] each."""
+        outputs, finals = [], []
+        for direction, end in enumerate(self.ends()):
+            suffix = f"_l{number}{end}"
+            weight = self.used("weight_ih" + suffix, words if x.dtype == torch.int64 else None)
+            if not (direction and self.shared_input):
+                projected = self._projected(x, weight, suffix, scales, live, words)
+            given = [s[direction] for s in initial], scales, live, partial, words
+            y, final = self._run(x, weight, projected, suffix, *given)
+            outputs.append(y)
+            finals.append(final)
+        return self.joined(outputs), finals
 
-        def scale(kind):
-            if scales is not None:
-                return scales.get(kind + suffix)
-            return self.scale(kind + suffix, batch, words if kind == "input" and one_hot else None)
+    def _projected(self, x, weight, suffix, scales, live, words):
+        """The product with the input over gates [T, B, G·H], where it is shared or normalised; else None."""
+        if (norm := self.norm(suffix)) is None and not self.shared_input:
+            return None
+        product = self._product(x, weight, suffix, self._scale("input", suffix, scales, x, words), None, live)
+        return product if norm is None else norm(product.to(norm.weight.dtype), live)
 
-        inward, recurrent, output, gates = (scale(kind) for kind in ("input", "recurrent", "output", "gates"))
-        weight, weight_hh, bias, gates = cell.arrange(weight_ih, weight_hh, *biases, gates)
-        if one_hot:
+    def _scale(self, kind, suffix, scales, x, words):
+        if scales is not None:
+            return scales.get(kind + suffix)
+        return self.scale(kind + suffix, x.shape[1], words if kind == "input" and x.dtype == torch.int64 else None)
+
+    def _product(self, x, weight, suffix, inward, bias, live):
+        """The product with the input, under its scale, plus a bias or None."""
+        if x.dtype == torch.int64:
             a = F.embedding(x, weight.t())
             if inward is not None:
                 a = a * word_scale(x, inward)
-            a = a + bias if gates is None else a
+            a = a if bias is None else a + bias
         else:
             x = x if inward is None else x * inward
-            a = F.linear(x, weight, bias if gates is None else None)
+            a = F.linear(x, weight, bias)
         if self.listens:
             self.carried.tell("weight_ih" + suffix, x, live)
+        return a
+
+    def _run(self, x, weight, projected, suffix, initial, scales, live, partial, words):
+        """One layer in one direction → y [T, B, H] and its final states.
+
+        projected  stands in for x: see `_projected`
+        """
+        cell, inward = self.cell, None
+        weight_hh = self.used("weight_hh" + suffix)
+        biases = [self.used(name + suffix) for name in ("bias_ih", "bias_hh")]
+        if not self.bias:
+            biases = [weight_hh.new_zeros(len(weight_hh))] * 2
+        if projected is None:
+            inward = self._scale("input", suffix, scales, x, words)
+        recurrent, output, gates = (
+            self._scale(kind, suffix, scales, x, words) for kind in ("recurrent", "output", "gates")
+        )
+        weight, weight_hh, bias, gates = cell.arrange(weight, weight_hh, *biases, gates)
+        added = bias if gates is None else None
+        if projected is None:
+            a = self._product(x, weight, suffix, inward, added, live)
+        else:
+            a = cell.to_blocks(projected, cell.from_input, 2)
+            a = a if added is None else a + added
         reverse = suffix.endswith("_reverse")
         if reverse:
             a, live, partial = a.flip(0), None if live is None else live.flip(0), partial[::-1]
@@ -274,19 +368,25 @@ class Recurrent(Carrying):
             if given.shape != expected:
                 raise ValueError(f"state has shape {tuple(given.shape)}, expected {expected}")
         width = {"input": None, "recurrent": hidden, "output": hidden, "gates": len(self.cell.gates) * hidden}
-        suffixes = self.suffixes()
+        known = [kind + suffix for kind in width for suffix in self.suffixes()]
+        if self.shared_input:
+            known = [name for name in known if not (name.startswith("input") and name.endswith("_reverse"))]
         for name, scale in scales.items():
             kind, _, suffix = name.partition("_")
-            if kind not in width or "_" + suffix not in suffixes:
-                known = ", ".join(k + s for k in width for s in suffixes)
-                raise ValueError(f"no scale {name!r} in this layer; scales: {known}")
+            if name not in known:
+                raise ValueError(f"no scale {name!r} in this layer; scales: {', '.join(known)}")
             expected = width[kind] if kind != "input" else getattr(self, "weight_ih_" + suffix).shape[1]
             if scale.dim() != 2 or scale.shape[0] not in (1, input.shape[1]) or scale.shape[1] != expected:
                 shape = f"({input.shape[1]} or 1, {expected})"
                 raise ValueError(f"scale {name!r} has shape {tuple(scale.shape)}, expected {shape}")
 
+    def beyond_torch(self):
+        """In words, what torch's layers have not."""
+        more = {"hard": ", hard gates", "clipped_relu": ", clipped relu"}.get(self.activation, "")
+        return more + ", directions summed" * self.summed + ", one product with the input" * self.shared_input
+
     def extra_repr(self):
-        return super().extra_repr() + (", hard gates" if self.activation == "hard" else "")
+        return super().extra_repr() + self.beyond_torch()
 
 
 class LSTM(Recurrent, nn.LSTM):
@@ -305,11 +405,14 @@ class RNN(Recurrent, nn.RNN):
     """Vanilla RNN with all four scales (`gates`: on its one preactivation); equal to `torch.nn.RNN` without."""
 
     cell_type = RNNCell
-    activations = ("tanh", "relu")
+    activations = ("tanh", "relu", "clipped_relu")  # the last is min(max(a, 0), 20), which torch has not
 
     @property
     def activation(self):
         return self.nonlinearity
+
+    def _activate(self, activation):
+        self.nonlinearity, self.mode = activation, f"RNN_{activation.upper()}"  # torch runs no mode it does not know
 
 
 RECURRENT = {nn.LSTM: LSTM, nn.GRU: GRU, nn.RNN: RNN}
@@ -335,9 +438,11 @@ def stand_in(module):
 
 
 def plain(module):
-    """The same module, from now on torch's. Raises ValueError for hard gates, which torch has not. Returns it."""
+    """The same module, from now on torch's. Raises ValueError for what torch has not. Returns it."""
     if getattr(module, "activation", None) == "hard":
         raise ValueError("torch has no hard gates; only a layer with logistic gates can become torch's")
+    if not getattr(module, "is_torchs", True):
+        raise ValueError("torch has no clipped relu, no directions that are summed and no norm of the input")
     module.__class__ = kind_of(module)
     return module
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from .axes import gates_of
+from .axes import drop_gates, gates_of
 
 
 @dataclass(frozen=True)
@@ -81,8 +81,9 @@ def standing(masks):
     """Matrix name → bool: weights that are kept, once each, of no removed word, neuron or gate; nothing more is followed."""
     weights = {name: w.clone() for name, w in masks.weights.items()}
     for axis in masks.axes:
-        if axis.name in masks.groups:
+        if axis.name in masks.groups and axis.kind != "gates":
             axis.drop(weights, ~masks.groups[axis.name], "in", "out")
+    drop_gates(masks.axes, weights, {axis.name: masks.group(axis) for axis in masks.axes})
     return masks.stored(weights)
 
 
@@ -123,8 +124,9 @@ def close(masks, read=None):
     weights = {name: w.clone() for name, w in masks.weights.items()}
     groups = {axis.name: masks.group(axis).clone() for axis in masks.axes}
     neurons, size = [axis for axis in masks.axes if axis.kind != "gates"], None
-    for axis in masks.axes:
-        axis.drop(weights, ~groups[axis.name], "out" if axis.kind == "gates" else "in")
+    drop_gates(masks.axes, weights, groups)
+    for axis in neurons:
+        axis.drop(weights, ~groups[axis.name], "in")
     while size != (size := sum(int(w.sum()) for w in weights.values())):
         for name, keep in _needed(neurons, weights, read or {}).items():
             axis = next(axis for axis in neurons if axis.name == name)

@@ -1,4 +1,4 @@
-"""The models of the study: a classifier, two language models and the bag of words. Each declares its axes.
+"""The models of the study that read words: a classifier, two language models, the bag of words. Each declares its axes.
 
 All are called alike: `logits, state = model(tokens, lengths=None, state=None)`.
 
@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from ..files import nearest
-from .axes import Axis, Member, each, recurrent_axes
+from .axes import Axis, Member, each, input_axis, recurrent_axes
 from .layers import RECURRENT, Embedding, Linear, Recurrent
 
 MODELS = {}  # name → class of every `Model`: what a file names
@@ -93,13 +93,9 @@ def _vocabulary_axis(size, tensor, dim, scale, variable_decides, tied=False):
     return Axis("vocabulary", "vocabulary", size, members, variable_decides=variable_decides)
 
 
-def _input_axis(size, stack, tied=False):
-    members = (
-        Member("embedding.weight", 1, each(size), "out", tied),
-        Member(f"{stack}.weight_ih_l0", 1, each(size), "in"),
-        Member(f"{stack}.input_l0", 1, each(size), "scale"),
-    )
-    return Axis("input", "input", size, members, ("out", "in"))
+def _input_axis(size, stack, layers, tied=False):
+    writer = Member("embedding.weight", 1, each(size), "out", tied)
+    return input_axis(stack, layers, size, (writer,), ("out", "in"))
 
 
 class Classifier(Model):
@@ -130,7 +126,7 @@ class Classifier(Model):
 
     def axes(self):
         words = _vocabulary_axis(self.embedding.num_embeddings, "embedding.weight", 0, "embedding.input", True)
-        inputs = _input_axis(self.embedding.embedding_dim, self.stack)
+        inputs = _input_axis(self.embedding.embedding_dim, self.stack, self.recurrent)
         return [words, inputs, *recurrent_axes(self.stack, self.recurrent, ["head.weight"])]
 
     def forward(self, tokens, lengths=None, state=None):
@@ -203,7 +199,7 @@ class StackedLanguageModel(Model):
     def axes(self):
         tied = self.head.weight is self.embedding.weight  # then it goes by the embedding's name
         words = _vocabulary_axis(self.embedding.num_embeddings, "embedding.weight", 0, "embedding.input", True, tied)
-        inputs = _input_axis(self.embedding.embedding_dim, self.stack, tied)
+        inputs = _input_axis(self.embedding.embedding_dim, self.stack, self.recurrent, tied)
         reader = "embedding.weight" if tied else "head.weight"
         return [words, inputs, *recurrent_axes(self.stack, self.recurrent, [reader], tied=tied)]
 

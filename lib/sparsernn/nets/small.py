@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .layers import GRU, LSTM, RECURRENT, RNN, by_time, kind_of
 
+OURS = "hard", "clipped_relu"  # activations that torch's kernels have not
 LOOP = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}
 
 
@@ -76,9 +77,6 @@ class SmallRecurrent:
     def flatten_parameters(self):
         """Nothing is laid out anew: levels differ in width, and cuDNN takes them as they are."""
 
-    def ends(self):
-        return ("", "_reverse") if self.bidirectional else ("",)
-
     def kept(self, number):
         """Which of the old neurons a level has, one list a direction."""
         return [getattr(self._small, f"kept_l{number}{end}") for end in self.ends()]
@@ -86,16 +84,16 @@ class SmallRecurrent:
     def extra_repr(self):
         suffixes = [f"l{number}{end}" for number in range(self.num_layers) for end in self.ends()]
         kept = ", ".join(f"{s} {len(getattr(self._small, 'kept_' + s))}/{self.hidden_size}" for s in suffixes)
-        width = self.hidden_size * len(self.ends())
+        width = self.hidden_size * len(self.abreast())
         sends = f"output {width} wide" if self._small.spec["wide"] else f"output {len(self._small.sends)} of {width}"
-        return f"neurons {kept}, {sends}" + (", hard gates" if self.activation == "hard" else "")
+        return f"neurons {kept}, {sends}" + self.beyond_torch()
 
     def forward(self, input, hx=None, lengths=None, padding="right"):
         small = self._modules["_small"]
         buffers, x, ours, back = small._buffers, self._narrow_input(input), None, None  # by dict: one step is short
-        directions, finals = len(self.ends()), []
+        directions, abreast, finals = len(self.ends()), len(self.abreast()), []
         ids = not isinstance(x, PackedSequence) and x.dtype == torch.int64
-        if self.activation == "hard" or lengths is not None or ids or "level" in vars(self):
+        if self.activation in OURS or lengths is not None or ids or "level" in vars(self):
             x, hx, lengths, back = by_time(self, x, hx, lengths)
             ours = self.padded(x, lengths, padding)
         states = hx if hx is None or isinstance(hx, tuple | list) else (hx,)
@@ -114,7 +112,7 @@ class SmallRecurrent:
         if (scale := buffers["scale"]) is not None:
             x = like(x, lambda v: v * scale)
         if (out := buffers["places_out"]) is not None:
-            width = directions * self.hidden_size
+            width = abreast * self.hidden_size
             x = like(x, lambda v: v.new_zeros(*v.shape[:-1], width).index_copy(-1, out, v))
         if finals[0] is None:  # an engine that was not asked for it
             rows = self.num_layers * directions
@@ -126,19 +124,16 @@ class SmallRecurrent:
     def level(self, number, x, initial, ours):
         """One level over its input → outputs, final states. initial: states [D, (B,) width], or None; ours: (live, partial)
         where our own loop runs it; None: torch's kernel, without its layer's checks, a third of the time of one step."""
-        small, outputs, finals = self._modules["_small"], [], []
+        small = self._modules["_small"]
         width, names = small.widths[number], small.weights[number]
         if ours is None:
-            return _torch_level(self, width, [getattr(self, name) for name in names], x, initial)
-        for direction, end in enumerate(self.ends()):
-            if initial is None:
-                state = [self.weight_hh_l0.new_zeros(x.shape[1], width) for _ in range(self.cell.n_states)]
-            else:
-                state = [s[direction] for s in initial]
-            y, final = self._run(x, f"_l{number}{end}", state, None, *ours, None)
-            outputs.append(y)
-            finals.append(final)
-        return torch.cat(outputs, 2), [torch.stack(s) for s in zip(*finals, strict=True)]
+            y, final = _torch_level(self, width, [getattr(self, name) for name in names], x, initial)
+            return like(y, lambda v: v.unflatten(-1, (2, width)).sum(-2)) if self.summed else y, final
+        if initial is None:
+            blank = self.weight_hh_l0.new_zeros(len(self.ends()), x.shape[1], width)
+            initial = (blank,) * self.cell.n_states
+        y, finals = self._level(number, x, initial, None, *ours, None)
+        return y, [torch.stack(s) for s in zip(*finals, strict=True)]
 
     def _narrow_input(self, input):
         values, buffers = input.data if isinstance(input, PackedSequence) else input, self._modules["_small"]._buffers
@@ -263,7 +258,8 @@ def become(module, spec):
 
 
 def _become_recurrent(module, kind, spec):
-    ends, kept = ("", "_reverse") if module.bidirectional else ("",), spec["kept"]
+    ends, abreast, kept = *_directions(module), spec["kept"]
+    shared = getattr(module, "shared_input", False)
     first, rows = spec["inputs"] if spec.get("reads") is None else spec["reads"], len(module.weight_hh_l0)
     if kept is None:
         kept = {f"_l{number}{end}": module.hidden_size for number in range(module.num_layers) for end in ends}
@@ -278,7 +274,10 @@ def _become_recurrent(module, kind, spec):
             _replace(module, f"weight_hh_l{number}{end}", gates * width, width)
             for name in ("bias_ih", "bias_hh") if module.bias else ():
                 _replace(module, f"{name}_l{number}{end}", gates * width)
-        columns = max(1, sum(counts))
+            module._modules.pop(f"norm_l{number}{end}", None)  # it is in the weights
+        if shared:
+            setattr(module, f"weight_ih_l{number}_reverse", getattr(module, f"weight_ih_l{number}"))
+        columns = max(1, sum(counts[:abreast]))
     if spec["kept"] is None:
         module._small = Kept(spec)
         return
@@ -289,8 +288,14 @@ def _become_recurrent(module, kind, spec):
     module._small.register_buffer("scale", scale)
 
 
-def _recurrent_limits(module):
+def _directions(module):
+    """What the names of the directions of a recurrent layer, torch's or ours, end with; how many outputs stand side by side."""
     ends = ("", "_reverse") if module.bidirectional else ("",)
+    return ends, 1 if getattr(module, "summed", False) else len(ends)
+
+
+def _recurrent_limits(module):
+    ends, abreast = _directions(module)
     suffixes = [f"_l{number}{end}" for number in range(module.num_layers) for end in ends]
     limits = {
         "inputs": (1, module.input_size),
@@ -298,7 +303,7 @@ def _recurrent_limits(module):
         "words": (0, module.input_size, None),
     }
     limits |= {"kept": {suffix: (0, module.hidden_size) for suffix in suffixes}, "wide": bool, "scaled": bool}
-    return limits | {"sends": (0, len(ends) * module.hidden_size)}
+    return limits | {"sends": (0, abreast * module.hidden_size)}
 
 
 LIMITS = {  # of a spec: (least, most), None where it may be None, or bool
@@ -335,6 +340,7 @@ def fill(module, tensors):
     """Give a layer that has become small its numbers: name → tensor, those of `own_names`. Raises ValueError where they do
     not fit."""
     expected = {name: tensor for name, tensor in module.state_dict().items() if name in own_names(module)}
+    shared = getattr(module, "shared_input", False)
     if tensors.keys() != expected.keys():
         odd = sorted(tensors.keys() ^ expected.keys())[0]
         raise ValueError(f"{odd} is {'missing' if odd in expected else 'not a tensor of this layer'}")
@@ -347,6 +353,10 @@ def fill(module, tensors):
             module._small._buffers[name.removeprefix("_small.")] = tensor
         else:
             setattr(module, name, nn.Parameter(tensor, requires_grad=getattr(module, name).requires_grad))
+    for number in range(module.num_layers if shared else 0):
+        first, second = (getattr(module, f"weight_ih_l{number}{end}") for end in ("", "_reverse"))
+        if torch.equal(first, second):  # not where gates of one direction alone are scaled
+            setattr(module, f"weight_ih_l{number}_reverse", first)
     settle(module)
     if isinstance(module, nn.RNNBase):
         module.flatten_parameters()
@@ -374,6 +384,10 @@ def settle(module):
             kept = module.kept(number)
             for each in kept:
                 _check_index(f"kept_l{number}", each, module.hidden_size)
+            if module.summed:
+                if not torch.equal(*kept):
+                    raise ValueError(f"kept_l{number}: directions that are summed keep the same neurons")
+                kept = kept[:1]
             places = [d * width + torch.arange(len(each), device=each.device) for d, each in enumerate(kept)]
             places, old = torch.cat(places), torch.cat([each + d * module.hidden_size for d, each in enumerate(kept)])
             if number + 1 == module.num_layers:

@@ -94,7 +94,7 @@ def _given(found, name, given, readers):
 
 
 def _width(module):
-    return getattr(module, "embedding_dim", 0) or module.hidden_size * (2 if module.bidirectional else 1)
+    return getattr(module, "embedding_dim", 0) or module.hidden_size * len(Shape(module).abreast())
 
 
 def wired(found, masks, readings):
@@ -107,33 +107,37 @@ def wired(found, masks, readings):
             size = module.embedding_dim
             members = (
                 Member(found.canonical[f"{name}.weight"], 1, each(size), "out"),
-                *_members(found, reading, 0, size),
+                *_members(found, reading, {"y": (0,), "h": (0,)}, size),
             )
             axes[f"{name}.columns"] = Axis(f"{name}.columns", "input", size, members)
             read = {} if reading.complete else {f"{name}.columns": torch.ones(size, dtype=torch.bool)}
             ways[name] = Way(read, wide=bool(why), why=why)
             continue
-        suffixes, directions, read = Shape(module).suffixes(), 2 if module.bidirectional else 1, {}
-        for number, suffix in enumerate(suffixes):
-            axis = axes[f"{name}.hidden{suffix}"]
-            direction = number - len(suffixes) + directions  # of the last level; below it: negative
-            if direction >= 0:
-                more = _members(found, reading, direction * axis.size, axis.size)
-                axes[axis.name] = replace(axis, members=(*axis.members, *more))
-            if not reading.complete and (reading.state or direction >= 0):
-                read[axis.name] = torch.ones(axis.size, dtype=torch.bool) if reading.state else masks.group(axis)
+        twin, size, read = Shape(module), module.hidden_size, {}
+        for number in range(module.num_layers):
+            for place, end in enumerate(twin.abreast()):
+                axis, last = axes[f"{name}.hidden_l{number}{end}"], number + 1 == module.num_layers
+                if last:
+                    states = range(len(twin.ends())) if twin.summed else (place,)
+                    starts = {"y": (place * size,), "h": tuple(direction * size for direction in states)}
+                    more = _members(found, reading, starts, size)
+                    axes[axis.name] = replace(axis, members=(*axis.members, *more))
+                if not reading.complete and (reading.state or last):
+                    read[axis.name] = torch.ones(axis.size, dtype=torch.bool) if reading.state else masks.group(axis)
         ways[name] = Way(read, wide=bool(why), scaled=not reading.complete, why=why)
     return replace(masks, axes=tuple(axes.values())), ways
 
 
-def _members(found, reading, start, size):
-    """Members that read the neurons from `start` on: one a consumer's matrix, and whether from outputs or the final state."""
+def _members(found, reading, starts, size):
+    """Members that read neurons: one a consumer's matrix, and whether from outputs ("y") or the final state ("h"), in which
+    they stand from each of `starts` on."""
     for consumer, columns in reading.columns.items():
         for kind, role in (("y", "in"), ("h", "state")):
             places = [[] for _ in range(size)]
             for column, (neuron, of) in columns.items():
-                if of == kind and 0 <= neuron - start < size:
-                    places[neuron - start].append(column)
+                for start in starts[kind]:
+                    if of == kind and 0 <= neuron - start < size:
+                        places[neuron - start].append(column)
             if longest := max(map(len, places)):
                 positions = torch.tensor([p + [-1] * (longest - len(p)) for p in places])
                 for tensor in _matrices(found, consumer):
@@ -145,5 +149,4 @@ def _matrices(found, consumer):
     module = found.layers[consumer]
     if consumer not in found.recurrent:
         return [found.canonical[f"{consumer}.weight"]]
-    ends = [suffix for suffix in Shape(module).suffixes() if suffix.startswith("_l0")]
-    return [found.canonical[f"{consumer}.weight_ih{end}"] for end in ends]
+    return list(dict.fromkeys(found.canonical[f"{consumer}.weight_ih_l0{end}"] for end in Shape(module).ends()))

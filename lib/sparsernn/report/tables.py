@@ -12,6 +12,7 @@ from ..files import replacing
 from ..nets.file import size_floor
 from ..nets.masked import masked
 from ..nets.masks import CONSTANT, REMOVED, closed_count, gate_states, paper_count
+from ..nets.norms import without_norms
 from ..records import joined
 
 
@@ -105,14 +106,16 @@ def gate_table(run):
     """Every gate of every neuron, after closure: layer, gate, neuron, state (live | constant | removed), value, bias.
 
     value  what a constant gate always says, as the compact file has it (NaN: not constant)
-    bias   b_ih + b_hh of the trained model: a constant gate is the squashed bias (a GRU's n has r between the two)
+    bias   b_ih + b_hh of the trained model, and what a norm of the input adds: a constant gate is the squashed bias (a
+           GRU's n has r between the two)
     """
     rows, axes = [], {axis.name: axis for axis in run.closed.of_kind("gates")}
     for name, (letters, states) in gate_states(run.closed).items():
-        stack, _, tensor = axes[name].having("out")[0].tensor.rpartition(".")
-        suffix, layers = tensor.removeprefix("weight_ih"), run.model.get_submodule(stack)
+        stack, _, scale = axes[name].having("scale")[0].tensor.rpartition(".")
+        suffix, layers = scale.removeprefix("gates"), run.model.get_submodule(stack)
         says = constants(layers_of(run.compact.get_submodule(stack))[suffix].parts)
-        biases = sum(getattr(layers, f"bias_{k}{suffix}").detach() for k in ("ih", "hh")).view(len(letters), -1)
+        trained = without_norms(layers)
+        biases = (trained["bias_ih" + suffix] + trained["bias_hh" + suffix]).view(len(letters), -1)
         for gate, line, bias in zip(letters, states, biases.tolist(), strict=True):
             kept = iter(says[letters.index(gate)])
             for neuron, state in enumerate(line):

@@ -12,12 +12,14 @@ from ..nets.masks import close
 def kept_axes(masks):
     """Vocabulary, input and hidden axes → bool [size], what is left of `masks` by closure; an axis keeps at least one.
 
-    A stack of several layers keeps its hidden neurons: their states are carried in one tensor. So does an axis with a tied
-    tensor, whose lines another layer has a use for.
+    Inputs that no layer of the model writes stay: it is given as many as before. A stack of several layers keeps its hidden
+    neurons: their states are carried in one tensor. So does an axis with a tied tensor, whose lines another layer, or a
+    norm's statistics, have a use for.
     """
     closed, found = close(masks), {}
     hidden = closed.of_kind("hidden")
-    axes = closed.of_kind("vocabulary") + closed.of_kind("input") + (hidden if len(hidden) == 1 else [])
+    inputs = [axis for axis in closed.of_kind("input") if axis.having("out")]
+    axes = closed.of_kind("vocabulary") + inputs + (hidden if len(hidden) == 1 else [])
     for axis in (axis for axis in axes if not any(member.tied for member in axis.members)):
         keep = closed.groups[axis.name]
         found[axis.name] = keep if keep.any() else torch.ones_like(keep)

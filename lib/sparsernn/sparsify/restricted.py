@@ -34,14 +34,15 @@ class RestrictedOptions(Wanted):
 
 @dataclass(frozen=True)
 class Pool:
-    """What shares rows: tensors of one layer and direction, the two matrices or the two biases.
+    """What shares rows: tensors of one layer and direction, the two matrices or the two biases; where both directions read
+    one product with the input, the three matrices.
 
-    source  name of the tensor whose first gate holds the shared rows: the wider one
-    names   of both              hidden  neurons, H              gates  n
+    source  name of the tensor whose first gate holds the shared rows: the widest
+    names   of all               hidden  neurons, H              gates  n
     """
 
     source: str
-    names: tuple[str, str]
+    names: tuple[str, ...]
     hidden: int
     gates: int
 
@@ -76,15 +77,15 @@ class Restricted(Method):
         self.write_copies()
 
     def _pools(self):
-        for name, item in self.weights.items():
+        for item in self.weights.values():
             layer, own = item.owners[0]
             kind, _, suffix = own.partition("_ih")
             if not suffix:
                 continue
-            pair = item, layer.carried[f"{kind}_hh{suffix}"]
-            hidden = layer.hidden_size
-            source = max(pair, key=lambda one: one.theta.shape[1:])
-            yield Pool(source.name, (name, pair[1].name), hidden, len(item.theta) // hidden)
+            mine = [own.partition("_ih")[2] for owner, own in item.owners if owner is layer]
+            linked = item, *(layer.carried[f"{kind}_hh{suffix}"] for suffix in mine)
+            source, hidden = max(linked, key=lambda one: one.theta.shape[1:]), layer.hidden_size
+            yield Pool(source.name, tuple(one.name for one in linked), hidden, len(item.theta) // hidden)
 
     # ---- how much is shared
 
@@ -93,7 +94,7 @@ class Restricted(Method):
         return round(self.rate * pool.hidden)
 
     def _matrices(self):
-        """[(pool, columns of its two matrices)]."""
+        """[(pool, columns of its matrices)]."""
         return [
             (pool, [self.weights[name].theta.shape[1] for name in pool.names])
             for pool in self.pools
