@@ -209,10 +209,13 @@ class LayerCase(Case):
         return choose.choose(self.data[1], self.data[3], device).engine
 
 
+TORCHS = {"hard": "logistic", "clipped_relu": "relu"}  # activation → the nearest that torch's layers have
+
+
 @dataclass
 class TrainedCase(Case):
     """A compact model of the study, called as it says (`Model.example`); the opponent is the dense net of its first size,
-    with logistic gates."""
+    with activations that torch has."""
 
     path: Path
     batch: int
@@ -234,9 +237,11 @@ class TrainedCase(Case):
 
     @cached_property
     def dense(self):
-        given = self.small.arguments
+        given = dict(self.small.arguments)
+        if "activation" in given:
+            given["activation"] = TORCHS.get(given["activation"], given["activation"])
         torch.manual_seed(0)
-        return type(self.small)(**given | ({"activation": "logistic"} if "activation" in given else {})).eval()
+        return type(self.small)(**given).eval()
 
     @cached_property
     def example(self):
