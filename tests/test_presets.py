@@ -11,9 +11,10 @@ from sparsernn.study.config import PROFILES, RunConfig
 from sparsernn.study.optimisers import share_of_rate
 from sparsernn.study.presets import PRESETS, preset
 
-SIZES = {  # vocabulary and classes of a task
+SIZES = {  # vocabulary, or features, and classes of a task
     "pydocs-topic": (5_000, 8), "pydocs-char": (100, 0), "pydocs-word": (10_000, 0), "imdb": (20_003, 2),
     "ag-news": (20_003, 4), "ptb-char": (50, 0), "ptb-word": (10_000, 0), "wikitext-2": (33_278, 0),
+    "digits": (81, 11),
 }  # fmt: skip
 EVERY = [(task, name) for task, presets in PRESETS.items() for name in presets if task in SIZES]
 NETS = [(task, name) for task, name in EVERY if preset(task, name).model is not BagOfWords]
@@ -21,9 +22,10 @@ NETS = [(task, name) for task, name in EVERY if preset(task, name).model is not 
 
 def built(task, name):
     """The model without numbers."""
-    vocabulary, classes = SIZES[task]
+    reads, classes = SIZES[task]
+    words = {"vocabulary": [], "features": reads} if task == "digits" else {"vocabulary": range(reads)}
     with torch.device("meta"):
-        return preset(task, name).build(SimpleNamespace(vocabulary=range(vocabulary), classes=range(classes)))
+        return preset(task, name).build(SimpleNamespace(**words, classes=range(classes)))
 
 
 def weights(task, name):
@@ -38,6 +40,7 @@ def test_the_first_model_of_a_task_is_its_default():
     first = {
         "pydocs-topic": "lstm-64", "pydocs-char": "lstm-128", "imdb": "bayes-128", "ag-news": "bayes-512",
         "ptb-char": "bayes-1000", "ptb-word": "bayes-256", "wikitext-2": "bayes-256", "pydocs-word": "bayes-256",
+        "digits": "rnn-128",
     }  # fmt: skip
     assert {task: next(iter(PRESETS[task])) for task in SIZES} == first
 
@@ -65,6 +68,15 @@ def test_nets_of_other_sizes_count_against_the_first_one(task):
     assert sizes == sorted(sizes) and len({*sizes, weights(task, default)}) == len(sizes) + 1
     for name in small:
         assert preset(task, name).profiles == preset(task, default).profiles
+
+
+@pytest.mark.parametrize("cell", ["rnn", "gru"])
+def test_recognisers_of_other_sizes_count_against_the_one_of_their_kind(cell):
+    sizes = {size: weights("digits", f"{cell}-{size}") for size in (48, 128, 192, 256)}
+    assert preset("digits", f"{cell}-128").equivalent is None
+    assert {preset("digits", f"{cell}-{size}").equivalent for size in (48, 192, 256)} == {f"{cell}-128"}
+    for n, count in sizes.items():  # both directions read one matrix: 3 of n² a layer, as Table 3 of 1704.05119 counts
+        assert count == (168 * n + 8 * n * n + 11 * n if cell == "rnn" else 3 * 168 * n + 15 * n * n + 11 * n)
 
 
 @pytest.mark.parametrize("name, steps, clip, full, factor, epochs", [
