@@ -33,7 +33,7 @@ help:
 	@echo "make study    run every notebook of the study, then print the comparison"
 	@echo "make test     ruff, the unit tests, and every notebook against its stored outputs"
 	@echo "make lab      open the notebooks in JupyterLab"
-	@echo "make publish  write figures/ and results/ from the finished runs"
+	@echo "make publish  write figures/ and results/, with results/report.html, from the finished runs"
 	@echo "make env      the environment alone (.venv/); every target above makes it when needed"
 	@echo "make lock     requirements.lock anew, after a change of environment.yml"
 	@echo "make clean    remove caches; runs/ and .venv/ stay"

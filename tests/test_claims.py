@@ -49,7 +49,7 @@ def test_zeros_on_sentiment_may_come_with_binary_dropout(tmp_path):
 
 def test_a_figure_from_part_of_a_corpus_says_so(tmp_path):
     part = row("ag-news", "sparse-vd-w", 0.89, 400.0, metric="accuracy", data_note="38k subset")
-    assert verdicts(tmp_path, part)[1]["B2"] == "sparse-vd-w: 0.89 at 400× after 60 epochs (38k subset)"
+    assert verdicts(tmp_path, part)[1]["B2"] == "sparse-vd-w: 0.89 at 400× after 60 epochs (one seed; 38k subset)"
 
 
 def test_perplexity_counts_downwards(tmp_path):
@@ -123,15 +123,38 @@ def test_shrunk_networks_must_be_the_same(tmp_path):
     assert verdicts(tmp_path, off)[0]["B7"] == "does not hold"
 
 
-def test_noise_is_judged_at_the_end(tmp_path):
+@pytest.mark.parametrize(("seeds", "verdict"), [(1, "too early to say"), (3, "holds, on other data")])
+def test_noise_is_judged_at_the_end_and_not_on_one_seed(tmp_path, seeds, verdict):
     rows = [
-        (kind, step, bits)
+        (kind, seed, step, bits + seed / 1000)
+        for seed in range(seeds)
         for step in (1, 2)
         for kind, bits in (("none", 2.0), ("shared", 2.1), ("fresh", 2.1 + step / 10))
     ]
-    pd.DataFrame(rows, columns=["noise", "step", "valid"]).to_csv(tmp_path / "noise.csv", index=False)
-    verdict, here = verdicts(tmp_path, row("imdb", "linear", 0.8, 10.0))
-    assert verdict["A3"] == "holds, on other data" and "fresh: 2.300 bits" in here["A3"]
+    pd.DataFrame(rows, columns=["noise", "seed", "step", "valid"]).to_csv(tmp_path / "noise.csv", index=False)
+    found, here = verdicts(tmp_path, row("imdb", "linear", 0.8, 10.0))
+    assert found["A3"] == verdict and "fresh: 2.30" in here["A3"] and ("one seed" in here["A3"]) == (seeds == 1)
+
+
+def test_a_figure_says_how_many_seeds_and_test_items_it_rests_on(tmp_path):
+    (tmp_path / "tests.csv").write_text("task,data_sha256,items,classes\nimdb,abc,25000,a|b\n")
+    one = row("imdb", "sparse-vd-w", 0.839, 1200.0, data_sha256="abc")
+    found, here = verdicts(tmp_path, one)
+    # Wilson's interval of 20,975 in 25,000, by hand: (p + z²/2n ± z √(pq/n + z²/4n²)) / (1 + z²/n), z = 1.96
+    assert "one seed, 0.834 … 0.844 over test items" in here["B1"] and found["B1"] == "holds", (
+        "84 % are within the interval"
+    )
+    here = verdicts(tmp_path, one | {"seed": 1, "test": 0.841})[1]
+    assert "2 seeds: 0.839, 0.841" in here["B1"]
+    here = verdicts(tmp_path, one | {"seed": 2, "test": 0.840})[1]
+    assert "3 seeds: 0.8375 … 0.8425" in here["B1"]  # 0.84 ± 4.303 · 0.001 / √3
+
+
+def test_a_whole_plan_of_its_own_is_judged_and_not_too_early(tmp_path):
+    lines = ["task,method,epoch,test", "imdb,sparse-vd-w-voc,60,0.80", "imdb,sparse-vd-w-voc,800,0.833"]
+    (tmp_path / "published.csv").write_text("\n".join(lines) + "\n")
+    ours = row("imdb", "sparse-vd-w-voc", 0.82, 5000.0, model="bayes-128")
+    assert verdicts(tmp_path, ours)[0]["B1, W+Voc"] == "does not hold"
 
 
 @pytest.mark.parametrize(("theirs", "verdict"), [(1.625, "too early to say"), (1.43, "holds in part")])
@@ -154,7 +177,7 @@ def test_same_size_and_larger_sparse_nets_are_judged_against_the_dense_one(tmp_p
     found, here = verdicts(tmp_path, *rows)
     assert (
         found["C2"] == "holds, on other data"
-        and "larger: 2.19 bpc at 10× after 60 epochs (1,000 weights)" in here["C2"]
+        and "larger: 2.19 bpc at 10× after 60 epochs (one seed) (1,000 weights)" in here["C2"]
     )
     assert found["C3"] == "not run" and here["C3"] == "no finished run on pydocs-char of: small dense"
     found, _ = verdicts(tmp_path, char("dense", 2.1, "lstm-56", ""), char("hard", 2.6))

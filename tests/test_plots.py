@@ -273,15 +273,15 @@ def test_what_was_chosen_is_in_view_however_far_from_the_best():
 def test_beside_published_compares_the_last_epoch_both_have():
     curves = metric_rows(valid=0.81)
     drawn = words_of(plots.beside_published(curves, published_rows()))
-    assert "sparse-vd-wgn, epoch 3: 0.81 here, 0.83 there" in drawn
+    assert "sparse-vd-wgn, epoch 3: 0.81 here (of 3), 0.83 there (of 3)" in drawn
     later = pd.concat([curves, curves[curves["epoch"] == 3].assign(epoch=4, valid=0.9)])
-    assert "sparse-vd-wgn, epoch 3: 0.81 here, 0.83 there" in words_of(plots.beside_published(later, published_rows()))
+    assert "0.81 here (of 4), 0.83 there (of 3)" in words_of(plots.beside_published(later, published_rows()))
 
 
 def test_beside_published_draws_a_line_a_seed_and_tells_their_mean():
     curves = pd.concat([metric_rows(valid=0.81), metric_rows(valid=0.85).assign(seed=1)])
     figure = plots.beside_published(curves, published_rows())
-    assert "sparse-vd-wgn, epoch 3: 0.83 here, 0.83 there" in words_of(figure)
+    assert "sparse-vd-wgn, epoch 3: 0.83 here (of 3), 0.83 there (of 3)" in words_of(figure)
     lines = [line for line in figure.axes[0].lines if line.get_label() == "sparse-vd-wgn, here"]
     assert len(lines) == 2 and all((np.diff(line.get_xdata()) > 0).all() for line in lines)
 

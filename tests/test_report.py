@@ -1,6 +1,7 @@
 """What is published: rows, tables, small models and figures, from finished runs alone."""
 
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -102,6 +103,22 @@ def test_figures_are_drawn_from_tracked_tables_alone(published, tmp_path, monkey
     assert {"tiny-topic-front.png", "tiny-topic-sparse-vd-wgn-gates.png", "tiny-char-training.png"} <= {
         p.name for p in again
     }
+
+
+def test_a_map_in_one_colour_and_a_trace_of_few_gates_of_many_are_not_drawn(published, tmp_path):
+    shutil.copytree(published[0] / "results", tmp_path / "results")
+    (folder,) = (tmp_path / "results" / "runs").glob("tiny-topic/*/sparse-vd-wgn/quick-s0")
+    trace = pd.DataFrame({"step": [0, 1], "word": ["a", "b"], "neuron": 0, "gate": "i", "value": [0.1, 0.9]})
+
+    def drawn(of):
+        trace.assign(of=of).to_csv(folder / "trace.csv", index=False)
+        return {path.name for path in report.draw("quick", tmp_path / "results", tmp_path)}
+
+    stem = "tiny-topic-sparse-vd-wgn"
+    assert {f"{stem}-gates.png", f"{stem}-gate-counts.png", f"{stem}-trace.png"} <= drawn(of=2)
+    gates = records.read_table(folder / "gates.csv")
+    gates.assign(state="live").to_csv(folder / "gates.csv", index=False)
+    assert not {f"{stem}-gates.png", f"{stem}-gate-counts.png", f"{stem}-trace.png"} & drawn(of=3)
 
 
 def test_an_empty_table_takes_no_types_from_a_full_one(tmp_path):

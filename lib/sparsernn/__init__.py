@@ -1,4 +1,4 @@
-"""Sparse recurrent networks: five papers, one set of words, one bench. The public names, loaded when they are first used."""
+"""Sparse recurrent networks: many papers, one set of words, one bench. The public names, loaded when they are first used."""
 
 from importlib import import_module
 

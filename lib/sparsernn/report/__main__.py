@@ -1,4 +1,5 @@
-"""`make publish`: what the runs found goes into results/ and figures/, which are tracked.
+"""`make publish`: what the runs found goes into results/ and figures/, which are tracked: rows, figures, the tables of both
+READMEs, a card for each model, and results/report.html.
 
 python -m sparsernn.report [study.yaml]: the runs and the profile of that study.
 """
@@ -7,6 +8,7 @@ import sys
 
 from ..files import project_root
 from ..study.asked import read_study
+from . import documents, page
 from .publish import publish
 
 if __name__ == "__main__":
@@ -15,5 +17,7 @@ if __name__ == "__main__":
         study = read_study(project_root() / name)
     except (OSError, ValueError) as problem:
         sys.exit(f"make publish: {problem}")
-    for path in publish(study["profile"], study=study):
+    results = project_root() / "results"
+    written = publish(study["profile"], study=study) + documents.write(results, project_root()) + [page.write(results)]
+    for path in written:
         sys.stdout.write(f"{path}\n")

@@ -9,17 +9,17 @@ from pathlib import Path
 
 import pandas as pd
 
-from .. import records, sparsify
+from .. import records, sparsify, tasks
 from ..files import project_root, replacing
-from ..nets.masks import LIVE
 from ..study.asked import study_configs
 from ..study.config import RunConfig, begun, runs_root
 from ..study.presets import PRESETS
 from ..study.runs import schedule
-from . import plots
+from . import decisions, plots, timings
 from . import tables as tidy
 
-TABLES = ("metrics.csv", "thresholds.csv", "scores.csv", "gates.csv", "numbers.csv", "trace.csv")
+TABLES = ("metrics.csv", "thresholds.csv", "scores.csv", "gates.csv", "numbers.csv", "trace.csv", "verdict.csv")
+EVEN = 0.9  # a map on which so many gates are in one state shows nothing; nor does a trace of less than half of what is live
 LARGEST_MODEL = 1 << 22  # bytes of a compact model that is worth tracking
 
 
@@ -87,18 +87,6 @@ def comparison(fresh, tracked):
     return pd.DataFrame(rows, columns=order)
 
 
-SHOWN = (
-    "task", "method", "model", "metric", "valid", "test", "compression", "weights_kept", "vocabulary_kept", "hidden_kept",
-    "gates_live", "gates_live_closed", "gates_constant", "size_bytes", "compact_error", "train_seconds",
-)  # fmt: skip
-
-
-def quality_table(rows):
-    """Records in the columns a reader wants, per task from dense to sparse."""
-    table = pd.DataFrame(rows, columns=records.FIELDS)
-    return table.sort_values(["task", "compression"], na_position="first")[list(SHOWN)].reset_index(drop=True)
-
-
 def missing(study, rows):
     """Runs `study.yaml` asks for that have no record: their notebooks hold the error."""
     there = {records.run_key(row) for row in rows}
@@ -121,7 +109,50 @@ def publish(profile, results=None, figures=None, study=None):
                 with replacing(target / name) as temporary:
                     shutil.copyfile(path, temporary)
     records.upsert([*stopped(profile), *fresh], results / f"{profile}.csv")
+    count_tests(fresh, results)
     return draw(profile, results, figures, study)
+
+
+def count_tests(rows, results):
+    """Write down in results/tests.csv how many items the tests behind these records have, where an accuracy was measured:
+    task, data_sha256, items, classes (their names, joined by |). What is there already is not loaded again."""
+    path = Path(results) / "tests.csv"
+    table = (
+        records.read_table(path) if path.exists() else pd.DataFrame(columns=["task", "data_sha256", "items", "classes"])
+    )
+    known, found = set(table["data_sha256"]), []
+    for row in rows:
+        if row["metric"] == "accuracy" and row["data_sha256"] not in known:
+            task = tasks.load(row["task"], row["profile"])
+            known.add(task.data_sha256)
+            found.append((row["task"], task.data_sha256, len(task.splits["test"]["labels"]), "|".join(task.classes)))
+    if found:
+        table = pd.concat(
+            [table, pd.DataFrame(found, columns=table.columns)]
+            if len(table)
+            else [pd.DataFrame(found, columns=table.columns)]
+        )
+        with replacing(path) as temporary:
+            table.sort_values(["task", "data_sha256"]).to_csv(temporary, index=False)
+
+
+def test_items(results):
+    """data_sha256 → items of its test, of results/tests.csv."""
+    path = Path(results) / "tests.csv"
+    return records.read_table(path).set_index("data_sha256")["items"].to_dict() if path.exists() else {}
+
+
+def costs(rows, results, timed):
+    """`decisions.configurations` of one family's rows, with what a step takes where it was timed (`timings.a_step`)."""
+    table = decisions.configurations(rows, test_items(results))
+    steps = timings.a_step(timed, rows["task"].iloc[0])
+    table = table.merge(steps[steps["variant"].notna()], on=["model", "method", "variant"], how="left")
+    dense = steps[steps["variant"].isna()].drop(columns=["method", "variant"])
+    whole = table[["model"]].merge(dense, on="model", how="left")
+    absent = (table["method"] == decisions.REFERENCE) & table["step_us"].isna()
+    for column in ("step_us", "device_timed"):
+        table[column] = table[column].where(~absent, whole[column])
+    return table
 
 
 def tracked_tables(profile, name, results):
@@ -142,6 +173,7 @@ def draw(profile, results, figures, study=None):
     study: study.yaml as read; where it asks for runs of a task, curves, histograms and maps are theirs alone.
     """
     rows, written = records.read(Path(results) / f"{profile}.csv"), []
+    timed = timings.timing_rows(results, "")
 
     def keep(figure, name):
         figure = getattr(figure, "figure", figure)
@@ -150,14 +182,14 @@ def draw(profile, results, figures, study=None):
         plots.plt.close(figure)
         written.append(Path(figures) / f"{name}.png")
 
-    for task, stem, part in _families(rows):
+    for task, stem, part in families(rows):
         finished = part[part["test"].notna()]  # trials stop at validation
         if finished.empty:
             continue
-        shown = _of_the_study(finished, study)
+        shown = of_the_study(finished, study)
         part = part[part["data_sha256"].isin(finished["data_sha256"])]
         part = part.assign(asked=part.index.isin(shown.index))
-        keep(plots.front(part[part["test"].notna()]), f"{stem}-front")
+        keep(plots.cost_front(costs(shown, results, timed)), f"{stem}-front")
         if len(finished) < len(part):
             keep(plots.front(part, quality="valid"), f"{stem}-tried")
         else:  # of trials that have become runs
@@ -170,24 +202,20 @@ def draw(profile, results, figures, study=None):
         if curves.empty:  # what is finished was counted, not trained
             continue
         keep(plots.training_curves(curves), f"{stem}-training")
-        for method, thresholds in _per_method(profile, shown, "thresholds.csv", results):
+        for method, thresholds in per_method(profile, shown, "thresholds.csv", results):
             keep(plots.threshold_curve(thresholds), f"{stem}-{method}-thresholds")
-        for method, counts in _per_method(profile, shown, "scores.csv", results):
+        for method, counts in per_method(profile, shown, "scores.csv", results):
             keep(plots.score_histograms(counts), f"{stem}-{method}-scores")
-        all_live = set()  # a map on which every gate lives says nothing
-        for method, gates in _per_method(profile, shown, "gates.csv", results):
-            if (gates["state"] == LIVE).all():
-                all_live.add(method)
-                continue
-            keep(plots.gate_map(gates), f"{stem}-{method}-gates")
-            keep(plots.gate_counts(gates), f"{stem}-{method}-gate-counts")
-        for method, numbers in _per_method(profile, shown, "numbers.csv", results):
+        for method, gates in per_method(profile, shown, "gates.csv", results):
+            if gates["state"].value_counts(normalize=True).max() < EVEN:
+                keep(plots.gate_map(gates), f"{stem}-{method}-gates")
+                keep(plots.gate_counts(gates), f"{stem}-{method}-gate-counts")
+        for method, numbers in per_method(profile, shown, "numbers.csv", results):
             keep(plots.word_page(numbers), f"{stem}-{method}-words")
-        for method, trace in _per_method(profile, shown, "trace.csv", results):
-            if method in all_live:
-                continue
-            keep(plots.gate_trace(trace), f"{stem}-{method}-trace")
-        paths, theirs = _paths(profile, task, shown, results), authors_curve(task, results)
+        for method, trace in per_method(profile, shown, "trace.csv", results):
+            if trace[["gate", "neuron"]].drop_duplicates().shape[0] >= trace["of"].iloc[0] / 2:
+                keep(plots.gate_trace(trace), f"{stem}-{method}-trace")
+        paths, theirs = paths_of(profile, task, shown, results), authors_curve(task, results)
         keep(plots.fronts(paths, theirs), f"{stem}-fronts")
         if len(theirs) and not shown["method"].isin(plots.OPPONENTS).all():
             keep(plots.beside_published(curves, theirs), f"{stem}-beside-authors")
@@ -208,7 +236,7 @@ def shape_of(row):
     return given.get("block", default).replace("x", "×")
 
 
-def _families(rows):
+def families(rows):
     """(task, what its figures are called, rows) of every model with those that are compared with it: the ones that stand for
     it (`Preset.equivalent`), and what is no network."""
     for task, part in rows.groupby("task"):
@@ -226,17 +254,17 @@ def authors_curve(task, results):
     return table[table["task"] == task]
 
 
-def _paths(profile, task, rows, results):
+def paths_of(profile, task, rows, results):
     """What every run of a task was seen at on validation: each epoch or strength of L1, each threshold at the end."""
     columns = ["task", "method", "variant", "compression", "valid", "metric", "chosen"]
     curves = _curves(profile, task, rows, results).assign(task=task)
     sweeps = [
-        table.assign(task=task, chosen=False) for _, table in _per_method(profile, rows, "thresholds.csv", results)
+        table.assign(task=task, chosen=False) for _, table in per_method(profile, rows, "thresholds.csv", results)
     ]
     return pd.concat([curves, *sweeps], ignore_index=True).reindex(columns=columns)
 
 
-def _of_the_study(rows, study):
+def of_the_study(rows, study):
     """The rows of the runs a study asks for, and of opponents; all of them where it asks for none of these."""
     wanted = [config.directory.relative_to(runs_root()).as_posix() for config in study_configs(study)] if study else []
     asked = rows[
@@ -255,7 +283,7 @@ def _curves(profile, task, rows, results):
     return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
-def _per_method(profile, shown, name, results):
+def per_method(profile, shown, name, results):
     """(method, table) of one run of each method among the rows `shown` that left a table: the first variant and seed
     of the model itself, or of one that stands for it."""
     table = tracked_tables(profile, name, results)

@@ -1,5 +1,7 @@
 """What tracked timing tables say: rows of our sweeps, the fastest engine of a cell, whether `choose` was right."""
 
+from pathlib import Path
+
 import pandas as pd
 
 from .. import records
@@ -62,8 +64,13 @@ def agreement(table, within=0.05):
 
 
 def tracked_timings(kind):
-    """The tracked rows of these sweeps from "cpu" or "cuda" devices; empty where none was measured."""
-    tables = [records.read_timings(path) for path in sorted((project_root() / "results").glob("timings-*.csv"))]
+    """`timing_rows` of the project's results."""
+    return timing_rows(project_root() / "results", kind)
+
+
+def timing_rows(results, kind):
+    """The tracked rows of these sweeps from devices whose name begins with `kind`, "cpu" or "cuda"; empty where there is none."""
+    tables = [records.read_timings(path) for path in sorted(Path(results).glob("timings-*.csv"))]
     table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=records.TIMING_FIELDS)
     ours = table["engine"].isin([*LAYERS, *PRODUCTS, "choose"])
     return table[ours & table["device"].str.startswith(kind)].reset_index(drop=True)
@@ -76,4 +83,26 @@ def cusparse_figures():
     columns = ["hidden", "input", "density", "batch", "speedup"]
     return pd.DataFrame(
         [(*shape, batch, times) for *shape, found in rows for batch, times in found.items()], columns=columns
+    )
+
+
+def a_step(table, task):
+    """What engines take for one step of one sequence of a task's networks, on the device on which most of them were timed.
+
+    → a row a network: model, method, variant, device_timed, step_us (the fastest engine that leaves something out, the mean
+    of its seeds), and one with variant None a model for the dense net in torch's fp32 layer. Empty where none was timed.
+    """
+    columns = ["model", "method", "variant", "device_timed", "step_us"]
+    cells = fastest(table[(table["task"] == task) & (table["batch"] == 1)])
+    if cells.empty:
+        return pd.DataFrame(columns=columns)
+    cells = cells.assign(
+        variant=cells["variant"].astype(object).fillna(""), step_us=1e3 * cells["median_ms"] / cells["steps"]
+    )
+    networks = cells.groupby("device")[["method", "variant"]].apply(lambda part: len(part.drop_duplicates()))
+    cells = cells[cells["device"] == networks.idxmax()].rename(columns={"device": "device_timed"})
+    dense = cells.assign(step_us=cells["step_us"] * cells["over_fp32"]).groupby(["model", "device_timed"])["step_us"]
+    small = cells.groupby(["model", "method", "variant", "device_timed"])["step_us"]
+    return pd.concat([small.mean().reset_index(), dense.median().reset_index()], ignore_index=True).reindex(
+        columns=columns
     )

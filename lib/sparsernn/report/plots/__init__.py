@@ -9,9 +9,11 @@ import matplotlib.pyplot as plt
 from . import speech  # noqa: F401, known to `answers` and `listen` from here on
 from .answers import answers
 from .blocks import pattern_curves
+from .costs import cost_front
 from .gates import constant_values, gate_counts, gate_map
 from .kernels import ENGINE_STYLE, crossover, product_claim, rooflines
 from .listen import listen
+from .patterns import gate_patterns
 from .pruning import score_histogram, score_histograms, threshold_curve
 from .reading import gate_trace, word_page
 from .study import beside_published, front, fronts, sizes
@@ -26,11 +28,13 @@ __all__ = [
     "answers",
     "beside_published",
     "constant_values",
+    "cost_front",
     "crossover",
     "front",
     "fronts",
     "gate_counts",
     "gate_map",
+    "gate_patterns",
     "gate_trace",
     "kl_curves",
     "listen",

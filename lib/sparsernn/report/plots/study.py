@@ -32,6 +32,7 @@ def _short(variant):
     return variant if len(variant) <= 40 else f"{parts[0]} and {len(parts) - 1} more"
 
 
+SPARSE = 1.5  # times fewer weights, from which on a net is called sparse
 MOST_NAMED = 6  # methods in a sentence over a figure; of more, those that no other beats
 
 
@@ -91,7 +92,8 @@ def front(table, ax=None, quality="test"):
     ax.grid(color="0.92", lw=0.6)
     ax.set_axisbelow(True)
     unique_legend(ax, loc="upper left", bbox_to_anchor=(1.01, 1))
-    title(ax, front_finding(means, quality, words, better))
+    runs = "one run" if len(asked) == 1 else f"{len(asked)} runs"
+    title(ax, f"{front_finding(means, quality, words, better)} ({runs})")
     return ax
 
 
@@ -114,7 +116,9 @@ def front_finding(means, quality, words, better):
         return f"No network yet, only opponents: best {words} {best_of(means[quality], better):.3g}"
     sign = 1 if better == "higher" else -1
     best = best_of(nets[quality], better)
-    near = nets[sign * (nets[quality] - best) >= -0.02 * abs(best)]
+    near = nets[(sign * (nets[quality] - best) >= -0.02 * abs(best)) & (nets["compression"] >= SPARSE)]
+    if near.empty:
+        return f"No sparse net within 2% of the best one: {best:.3g} {words}"
     row = near.loc[near["compression"].idxmax()]
     text = f"{row['method']}: {times(row['compression'])} at {row[quality]:.3g} {words}, the sparsest within 2% of the best net"
     others = means[means["method"].isin(OPPONENTS)]
@@ -203,8 +207,9 @@ def beside_published(curves, published):
                 ax.plot(run["epoch"], run[column], color=colour, marker=marker, markevery=every, ms=3.5, lw=1.3,
                         label=f"{method}, here")  # fmt: skip
             theirs = published[(published["method"] == method)]
-            ax.plot(theirs["epoch"], theirs[column], color=colour, marker=marker, mfc="white", ms=4.5, ls=":",
-                    label=f"{method}, authors")  # fmt: skip
+            if len(theirs):
+                ax.plot(theirs["epoch"], theirs[column], color=colour, marker=marker, mfc="white", ms=4.5, ls=":",
+                        label=f"{method}, authors")  # fmt: skip
         ax.set(xscale="log", xlabel="epoch", ylabel=f"validation {words}" if column == "valid" else "compression")
         log_counts(ax.xaxis)
         if column == "compression" or better == "lower":
@@ -214,9 +219,12 @@ def beside_published(curves, published):
     found = []
     ours = curves.groupby(["method", "epoch"], as_index=False, sort=False)["valid"].mean()
     both = ours.merge(published, on=["method", "epoch"], suffixes=("", "_authors")).dropna(subset=["valid_authors"])
+    ends = [table.groupby("method")["epoch"].max() for table in (ours, published)]
     for method, part in both.groupby("method", sort=False):
-        row = part.loc[part["epoch"].idxmax()]
-        found.append(f"{method}, epoch {row.epoch:.0f}: {row.valid:.3g} here, {row.valid_authors:.3g} there")
+        row, (end, theirs) = part.loc[part["epoch"].idxmax()], (f"{last[method]:.0f}" for last in ends)
+        found.append(
+            f"{method}, epoch {row.epoch:.0f}: {row.valid:.3g} here (of {end}), {row.valid_authors:.3g} there (of {theirs})"
+        )
     title(figure, f"Validation {words} – " + ("; ".join(found) or "the authors have no figure"))
     return figure
 

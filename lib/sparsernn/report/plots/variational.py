@@ -49,13 +49,13 @@ NOISES = {
 
 @styled
 def noise_curves(table):
-    """Bits of what is kept, bits of one network drawn, share of noise, against training steps; a line a way of drawing.
+    """Bits of what is kept, bits of one network drawn, share to be pruned, against training steps; a line a way of drawing.
 
     table: `noise.train` of several kinds and seeds (noise, seed, step, valid, drawn, noise_share).
     """
     figure, axes = subplots(10, 3.4, 1, 3)
     quantities = (("valid", "means, noise at zero: bits per character"),
-                  ("drawn", "drawn once: bits per character"), ("noise_share", "recurrent weights that are noise"))  # fmt: skip
+                  ("drawn", "drawn once: bits per character"), ("noise_share", "recurrent weights to be pruned"))  # fmt: skip
     for ax, (column, words) in zip(axes, quantities, strict=True):
         for kind, part in table.groupby("noise", sort=False):
             colour, dash, marker = NOISES[kind]

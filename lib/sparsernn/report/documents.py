@@ -1,0 +1,168 @@
+"""The tables inside README.md and results/README.md, and the card beside each tracked model: text written from tracked rows.
+
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is `decisions`, for the answers of the report's first
+section, or a profile and what the figures of a setting are called: `short imdb`, `short pydocs-char-bayes-512`.
+"""
+
+import json
+import math
+import os
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from .. import records
+from ..files import nearest, replacing
+from . import publish, sections, written
+
+MARKED = re.compile(r"(<!-- table: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
+SHORTENED = 45  # characters of a variant that fit in a table
+
+
+def write(results, root):
+    """Fill the marked tables of root/README.md and results/README.md and write every card; → the paths written."""
+    tracked, written_to = sections.tracked(results), []
+    for path in (Path(root) / "README.md", tracked.results / "README.md"):
+        if path.exists():
+            filled_in = filled(path.read_text(encoding="utf-8"), tracked)
+            with replacing(path) as temporary:
+                temporary.write_text(filled_in, encoding="utf-8")
+            written_to.append(path)
+    for model in sorted(tracked.results.glob("runs/*/*/*/*/model.safetensors")):
+        path = model.with_name("README.md")
+        with replacing(path) as temporary:
+            temporary.write_text(card(model.parent, root), encoding="utf-8")
+        written_to.append(path)
+    return written_to
+
+
+def filled(text, tracked):
+    """A document with its marked tables written anew. Raises ValueError for a table that nothing is called."""
+    tables = {f"{one.profile} {one.stem}": one for one in tracked.settings}
+
+    def fill(found):
+        name = found["name"]
+        if name == "decisions":
+            table = next(part for part in sections.answer(tracked).parts if isinstance(part, pd.DataFrame))
+            table = table.drop(columns=["file", "training"], errors="ignore")
+        elif name in tables:
+            table = rows_of(tables[name], tracked.results)
+        else:
+            raise ValueError(nearest("table", name, ["decisions", *tables]))
+        return f"{found[1]}\n{written.markdown(table)}\n\n{found[3]}"
+
+    return MARKED.sub(fill, text)
+
+
+def rows_of(setting, results):
+    """Every finished run of a setting, a row each, best test figure first, beside the authors' where they gave some: at the
+    same epoch, or at the last before it, and at their end (of a net that loses no weight: at its best on validation)."""
+    theirs = publish.authors_curve(setting.task, results)
+    sign = sections.decisions.sign_of(setting.metric)
+    order = setting.rows.assign(worse=-sign * setting.rows["test"]).sort_values(["worse", "compression"], kind="stable")
+    lines = [_line(row, theirs) for row in order.to_dict("records")]
+    table = pd.DataFrame(lines)
+    return table[[name for name in table if (table[name] != written.DASH).any()]]
+
+
+def _line(row, theirs):
+    metric, variant = row["metric"], row["variant"] or ""
+    variant = variant if len(variant) <= SHORTENED else f"{variant.split(',')[0]}, …"
+    name = row["model"] if row["compression"] != row["compression"] else ""
+    said = ", ".join(filter(None, (name, variant, f"seed {row['seed']}" if row["seed"] else "")))
+    line = {"method": row["method"] + (f" ({said})" if said else ""), "epochs": written.count(row["epochs"])}
+    line |= {name: written.quality(row[name], metric) for name in ("valid", "test")}
+    line |= {"fewer weights": written.fewer(row["compression"]), "weights": written.count(row["weights_kept"])}
+    line |= {"words": written.count(row["vocabulary_kept"]), "live gates": row["gates_live"] or written.DASH}
+    line |= {"constant gates": row["gates_constant"] or written.DASH, "bytes": written.count(row["size_bytes"])}
+    error = row["compact_error"]
+    line["compact error"] = written.DASH if error != error else f"{error:.0e}" if error else "0"
+    part = theirs[theirs["method"] == row["method"]].sort_values("epoch")
+    end = part.tail(1)
+    if (
+        len(part) and part["compression"].nunique() == 1 and part["valid"].notna().any()
+    ):  # nothing goes: their best, not their last
+        end = part.loc[[part["valid"].idxmax() if sections.decisions.sign_of(metric) > 0 else part["valid"].idxmin()]]
+    by_then = part[part["epoch"] <= row["epochs"]].tail(1)
+    line["authors by then"] = _authors(by_then, metric) if not by_then.equals(end) else written.DASH
+    line["at their end"] = _authors(end, metric)
+    return line
+
+
+def _authors(row, metric):
+    """Test figure, compression and epoch of a row of the authors' curves; a dash where there is none."""
+    if row.empty:
+        return written.DASH
+    (row,) = row.to_dict("records")
+    when = f" (epoch {row['epoch']:.0f})" if row["epoch"] == row["epoch"] else ""
+    return f"{written.quality(row['test'], metric)} at {written.fewer(row['compression'])}{when}"
+
+
+CARD = """# {method} on {task}
+
+{what}, trained by `{method}` and compacted; the file beside this card is the whole network. Counted as the papers count, it has
+{kept} of {total} weights ({fewer} fewer).
+
+| | |
+|---|---|
+| task, data | `{task}`; sum of the processed ids `{data_sha256}`{note} |
+| model, cell | `{model}`, {cell} |
+| method, options | `{method}`; departs from the preset by: {variant} |
+| profile, seed | `{profile}`, {seed}; {epochs} epochs, {schedule} |
+| {metric} | test {test}, validation {valid}: one run; the seeds of this configuration are in results/{profile}.csv |
+| file | {size}; its network and the masked one differ by at most {error} in float64 over the whole test |
+| trained | {seconds} on {device}, torch {torch}, commit {commit} |
+
+```python
+import sparsernn
+
+path = "{path}"
+small = sparsernn.load(path)  # a torch module in evaluation, for this task's ids
+```
+
+Words and labels are those of the task (`sparsernn.tasks.load("{task}", "{profile}")`, whose sum must be the one above).
+
+Licence: that of this project (MIT) for the numbers; the data have terms of their own ([data/README.md]({data})). {terms}
+"""
+
+
+def card(folder, root):
+    """What a tracked model is: its task and data, method, figures, how to load it, and the terms of its data."""
+    record = json.loads((folder / "record.json").read_text())
+    metric, note = record["metric"], record["data_note"]
+    known = {name: value for name, value in record.items() if value is not None}
+    return CARD.format(
+        **known
+        | {
+            "what": f"A recurrent network ({record['cell']})" if record.get("cell") else "A model without recurrence",
+            "cell": record.get("cell") or "no recurrent cell",
+            "kept": written.count(record["weights_kept"]),
+            "total": written.count(record["weights_total"]),
+            "fewer": written.fewer(record.get("compression")),
+            "note": f"; {note}" if note else "",
+            "variant": f"`{record['variant']}`" if record["variant"] else "nothing",
+            "schedule": record.get("schedule") or "no schedule",
+            "test": written.quality(record["test"], metric),
+            "valid": written.quality(record["valid"], metric),
+            "metric": metric.replace("_", " "),
+            "epochs": written.count(record.get("epochs", math.nan)),
+            "size": f"{written.count(record['size_bytes'])} bytes",
+            "error": f"{record['compact_error']:.0e}",
+            "seconds": written.seconds(record["train_seconds"]),
+            "device": record["device"].removeprefix("cpu:"),
+            "path": f"results/runs/{records.run_key(record)}/model.safetensors",
+            "data": os.path.relpath(Path(root) / "data" / "README.md", folder),
+            "terms": terms(record["task"], Path(root) / "data" / "README.md"),
+        }
+    )
+
+
+def terms(task, path):
+    """The paragraph of a task's data in data/README.md that begins with "Terms:"; "" where that page has none for it."""
+    for section in re.split(r"^#+ ", path.read_text(encoding="utf-8"), flags=re.MULTILINE) if path.exists() else ():
+        if f"`{task}`" in section.partition("\n")[0] and (
+            found := re.search(r"^Terms: .*?(?=\n\n|\Z)", section, re.M | re.S)
+        ):
+            return " ".join(found[0].split())
+    return ""

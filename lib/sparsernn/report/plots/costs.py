@@ -1,0 +1,111 @@
+"""Quality on the test against what it costs: weights kept, bytes of the file, microseconds a step."""
+
+import math
+
+import numpy as np
+
+from .study import SPARSE
+from .style import OPPONENTS, log_counts, look, metric_of, say, styled, subplots, times, title
+
+COSTS = {
+    "weights_kept": "weights kept",
+    "size_bytes": "bytes of the file",
+    "step_us": "µs a step, batch 1, fastest engine",
+}
+NEAR, MOST_OUT = 0.15, 0.25  # out of view is what is farther from the best than this share of it, if few rows are
+
+
+@styled
+def cost_front(table):
+    """One task's test figures, a panel a cost that was measured: left is cheaper. A point is a configuration's mean, a small
+    one a seed. Bars: over seeds (t, 95 %) from three seeds on, otherwise over the items of the test where it has an accuracy.
+
+    table: `decisions.configurations`, with step_us where engines were timed and device_timed, whose times they are.
+    Opponents that are no network are hollow.
+    """
+    if table.empty:
+        figure, ax = subplots(5.2, 1.6)
+        say(ax, "no finished run yet")
+        return figure
+    words, better = metric_of(table)
+    measured = [name for name in COSTS if name in table and table[name].notna().sum() > 1]
+    costs = measured or ["weights_kept"]
+    figure, axes = subplots(max(6.2, 3.1 * len(costs)), 4.1, 1, len(costs), sharey=True, squeeze=False)
+    sign = 1 if better == "higher" else -1
+    best = table["test"].max() if sign > 0 else table["test"].min()
+    near = sign * (table["test"] - best) > -NEAR * abs(best)
+    shown = table[near] if (~near).mean() <= MOST_OUT else table
+    for ax, cost in zip(axes.flat, costs, strict=True):
+        for row in shown[shown[cost].notna()].to_dict("records"):
+            _point(ax, row, cost)
+        ax.set(xscale="log", xlabel=COSTS[cost])
+        ax.margins(0.12, 0.12)
+        log_counts(ax.xaxis)
+        ax.xaxis.set_major_formatter(lambda value, _: _short(value))
+        ax.grid(color="0.92", lw=0.6)
+        ax.set_axisbelow(True)
+    axes[0, 0].set_ylabel(f"test {words} ({better} is better)")
+    if len(shown) < len(table):
+        axes[0, 0].annotate(f"{len(table) - len(shown)} more out of view", (0.01, 0.02), xycoords="axes fraction",
+                            fontsize=7, color="0.4")  # fmt: skip
+    entries = {}
+    for ax in axes.flat:
+        entries |= {name: handle for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), fontsize=8, loc="outside lower center", ncols=6)
+    title(figure, finding(table, words, better))
+    return figure
+
+
+def _point(ax, row, cost):
+    colour, marker, _ = look(row["method"])
+    fill = {"mfc": "white", "mew": 1.5} if row["method"] in OPPONENTS else {"mec": "white"}
+    low, high = row["seed_low"], row["seed_high"]
+    if math.isnan(low):
+        low, high = row["item_low"], row["item_high"]
+    if not math.isnan(low):
+        ax.plot([row[cost]] * 2, [low, high], color=colour, lw=1.2, alpha=0.7, zorder=2)
+    if row["seeds"] > 1:
+        ax.plot(row["kept"] if cost == "weights_kept" else [row[cost]] * row["seeds"], row["by_seed"], marker, color=colour,
+                ms=3, alpha=0.5, zorder=2)  # fmt: skip
+    ax.plot(
+        row[cost],
+        row["test"],
+        marker,
+        color=colour,
+        ms=10 if marker == "*" else 7.5,
+        zorder=3,
+        label=row["method"],
+        **fill,
+    )
+
+
+def _short(value):
+    """10 · 2k · 50M: a tick for reading."""
+    for unit, name in ((1e6, "M"), (1e3, "k")):
+        if value >= unit:
+            return f"{value / unit:g}{name}"
+    return f"{value:g}"
+
+
+def finding(table, words, better):
+    """The sentence over a front: of how many runs; the sparsest net within 2 % of the best one; the best opponent."""
+    nets = table[~table["method"].isin(OPPONENTS)]
+    others, sign = table[table["method"].isin(OPPONENTS)], 1 if better == "higher" else -1
+    text = f"{int(table['seeds'].sum())} runs"
+    if len(nets):
+        best = (sign * nets["test"]).max() * sign
+        near = nets[(sign * (nets["test"] - best) >= -0.02 * abs(best)) & (nets["compression"] >= SPARSE)]
+        if near.empty:
+            text += f"; no sparse net within 2 % of the best ({best:.4g} {words})"
+        else:
+            row = near.loc[near["compression"].idxmax()]
+            runs = "one run" if row["seeds"] == 1 else f"{row['seeds']} runs"
+            text += (
+                f"; sparsest net within 2 % of the best: {row['method']}, {times(row['compression'])} fewer weights at "
+            )
+            text += f"{row['test']:.4g} ({runs})"
+    if len(others):
+        row = others.iloc[int(np.argmax(sign * others["test"].to_numpy()))]
+        text += f"; {row['method']}, no network: {row['test']:.4g}"
+    timed = table["device_timed"].dropna().unique() if "device_timed" in table else ()
+    return text + (f"; times on {', '.join(timed)}" if len(timed) else "")

@@ -1,0 +1,321 @@
+"""The report, section by section: what `report.ipynb` shows cell by cell and results/report.html one under the other.
+
+Each function makes one section from tracked tables alone, for whatever tasks and methods have rows there. A section is a title
+and parts: sentences, tables of texts, figures. Sentences are written by rules (`decisions`) and name the runs they rest on.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from .. import records
+from ..files import project_root
+from ..nets.file import load
+from ..study.asked import read_study, study_configs
+from . import claims as papers
+from . import decisions, inside, plots, publish, timings, written
+
+STUDIES = ("study.yaml", "papers.yaml")  # whose runs are compared; the other study files add runs that are owed
+
+
+@dataclass(frozen=True)
+class Section:
+    """A title and parts to show one after the other: str, DataFrame, matplotlib figure."""
+
+    title: str
+    parts: list
+
+    def _ipython_display_(self):
+        from IPython.display import HTML, Markdown, display
+
+        for part in self.parts:
+            if isinstance(part, str):
+                display(Markdown(part))
+            elif isinstance(part, written.Verdicts):
+                display(HTML(written.coloured(part)))
+            elif isinstance(part, pd.DataFrame):
+                display(Markdown(written.markdown(part)))
+            else:
+                display(part)
+                plots.plt.close(part)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One task's comparable models under one profile: label, stem of its figures, finished rows and their configurations."""
+
+    label: str
+    task: str
+    stem: str
+    profile: str
+    rows: pd.DataFrame
+    table: pd.DataFrame
+
+    @property
+    def metric(self):
+        return self.table["metric"].iloc[0]
+
+
+@dataclass(frozen=True)
+class Tracked:
+    """What is tracked in a results folder: settings, timing rows, and the folder."""
+
+    results: Path
+    settings: list
+    timed: pd.DataFrame
+
+    def runs(self, name):
+        """(setting, method, table) of one run a method and setting that left this table, as `publish.per_method`."""
+        for setting in self.settings:
+            for method, table in publish.per_method(setting.profile, setting.rows, name, self.results):
+                yield setting, method, table
+
+    def folder(self, setting, table):
+        """The tracked folder of the run a table of `runs` is of."""
+        keys = table.iloc[0][["task", "model", "method", "variant", "seed"]].to_dict()
+        return self.results / "runs" / records.run_key(keys | {"profile": setting.profile})
+
+    def classes(self, task):
+        """Names of a task's classes, of tests.csv; none where they are not known."""
+        path = self.results / "tests.csv"
+        table = records.read_table(path) if path.exists() else pd.DataFrame(columns=["task", "classes"])
+        known = table.loc[table["task"] == task, "classes"]
+        return known.iloc[0].split("|") if len(known) else []
+
+
+def tracked(results=None):
+    """The finished rows that the study files ask for, or all of a task they do not speak of, in `results` (the project's)."""
+    results = Path(results or project_root() / "results")
+    asked = {study["profile"]: study for study in _studies(STUDIES)}
+    timed, settings = timings.timing_rows(results, ""), []
+    for profile in reversed(papers.NEAREST):
+        for task, stem, rows in publish.families(records.read(results / f"{profile}.csv")):
+            finished = rows[rows["test"].notna()]
+            if finished.empty:
+                continue
+            shown = publish.of_the_study(finished, asked.get(profile))
+            table = publish.costs(shown, results, timed)
+            models = table.loc[~table["method"].isin(plots.OPPONENTS), "model"]
+            label = f"{task}, {models.iloc[0]}" if len(models) else task
+            settings.append(Setting(f"{label} ({profile})", task, stem, profile, shown, table))
+    return Tracked(results, settings, timed)
+
+
+def _studies(names):
+    return [read_study(path) for name in names if (path := project_root() / name).exists()]
+
+
+# ---- which method, when, at what cost
+
+
+def answer(tracked):
+    """The first page: what the rows say in a paragraph, and the table of decisions."""
+    decided = [(setting, decisions.decide(setting.table)) for setting in tracked.settings]
+    rows = [_decision(setting, row) for setting, table in decided for row in table.to_dict("records")]
+    how = (
+        "How it was decided: among configurations with that many times fewer weights the one best on validation; "
+        f"“{decisions.EQUAL}” is the sparsest that is not worse than the dense net. Level: chance at 95 % explains it; "
+        "ahead and behind: a difference of which no error is known, one run against one. Intervals: Student's t over seeds from "
+        "three on, else Wilson's over the items of the test. Weights are counted as the papers count them. In brackets the "
+        "schedule: quick is minutes, short what a CPU affords of the papers' own."
+    )
+    return Section("Which method, when, at what cost?", [*_sentences(decided), pd.DataFrame(rows), how])
+
+
+def _decision(setting, row):
+    dense, other = decisions.reference(setting.table), decisions.opponent(setting.table)
+    one = {"task": setting.label, "asked for": row["asked"], "method": _named(row), "test": written.with_interval(row)}
+    one |= {"fewer weights": written.fewer(row["compression"]), "file": written.bytes_of(row["size_bytes"])}
+    one["against dense"] = (
+        written.DASH if dense is None else f"{row['dense']} ({written.quality(dense['test'], setting.metric)})"
+    )
+    one["against no network"] = written.DASH if other is None else (
+        f"{row['other']} ({other['method']}: {written.quality(other['test'], setting.metric)})"
+    )  # fmt: skip
+    same = dense is not None and row["device"] == dense["device"]
+    ratio = f", {row['train_seconds'] / dense['train_seconds']:.1f} × dense" if same else ""
+    one["training"] = written.seconds(row["train_seconds"]) + ratio
+    step, whole = row["step_us"], None if dense is None else dense["step_us"]
+    faster = f", dense {whole:.3g} µs" if whole is not None and whole == whole and step == step else ""
+    one["a step"] = written.DASH if step != step else f"{step:.3g} µs{faster}"
+    return one
+
+
+def _named(row):
+    """A method, with how its plan departs where that is short enough to read."""
+    variant = row["variant"]
+    return row["method"] + (f" ({variant})" if variant and len(variant) < 45 else "")
+
+
+def _sentences(decided):
+    """What all settings say together, and a sentence a setting."""
+    tenth = [(s, table[table["compression"] >= 10]) for s, table in decided]
+    tenth = [(s, part) for s, part in tenth if len(part)]
+    level, lost = [], []
+    for setting, part in tenth:
+        fine = part[part["dense"].isin(["better", "level", "ahead"])]
+        row = (fine if len(fine) else part).sort_values("compression").iloc[-1]
+        named = f"{setting.label}: {row['method']} with {written.times(row['compression'])} fewer weights"
+        (level if len(fine) else lost).append(named)
+    never = [s.label for s, table in decided if s.label not in {t.label for t, _ in tenth}]
+    lists = [s.label for s, table in decided if len(table) and table["other"].isin(["worse", "behind", "level"]).any()]
+    single = [s.label for s, _ in decided if (s.table["seeds"] < 2).all()]
+    text = f"Of {len(decided)} settings measured: "
+    text += f"a net with at most a tenth of the weights is level with its dense net, or ahead of it, in {len(level)}"
+    text += f" ({'; '.join(level)})" if level else ""
+    text += f", and behind it in {len(lost)} ({'; '.join(lost)})" if lost else ""
+    text += f"; in {len(never)} ({'; '.join(never)}) no net chosen here keeps that little" if never else ""
+    text += f". In {len(lists)} settings the best opponent that is no recurrent net – a list of words, or an n-gram model – is "
+    text += "level with a net named below, or ahead of it: there the small net has not earned its recurrence. "
+    text += f"{len(single)} of the {len(decided)} settings rest on one seed alone."
+    return [text, *_costs(decided)]
+
+
+def _costs(decided):
+    """What training and running cost beside the dense net, where both were measured on one device."""
+    ratios = []
+    for setting, table in decided:
+        dense = decisions.reference(setting.table)
+        if dense is not None:
+            same = table[table["device"] == dense["device"]]
+            ratios += list(same["train_seconds"] / dense["train_seconds"])
+    text = ""
+    if ratios:
+        text = f"The nets chosen took {min(ratios):.1f} to {max(ratios):.1f} times the training seconds of their dense net on "
+        text += f"the same kind of processor (median {np.median(ratios):.1f}, {len(ratios)} nets, pauses counted). "
+    steps = [
+        (setting, dense["step_us"] / row["step_us"])
+        for setting, table in decided
+        if (dense := decisions.reference(setting.table)) is not None
+        for row in table.to_dict("records")
+        if row["step_us"] == row["step_us"] and dense["step_us"] == dense["step_us"]
+    ]
+    if steps:
+        gains = [gain for _, gain in steps]
+        text += f"A step of one sequence is {min(gains):.1f} to {max(gains):.0f} times as fast as in torch's dense fp32 layer "
+        text += f"({len(gains)} nets timed, on one core of a CPU)."
+    return [text] if text else []
+
+
+# ---- fronts, claims, gates, costs
+
+
+def fronts(tracked):
+    """A figure a setting: test quality against weights, bytes and microseconds."""
+    words = (
+        "Left is cheaper. A large mark is a configuration, a small one a seed. Bars are 95 % intervals: over seeds where there "
+        "are three or more, else over the items of the test; perplexities and bits have none, for their losses item by item "
+        "are not tracked. Hollow marks are no networks."
+    )
+    parts = [words]
+    for setting in tracked.settings:
+        parts += [f"**{setting.label}** – {written.words_of(setting.metric)}.", plots.cost_front(setting.table)]
+    return Section("Quality on the test against what it costs", parts)
+
+
+def beside_authors(tracked):
+    """Validation on the way there beside the authors' own curves, where they published any."""
+    parts = ["A dot an epoch, threshold or strength of L1; a ring what was chosen; dotted, the authors' way by epoch."]
+    for setting in tracked.settings:
+        theirs = publish.authors_curve(setting.task, tracked.results)
+        if len(theirs):
+            paths = publish.paths_of(setting.profile, setting.task, setting.rows, tracked.results)
+            parts += [f"**{setting.label}**", plots.fronts(paths, theirs)]
+    return Section("On the way there, beside the authors' curves (validation)", parts)
+
+
+def claims(tracked):
+    """What the papers say, what was measured here, and the verdict."""
+    table = papers.table(tracked.results)
+    counts = table["verdict"].str.split(",").str[0].value_counts()
+    text = "; ".join(f"{verdict}: {number}" for verdict, number in counts.items())
+    shown = table.rename(columns={"says": "the papers", "here": "here"})[["claim", "the papers", "here", "verdict"]]
+    return Section(
+        "What the papers claim", [f"{len(table)} claims. {text}.", shown[shown["verdict"] != papers.NOT_RUN]]
+    )
+
+
+def gates(tracked):
+    """Which gates live, side by side over tasks and methods."""
+    tables = [table for _, _, table in tracked.runs("gates.csv")]
+    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame()
+    words = "A gate that hears nothing is a constant. Of the neurons a network kept, the share whose gate of each type is live:"
+    return Section("Which gates live", [words, plots.gate_patterns(table)])
+
+
+def small_ones(tracked):
+    """Of the networks that were chosen those small enough to be read: one neuron as formulas, a few dozen as a table."""
+    parts = []
+    chosen = {(s.label, method) for s in tracked.settings for method in decisions.decide(s.table)["method"]}
+    for setting, method, table in tracked.runs("gates.csv"):
+        path = tracked.folder(setting, table) / "model.safetensors"
+        if (setting.label, method) not in chosen or not path.exists():
+            continue
+        small, classes = load(path), tracked.classes(setting.task)
+        found, lines = inside.neuron_table(small, classes), inside.formula(small, classes)
+        name = f"**{setting.label}, {method}** (seed {table['seed'].iloc[0]})"
+        if lines:
+            parts += [
+                f"{name}: the whole network, but for its list of numbers e(word); ′ is the step before.",
+                "\n\n".join(lines),
+            ]
+        elif len(found):
+            parts += [
+                f"{name}: {len(found)} neurons. A number is a constant gate; “hears 24 + 1”: 24 inputs and one neuron.",
+                found,
+            ]
+    return Section("Networks small enough to read", parts or ["No tracked network is as small as that."])
+
+
+def verdicts(tracked):
+    """Whole texts of the validation split with the verdict after each word, of the runs that left one."""
+    parts = []
+    for setting, method, table in tracked.runs("verdict.csv"):
+        last = tracked.classes(setting.task)[-1:] or ["the last class"]
+        words = f"blue is for {last[0]}, orange against; in brackets the chance it gives that at the end."
+        parts += [f"**{setting.label}, {method}**: {words}", written.Verdicts(table)]
+    return Section("Whole texts with the running verdict", parts or ["No run left one."])
+
+
+def training(tracked):
+    """What training cost: seconds of a run, its epochs, and seconds against the dense net's."""
+    rows = []
+    for setting in tracked.settings:
+        dense = decisions.reference(setting.table)
+        for row in setting.table.to_dict("records"):
+            same = dense is not None and row["device"] == dense["device"]
+            rows.append(
+                {
+                    "task": setting.label,
+                    "method": _named(row),
+                    "training": written.seconds(row["train_seconds"]),
+                    "epochs": written.count(row["epochs"]),
+                    "× dense": f"{row['train_seconds'] / dense['train_seconds']:.1f}" if same else written.DASH,
+                    "runs": str(row["seeds"]),
+                    "on": row["device"].removeprefix("cpu:"),
+                }
+            )
+    words = "Wall-clock time of one run (the median where there are several), pauses counted; × dense: of those on one device."
+    return Section("What training cost", [words, pd.DataFrame(rows)])
+
+
+def not_run(tracked):
+    """What the study files ask for that has no finished row, and the claims that nothing speaks to."""
+    rows = []
+    owed = sorted(path.name for path in project_root().glob("*.yaml") if path.name not in STUDIES)
+    for name in (*STUDIES, *owed):
+        for study in _studies([name]):
+            there = records.read(tracked.results / f"{study['profile']}.csv")
+            there = there[there["test"].notna()].to_dict("records")
+            asked, absent = len(study_configs(study)), publish.missing(study, there)
+            by_task = pd.Series([key.split("/")[0] for key in absent], dtype=str).value_counts()
+            rows.append({"study file": name, "runs asked for": str(asked), "finished": str(asked - len(absent)),
+                         "not run": ", ".join(f"{task}: {n}" for task, n in by_task.items()) or written.DASH})  # fmt: skip
+    table = papers.table(tracked.results)
+    silent = table[table["verdict"] == papers.NOT_RUN].rename(columns={"says": "the papers", "here": "why"})
+    return Section("What was not run", [pd.DataFrame(rows), silent[["claim", "the papers", "why"]]])
+
+
+SECTIONS = (answer, fronts, claims, beside_authors, gates, small_ones, verdicts, training, not_run)

@@ -1,0 +1,284 @@
+"""Answers come from rows by rules: chosen on validation, compared on test, never more certain than seeds and items allow."""
+
+import math
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+import tiny
+import torch
+from oracles import random_masks
+
+from sparsernn import records
+from sparsernn.nets.compact import compact
+from sparsernn.nets.models import Classifier
+from sparsernn.report import decisions, documents, inside, intervals, page, plots, publish, sections, timings, written
+from sparsernn.report.tables import gate_table, save
+from sparsernn.study.config import RunConfig
+from sparsernn.study.runs import ensure
+
+NUMBER = re.compile(r"[+-]?\d+\.\d{3}")
+
+
+def row(method, test, compression, valid=None, seed=0, metric="accuracy", **more):
+    kept = 1000.0 / compression
+    return {"task": "t", "model": "m", "method": method, "variant": "", "profile": "quick", "seed": seed, "metric": metric,
+            "valid": test if valid is None else valid, "test": test, "compression": compression, "weights_kept": kept,
+            "weights_total": 1000, "size_bytes": 6 * kept, "size_bytes_dense": 4000.0, "train_seconds": 10.0, "epochs": 3,
+            "device": "cpu:x", "data_sha256": "abc", "data_note": ""} | more  # fmt: skip
+
+
+def decided(*rows, items=10_000):
+    return decisions.decide(decisions.configurations(pd.DataFrame(rows), {"abc": items})).set_index("asked")
+
+
+# ---- intervals
+
+
+def test_an_interval_over_seeds_is_students():
+    low, high = intervals.over_seeds([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 4.302653 / math.sqrt(3), 2 + 4.302653 / math.sqrt(3)), abs=1e-5)
+    assert all(np.isnan(intervals.over_seeds([1.0, 2.0]))), "two seeds have no interval"
+    assert intervals.over_seeds([0.5, 0.5, 0.5]) == (0.5, 0.5)
+
+
+def test_an_interval_over_items_is_wilsons():
+    n, p, z = 400, 0.9, 1.959964
+    middle, half = (
+        (p + z * z / 2 / n) / (1 + z * z / n),
+        z * math.sqrt(p * (1 - p) / n + (z / 2 / n) ** 2) / (1 + z * z / n),
+    )
+    assert intervals.over_items(p, n) == pytest.approx((middle - half, middle + half), abs=1e-6)
+    assert all(np.isnan(intervals.over_items(p, math.nan)))
+
+
+def test_two_accuracies_differ_as_in_a_table_of_right_and_wrong():
+    n, a, b = 5000, 0.86, 0.84
+    z = (a - b) / math.sqrt(2 * 0.85 * 0.15 / n)  # pooled
+    assert intervals.p_value([a], [b], n) == pytest.approx(math.erfc(z / math.sqrt(2)), rel=1e-6)
+    assert intervals.p_value([1.0], [1.0], n) == 1 and intervals.p_value([1.0], [0.5], n) == 0
+    assert math.isnan(intervals.p_value([100.0], [99.0])), "one perplexity against one says nothing"
+
+
+# ---- decisions
+
+
+def test_what_is_chosen_is_best_on_validation_and_not_on_test():
+    found = decided(row("dense", 0.9, 1), row("a", 0.80, 20, valid=0.85), row("b", 0.88, 20, valid=0.84))
+    assert found.loc["≥ 2×, ≥ 10×", "method"] == "a"
+
+
+def test_one_answer_to_several_questions_is_one_line_and_what_is_not_reached_has_none():
+    found = decided(row("dense", 0.9, 1), row("a", 0.9, 60))
+    assert list(found.index) == ["≥ 2×, ≥ 10×, ≥ 50×, equal quality"]
+
+
+def test_equal_quality_is_the_sparsest_that_is_not_worse():
+    found = decided(row("dense", 0.900, 1), row("a", 0.898, 20), row("b", 0.896, 30), row("c", 0.70, 90))
+    assert found.loc["equal quality", "method"] == "b" and found.loc["equal quality", "dense"] == "level"
+    assert found.loc["≥ 50×", "dense"] == "worse"
+    few = decided(row("dense", 0.900, 1), row("c", 0.85, 90), items=100)
+    assert few["dense"].tolist() == ["level"], "with a hundred items chance explains five points"
+
+
+def test_without_an_error_a_figure_is_ahead_or_behind_and_no_more():
+    def bits(method, test, compression, seed=0):
+        return row(method, test, compression, seed=seed, metric="bits_per_char")
+
+    assert decided(bits("dense", 2.0, 1), bits("a", 2.1, 5))["dense"].tolist() == ["behind"]
+    assert decided(bits("dense", 2.0, 1), bits("a", 1.9, 5))["dense"].tolist() == ["ahead"]
+    seeds = [bits(m, t + s / 1000, c, s) for m, t, c in (("dense", 2.0, 1), ("a", 2.1, 5)) for s in range(3)]
+    found = decided(*seeds)
+    assert found["dense"].tolist() == ["worse"] and found["seeds"].tolist() == [3]
+
+
+def test_an_opponent_that_is_no_network_is_compared_and_never_chosen():
+    found = decided(row("dense", 0.9, 1), row("a", 0.80, 20), row("linear", 0.9, 100))
+    assert "linear" not in found["method"].tolist() and found["other"].iloc[0] == "worse"
+
+
+def test_figures_say_what_they_rest_on():
+    one = decisions.configurations(pd.DataFrame([row("a", 0.84, 9)]), {"abc": 1000}).iloc[0]
+    assert written.with_interval(one) == "0.840 (one seed; 0.816 … 0.861 over test items)"
+    rows = [row("a", 0.84 + s / 100, 9, seed=s) for s in range(3)]
+    three = decisions.configurations(pd.DataFrame(rows), {}).iloc[0]
+    assert written.with_interval(three) == "0.850 (3 seeds: 0.825 … 0.875)"
+    assert "(2 seeds: 0.840 and 0.850)" in written.with_interval(
+        decisions.configurations(pd.DataFrame(rows[:2]), {}).iloc[0]
+    )
+    bits = decisions.configurations(pd.DataFrame([row("a", 2.0, 9, metric="bits_per_char")]), {"abc": 9}).iloc[0]
+    assert written.with_interval(bits) == "2.000 (one seed)"
+
+
+def test_a_step_is_the_mean_of_seeds_on_the_device_most_were_timed_on():
+    base = {"task": "t", "model": "m", "method": "a", "variant": None, "batch": 1, "steps": 50.0, "input": 3, "hidden": 4,
+            "density": 0.1, "pattern": "x", "opponent": "dense-fp32"}  # fmt: skip
+    rows = []
+    for device, method, seed, ms in (("p", "a", 0, 1.0), ("p", "a", 1, 3.0), ("p", "b", 0, 4.0), ("q", "a", 0, 0.1)):
+        one = base | {"device": device, "method": method, "seed": seed}
+        rows += [one | {"engine": "numba", "median_ms": ms, "speedup": 8.0 / ms}]
+        rows += [one | {"engine": "dense-fp32", "median_ms": 8.0, "speedup": 1.0}]
+    found = timings.a_step(pd.DataFrame(rows), "t")
+    small = found.dropna(subset=["method"]).set_index("method")["step_us"]
+    assert small.to_dict() == {"a": 40.0, "b": 80.0} and set(found["device_timed"]) == {"p"}
+    assert found.loc[found["method"].isna(), "step_us"].tolist() == [160.0]
+
+
+def test_a_front_shows_seeds_intervals_and_what_no_net_beats():
+    rows = [row("dense", 0.9, 1), row("linear", 0.89, 90), *(row("a", 0.89 + s / 1000, 20, seed=s) for s in range(3))]
+    figure = plots.cost_front(decisions.configurations(pd.DataFrame(rows), {"abc": 1000}))
+    assert [ax.get_xlabel() for ax in figure.axes] == ["weights kept", "bytes of the file"], "no engine was timed"
+    text = " ".join(figure.get_suptitle().split())
+    assert text.startswith("5 runs; sparsest net within 2 % of the best: a, 20× fewer weights at 0.891 (3 runs)")
+    bars = [
+        line.get_ydata() for line in figure.axes[0].lines if len(line.get_xdata()) == 2 and line.get_marker() == "None"
+    ]
+    assert any(np.allclose(bar, intervals.over_seeds([0.89, 0.891, 0.892])) for bar in bars) and len(bars) == 3
+    lonely = plots.cost_front(decisions.configurations(pd.DataFrame([row("dense", 0.9, 1), row("a", 0.5, 9)]), {}))
+    assert "no sparse net within 2 %" in lonely.get_suptitle()
+
+
+def test_gate_patterns_are_shares_of_the_gates_of_kept_neurons():
+    gates = [
+        ("i", 0, "live"),
+        ("i", 1, "constant"),
+        ("i", 2, "removed"),
+        ("o", 0, "live"),
+        ("o", 1, "live"),
+        ("o", 2, "removed"),
+    ]
+    table = pd.DataFrame(gates, columns=["gate", "neuron", "state"]).assign(layer="l0", task="t", model="m", method="a")
+    figure = plots.gate_patterns(pd.concat([table, table.assign(method="b", state="live")]))
+    assert "1 networks" in figure.get_suptitle(), "b has no constant"
+    assert [bar.get_width() for bar in figure.axes[0].patches] == [0.5, 0.5]
+    assert [bar.get_width() for bar in figure.axes[1].patches] == [1.0, 0.0]
+
+
+# ---- the page, from made-up runs
+
+
+class Shape(HTMLParser):
+    """Which tags a page has and whether each is closed; where images and links come from."""
+
+    VOID = {"meta", "img", "br"}
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.seen, self.sources, self.words = [], [], [], ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.seen.append(tag)
+        self.sources += [value for name, value in attrs if name in ("src", "href")]
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.words += data
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """Two finished runs, one of them with its verdicts, published; a few seconds."""
+    root, patch = tmp_path_factory.mktemp("page"), pytest.MonkeyPatch()
+    patch.setenv("SPARSERNN_RUNS", str(root / "runs"))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    tiny.register()
+    for method in ("dense", "sparse-vd-wgn", "linear"):
+        run = ensure(RunConfig(task="tiny-topic", method=method, profile="quick"))
+        save(run, gates=gate_table(run), verdict=inside.verdict_table(run.compact, run.task, shortest=3))
+    publish.publish("quick", root / "results", root / "figures")
+    yield root / "results"
+    torch.set_num_threads(threads)
+    patch.undo()
+
+
+def test_the_report_is_one_page_that_fetches_nothing_and_fits_a_phone(results):
+    text = page.write(results).read_text()
+    shape = Shape(text)
+    assert not shape.open and shape.seen.count("h2") == len(sections.SECTIONS)
+    assert all(source.startswith(("data:image/png;base64,", "#")) for source in shape.sources)
+    assert shape.seen.count("img") >= 2 and "max-width: 100%" in text and "overflow-x: auto" in text
+    assert 'name="viewport"' in text and "tiny-topic, lstm-8 (quick)" in shape.words
+    assert not re.search(r"\bnan\b|\d\.\d{5}", shape.words.lower()), "no missing number, none of six digits"
+
+
+def test_publishing_fills_the_tables_and_writes_a_card_a_model(results, tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("# Mine\n\n<!-- table: quick tiny-topic -->\nold\n<!-- end -->\n\nafter\n")
+    written_to = documents.write(results, tmp_path)
+    text = page.read_text()
+    assert "old" not in text and text.startswith("# Mine") and text.endswith("after\n")
+    (line,) = [line for line in text.splitlines() if line.startswith("| sparse-vd-wgn")]
+    row = records.read(results / "quick.csv").set_index("method").loc["sparse-vd-wgn"]
+    assert f"| {row['test']:.3f} |" in line and f"| {row['weights_kept']:,.0f} |" in line
+    cards = [path for path in written_to if path != page]
+    assert len(cards) == 3 and all("# " in card.read_text() and "sparsernn.load(" in card.read_text() for card in cards)
+
+
+def test_the_number_of_test_items_is_counted_from_the_data(results):
+    assert records.read_table(results / "tests.csv")[["task", "items", "classes"]].values.tolist() == [
+        ["tiny-topic", 90, "a|b|c"]
+    ]
+    shares = records.read(results / "quick.csv")["test"] * 90
+    assert np.allclose(shares, shares.round())
+
+
+def test_the_notebook_shows_the_parts_of_the_page(results, monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", shown.append)
+    section = sections.answer(sections.tracked(results))
+    section._ipython_display_()
+    assert len(shown) == len(section.parts) and "sparse-vd-wgn" in "".join(getattr(x, "data", "") or "" for x in shown)
+
+
+def test_a_running_verdict_ends_where_the_classifier_does(results):
+    table = records.read_table(next((results / "runs").glob("tiny-topic/*/sparse-vd-wgn/*/verdict.csv")))
+    run = ensure(RunConfig(task="tiny-topic", method="sparse-vd-wgn", profile="quick"))
+    data = run.task.splits["valid"]
+    for number, part in table.groupby("text"):
+        start = int(data["lengths"][:number].sum())
+        ids = torch.as_tensor(data["ids"][start : start + len(part)].astype("int64"))
+        logits = run.compact(ids[:, None], torch.tensor([len(ids)]))[0]
+        assert part["p"].iloc[-1] == pytest.approx(logits.softmax(1)[0, -1].item(), abs=1e-4)
+        assert part["label"].iloc[0] == run.task.classes[data["labels"][number]]
+
+
+def test_a_table_of_neurons_says_what_gates_hear(results):
+    run = ensure(RunConfig(task="tiny-topic", method="sparse-vd-wgn", profile="quick"))
+    table, gates = inside.neuron_table(run.compact, run.task.classes), gate_table(run)
+    kept = gates[gates["state"] != "removed"]
+    assert [int(n) for n in table["neuron"]] == sorted(kept["neuron"].unique())
+    for gate in kept.itertuples():
+        said = table.set_index("neuron").loc[str(gate.neuron), gate.gate]
+        assert said.startswith("hears") == (gate.state == "live")
+    assert {"a", "b", "c"} <= set(table.columns) and inside.formula(run.compact) == []
+
+
+def test_a_network_of_one_neuron_is_written_out_and_the_lines_compute_it():
+    torch.manual_seed(0)
+    model = Classifier(5, 2, embedding=1, hidden=1).eval()
+    small = compact(model, random_masks(model, 0, density=1.0))
+    lines = dict(line.replace("−", "-").split(" = ", 1) for line in inside.formula(small) if " = " in line)
+    assert list(lines) == ["i", "f", "g", "o", "c", "h", "log-odds of class 1"]
+    values, h, c = model.embedding.weight[:, 0].tolist(), 0.0, 0.0
+
+    def value(name, e):
+        text = lines[name]
+        w, u, b = (float(x) for x in NUMBER.findall(text))
+        a = w * e + u * h + b
+        return math.tanh(a) if "tanh" in text else min(1, max(0, 0.2 * a + 0.5))
+
+    for word in (3, 1, 4):
+        gates = {name: value(name, values[word]) for name in "ifgo"}
+        c = gates["f"] * c + gates["i"] * gates["g"]
+        h = gates["o"] * math.tanh(c)
+    logits = small(torch.tensor([[3], [1], [4]]), torch.tensor([3]))[0][0]
+    w, b = (float(x) for x in NUMBER.findall(lines["log-odds of class 1"]))
+    assert w * h + b == pytest.approx((logits[1] - logits[0]).item(), abs=5e-3)

@@ -1,0 +1,153 @@
+"""What the READMEs say is in the tables: written tables are current, every figure quoted in their prose is a number that its
+section's rows hold, and each tracked model has its card."""
+
+import functools
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from sparsernn import records
+from sparsernn.report import documents, publish, sections, timings
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "results"
+FIGURE = re.compile(r"(?<![\w.,/−-])(\d{1,3}(?:,\d{3})+|\d+\.\d+|\d{2,})(?![\w,.]*\d)(×| bits\b| bpc\b)?")
+
+# Quoted, and no number of a row: file → the figures, each worked out as its sentence says.
+ELSEWHERE = {
+    "README.md": {
+        *"1,827 1,691".split(),  # reviews that W, or the list, alone gets right
+        *"1760 2304".split(),  # neurons that a GPU's registers hold (tests/test_kernels.py, tests/test_persistent_cuda.py)
+    },
+    "results/README.md": {
+        *"1,827 1,691 1,757 1,629".split(),  # the same, two seeds
+        *"3,636 3,750 3,581 3,623 97.0 96.6".split(),  # reviews and films of IMDb's splits
+        *"0.846 337 640".split(),  # lists by their length: metrics.csv of the linear run; the authors' words
+        *"0.15 0.11 325 956 540".split(),  # differences, sums and rounded ratios of rows
+        *"250 1500 1760 2560".split(),  # a weight of the penalty (presets.py); sizes of layers and batches
+        *"38,123 120,000 36,216".split(),  # rows of AG News' corpus
+        *"600 1.27 1.53 209 375".split(),  # read off the threshold path and a trace: neurons and their states
+        *"2,000 30,000 15,000".split(),  # steps, and round numbers in words
+    },
+}
+ARXIV = re.compile(r"\b\d{4}\.\d{4,5}\b")
+
+
+def quoted(text):
+    """Figures that a table should hold: of three digits or more, or with a × or bits behind them."""
+    text = re.sub(r"<!-- table: .*?<!-- end -->|```.*?```|`[^`]*`|\[([^]]*)\]\([^)]*\)", r" \1 ", text, flags=re.DOTALL)
+    text = ARXIV.sub(" ", text)
+    found = []
+    for number, unit in FIGURE.findall(text):
+        digits = len(number.replace(",", "").replace(".", "").lstrip("0"))
+        if unit or digits >= 3:
+            found.append(number)
+    return found
+
+
+@functools.cache
+def numbers(tasks=None):
+    """Every number of the tracked rows, the authors' curves and what runs left, of these tasks or of all."""
+    tables = [records.read(RESULTS / f"{profile}.csv") for profile in ("quick", "short")]
+    tables += [pd.read_csv(RESULTS / "published.csv"), records.read_table(RESULTS / "tests.csv")]
+    tables = [table if tasks is None else table[table["task"].isin(tasks)] for table in tables]
+    for folder in (RESULTS / "runs").iterdir():
+        if tasks is None or folder.name in tasks:
+            tables += [records.read_table(path) for path in folder.glob("*/*/*/thresholds.csv")]
+    if tasks is None:
+        timed = timings.timing_rows(RESULTS, "")
+        tables += [
+            timings.fastest(timed)[["median_ms", "over_fp32", "over_dense"]],
+            timed[["speedup", "median_ms", "error"]],
+        ]
+        tables.append(pd.read_csv(RESULTS / "noise.csv")[["valid"]])
+    values = [pd.to_numeric(table[name], errors="coerce").to_numpy(float) for table in tables for name in table]
+    counts = "-".join(str(part) for table in tables if "gates_constant" in table for part in table["gates_constant"])
+    values.append(np.array(re.findall(r"\d+", counts), float))  # i64.f65.g10.o0
+    values = np.concatenate(values)
+    return np.unique(values[np.isfinite(values)])
+
+
+def held(number, values):
+    """Whether some value is this figure when it is rounded to as many decimals."""
+    decimals = len(number.partition(".")[2])
+    return bool((np.abs(values - float(number.replace(",", ""))) <= 0.5001 * 10.0**-decimals).any())
+
+
+def sections_of(path):
+    """(heading, text, tasks of the tables in it, or None) of each section of a document."""
+    for part in re.split(r"^## ", path.read_text(), flags=re.MULTILINE):
+        names = re.findall(r"<!-- table: \w+ ([\w-]+) -->", part)
+        tasks = {task for task in publish.PRESETS for name in names if name == task or name.startswith(f"{task}-bayes")}
+        yield part.partition("\n")[0], part, frozenset(tasks) or None
+
+
+def absent(name, values=None):
+    """Figures quoted in a document that its rows do not hold; values: in place of the tracked ones, tasks → numbers."""
+    found = []
+    for heading, part, tasks in sections_of(ROOT / name):
+        there = (values or numbers)(tasks)
+        found += [f"{heading}: {n}" for n in quoted(part) if not held(n, there) and n not in ELSEWHERE[name]]
+    return found
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_every_figure_quoted_is_still_in_the_tables(name):
+    assert absent(name) == []
+
+
+def test_a_figure_that_left_the_tables_is_named():
+    """As if the 389 weights' run had ended elsewhere: every quotation of its figures is found."""
+
+    def without(tasks):
+        there = numbers(tasks)
+        return there[(np.abs(there - 15787.5) > 1) & (np.abs(there - 3430) > 0.1)]
+
+    assert any("15,788" in line for line in absent("results/README.md", values=without))
+    assert any("3,430" in line for line in absent("README.md", values=without))
+
+
+def test_figures_are_told_from_years_versions_and_papers():
+    text = "1708.00077 has 0.847 at 5,249× in 12 lines, 3 bits, `0.123`, [a 0.456 b](x/0.789.md), 22.1× and 2.21 bits"
+    assert quoted(text) == ["0.847", "5,249", "0.456", "22.1", "2.21"]
+    assert held("0.847", np.array([0.84732])) and not held("0.847", np.array([0.8477, 0.8464]))
+    assert held("5,249", np.array([5249.19]))
+
+
+@pytest.fixture(scope="module")
+def tracked():
+    return sections.tracked(RESULTS)
+
+
+@pytest.mark.parametrize("name", ELSEWHERE)
+def test_the_tables_in_a_readme_are_those_of_the_tracked_rows(name, tracked):
+    text = (ROOT / name).read_text()
+    assert text.count("<!-- table: ") == text.count("<!-- end -->") > 0
+    assert documents.filled(text, tracked) == text, "write them anew: python -m sparsernn.report"
+
+
+def test_a_table_nobody_knows_is_refused_with_the_nearest(tracked):
+    with pytest.raises(ValueError, match="unknown table 'short imbd'; did you mean 'short imdb'"):
+        documents.filled("<!-- table: short imbd -->\n<!-- end -->", tracked)
+
+
+def test_every_tracked_model_has_the_card_of_its_record():
+    models = sorted(RESULTS.glob("runs/*/*/*/*/model.safetensors"))
+    assert models
+    for model in models:
+        record, text = json.loads(model.with_name("record.json").read_text()), model.with_name("README.md").read_text()
+        assert text == documents.card(model.parent, ROOT)
+        assert record["data_sha256"] in text and f"{record['weights_kept']:,} of {record['weights_total']:,}" in text
+        assert f'path = "{model.relative_to(ROOT)}"\nsmall = sparsernn.load(path)' in text
+        assert (model.parent / re.search(r"\]\(([^)]*data/README.md)\)", text)[1]).exists()
+
+
+def test_a_card_says_the_terms_of_its_data(tmp_path):
+    page = tmp_path / "README.md"
+    page.write_text("# Data\n\n### `a` – one (task `b`)\n\nTerms: research\nonly.\n\n### `c`\n\nTerms: none.\n")
+    assert documents.terms("b", page) == "Terms: research only." and documents.terms("d", page) == ""
+    assert "research" in documents.terms("imdb", ROOT / "data" / "README.md")
