@@ -130,7 +130,7 @@ def test_the_study_of_digits_runs_all_that_the_claims_compare(cell):
             asked.add((task, method, model, (options or {}).get("density")))
 
     for name in ("C2", "C3", "C4"):
-        assert claims.CLAIMS[f"{name}, spoken digits, {cell}"][1](Asked(None, None))[0] == "not run"
+        assert claims.CLAIMS[f"{name}, spoken digits, {cell}"][1](Asked(None, None, {}))[0] == "not run"
     runs = {
         ("digits", method, given["model"], given.get("density"))
         for entry in study["tasks"]["digits"]

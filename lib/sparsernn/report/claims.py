@@ -106,7 +106,7 @@ def _error(row):
             if low == low and len(row["by_seed"]) > 2
             else ", ".join(f"{t:.4g}" for t in row["by_seed"])
         )
-        return f"{len(row['tests'])} seeds: {shown}"
+        return f"{len(row['by_seed'])} seeds: {shown}"
     return f"one seed, {low:.3f} … {high:.3f} over test items" if low == low else "one seed"
 
 

@@ -102,10 +102,11 @@ def formula(small, classes=()):
 def verdict_table(small, task, texts=4, shortest=20):
     """What a classifier would answer after each word of a few whole texts of the validation split: text, label, step, word,
     answer, p (of the last class). One text of each label that it gets right, then those it gets wrong, `texts` in all, of
-    the first hundred, the shortest of at least `shortest` words first. Empty for a task without classes.
+    the first hundred, the shortest of at least `shortest` words first. Empty for a task without classes,
+    or without words.
     """
     columns = ["text", "label", "step", "word", "answer", "p"]
-    if not task.classes:
+    if not task.classes or not task.vocabulary:
         return pd.DataFrame(columns=columns)
     data, read = task.splits["valid"], {}
     ends = data["lengths"].cumsum()

@@ -27,7 +27,7 @@ def with_interval(row):
     if row["seed_low"] == row["seed_low"]:
         return f"{text} ({seeds} seeds: {quality(row['seed_low'], metric)} … {quality(row['seed_high'], metric)})"
     if seeds == 2:
-        return f"{text} (2 seeds: {' and '.join(quality(value, metric) for value in row['tests'])})"
+        return f"{text} (2 seeds: {' and '.join(quality(value, metric) for value in row['by_seed'])})"
     if row["item_low"] == row["item_low"]:
         return f"{text} (one seed; {quality(row['item_low'], metric)} … {quality(row['item_high'], metric)} over test items)"
     return f"{text} (one seed)"
