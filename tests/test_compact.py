@@ -1,6 +1,7 @@
 """A compact model computes what the masked one computes, by the formulas written out; its file is small and exact."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,11 +12,12 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from sparsernn.engines.models import layers_of
+from sparsernn.nets.axes import Member, each, recurrent_axes
 from sparsernn.nets.compact import compact
 from sparsernn.nets.file import load, save, size_floor
-from sparsernn.nets.layers import GRU, RNN
+from sparsernn.nets.layers import GRU, LSTM, RNN, Linear
 from sparsernn.nets.masks import Masks, close, closed_count
-from sparsernn.nets.models import BagOfWords, Classifier, LanguageModel
+from sparsernn.nets.models import BagOfWords, Classifier, LanguageModel, Model
 
 V = 7
 MODELS = {
@@ -236,6 +238,36 @@ def test_what_is_gone_is_gone():
     assert parts["constant"].item() == pytest.approx(
         min(1, max(0, 0.2 * float(model.lstm.bias_ih_l0[0] + model.lstm.bias_hh_l0[0]) + 0.5)), abs=1e-15
     )
+
+
+class Squares(Model):
+    """A linear layer that reads each neuron as it is and its square."""
+
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = LSTM(V, 5), Linear(10, 2)
+
+    def axes(self):
+        hidden, gates = recurrent_axes("lstm", self.lstm, ["head.weight"])
+        squared = Member("head.weight", 1, each(5) + 5, "in", degree=2)
+        return [replace(hidden, members=(*hidden.members, squared)), gates]
+
+    def forward(self, tokens, lengths=None, state=None):
+        y, _ = self.lstm(tokens, lengths=lengths)
+        return self.head(torch.cat([y, y * y], 2)), None
+
+
+def test_the_scale_of_a_neuron_counts_twice_where_a_product_of_two_is_read():
+    model, scale, tokens = (
+        randomise(Squares()),
+        torch.tensor([1.5, 0.0, -0.7, 0.3, 2.0], dtype=torch.float64),
+        tokens_for(),
+    )
+    masks = replace(Masks.all_kept(model), groups={"hidden_l0": scale != 0})
+    small = compact(model, masks, {"hidden_l0": scale.where(scale != 0, 9.0)})
+    y, _ = model.lstm(tokens, scales={"recurrent_l0": scale[None], "output_l0": scale[None]})
+    assert error(small(tokens)[0], model.head(torch.cat([y, y * y], 2))) <= 1e-12
+    assert small.head.weight.shape == (2, 8) and small.lstm.weight_hh_l0.shape == (16, 4)
 
 
 @pytest.mark.parametrize("pattern", ["half of the weights", "neurons removed", "everything in groups"])

@@ -22,6 +22,8 @@ class Member:
     role       "in": the tensor reads the neuron · "state": it reads its final state, which no scale touches · "out": the
                tensor writes it · "bias" · "scale"
     tied       the tensor is another layer's too, which has a use for its lines: they stay where the neuron goes
+    degree     how often the neuron is a factor of what stands there: twice in a product of two numbers it is both in, so
+               that its scale counts twice
     """
 
     tensor: str
@@ -29,6 +31,7 @@ class Member:
     positions: torch.Tensor
     role: str
     tied: bool = False
+    degree: int = 1
 
     def along(self, values, length, rest=0):
         """Values [size] of neurons → [length] of the lines of the tensor; lines of no neuron get `rest`."""
@@ -96,7 +99,7 @@ class Axis:
         """Multiply, into new tensors, the lines of each neuron by its value [size], in these of its members."""
         for member in members:
             tensor = tensors[member.tensor]
-            factor = member.along(values.to(tensor), tensor.shape[member.dim], rest=1)
+            factor = member.along(values.to(tensor) ** member.degree, tensor.shape[member.dim], rest=1)
             tensors[member.tensor] = tensor * factor.view([-1 if d == member.dim else 1 for d in range(tensor.dim())])
 
     def of_gates(self, neurons):

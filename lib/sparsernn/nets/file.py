@@ -28,6 +28,7 @@ from . import first_format, speech  # noqa: F401 (a file may name its model)
 from .compact import plain_copy
 from .models import MODELS
 from .packing import an_object, indices, pack, pack_index, unpacked
+from .readers import call
 from .shared import put_together, shared_rows, stored_shapes, without
 from .small import become, fill, own_names, zeros_stay
 
@@ -282,7 +283,7 @@ def _tried(small):
     """Whether the layers of one of the study's own models fit each other: it is called once."""
     try:
         with torch.no_grad():
-            small(small.example(1, 1))
+            call(small, small.example(1, 1))
     except (RuntimeError, IndexError, ValueError) as problem:
         raise ValueError(f"the layers do not fit each other: {problem!s:.200}") from problem
 

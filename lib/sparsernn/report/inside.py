@@ -9,6 +9,7 @@ import pandas as pd
 import torch
 
 from ..engines.models import layers_of
+from ..tasks.base import ClassificationTask
 from .plots.gates import CANDIDATES
 from .tables import constants
 from .written import DASH
@@ -102,11 +103,11 @@ def formula(small, classes=()):
 def verdict_table(small, task, texts=4, shortest=20):
     """What a classifier would answer after each word of a few whole texts of the validation split: text, label, step, word,
     answer, p (of the last class). One text of each label that it gets right, then those it gets wrong, `texts` in all, of
-    the first hundred, the shortest of at least `shortest` words first. Empty for a task without classes,
-    or without words.
+    the first hundred, the shortest of at least `shortest` words first. Empty where a text
+    is not one sequence with one label.
     """
     columns = ["text", "label", "step", "word", "answer", "p"]
-    if not task.classes or not task.vocabulary:
+    if not isinstance(task, ClassificationTask):
         return pd.DataFrame(columns=columns)
     data, read = task.splits["valid"], {}
     ends = data["lengths"].cumsum()

@@ -158,15 +158,12 @@ def words_table(run):
     """The kept vocabulary, strongest first: word, says, lift.
 
     The compact model reads each word alone; `says` is the answer (a class, in a language model the next symbol) that
-    rises most above its mean over all kept words, `lift` that rise in nats.
+    rises most above its mean over all kept words, `lift` that rise in nats (`Task.speaks`).
     """
     task, kept = run.task, kept_lines(run, "vocabulary")
     if not len(kept):
         return pd.DataFrame(columns=["word", "says", "lift"])
-    ones = torch.ones(len(kept), dtype=torch.int64) if task.classes else None
-    logits, _ = run.compact(kept[None], ones)
-    scores = logits.reshape(len(kept), -1).log_softmax(1)
-    lift, says = (scores - scores.mean(0)).max(1)
+    says, lift = task.speaks(run.compact, kept)
     answers = task.classes or task.vocabulary
     words = {"word": [task.vocabulary[i] for i in kept.tolist()], "says": [answers[i] for i in says.tolist()]}
     return pd.DataFrame(words | {"lift": lift.tolist()}).sort_values("lift", ascending=False, ignore_index=True)

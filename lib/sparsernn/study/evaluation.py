@@ -19,11 +19,25 @@ def predictor(model, masks, means):
 
 def evaluate(predict, task, split, plan, device="cpu"):
     """The task's metric of a predictor `(*inputs, lengths=, state=) → logits, state` over a split."""
+    return task.metric_of(*_added_up(task.score, predictions(predict, task, split, plan, device)))
+
+
+def more_scores(predict, task, plan):
+    """What the task measures on the test split beside its metric: name → mean."""
+    found = {}
+    for name, score in task.more_scores.items():
+        total, count = _added_up(score, predictions(predict, task, "test", plan))
+        found[name] = total / count
+    return found
+
+
+def _added_up(score, predictions):
+    """(total, count) of a score, added up over [(batch, logits)]."""
     total = count = 0
-    for batch, logits in predictions(predict, task, split, plan, device):
-        part, number = task.score(logits, batch)
+    for batch, logits in predictions:
+        part, number = score(logits, batch)
         total, count = total + part, count + number
-    return task.metric_of(total, count)
+    return total, count
 
 
 @torch.no_grad()

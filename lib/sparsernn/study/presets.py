@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields, replace
 
 from .. import sparsify
 from ..files import nearest
+from ..nets.bidaf import BiDAF
 from ..nets.models import CELLS, BagOfWords, Classifier, LanguageModel, StackedLanguageModel
 from ..nets.speech import SpeechModel
 from ..sparsify.options import refuse_unknown
@@ -107,6 +108,18 @@ SMOKE_SPOKEN = SPOKEN.but(
     epochs=10, batch_size=4, lr_log_sigma=0.1, kl_weight=1.0e-3, kl_full=0.0, threshold=1.0, l0_weight=1.0e-3,
     lr_gates=0.1, iss_weight=1.0e-3, prune_every=5,
 )  # fmt: skip
+# 1709.05027 trains its reader with Adam at 1e-3, 60 questions a step, for 12 epochs of eight times as many questions; its penalty
+# and the weight below which it sets 0 are these. Fewer data ask for fewer questions a step, and for a rate that falls.
+SHORT_SQUAD = Profile(
+    Plan(
+        epochs=12, batch_size=32, lr=2.0e-3, lr_hold=0.4, lr_end=0.05, clip=5.0, word_dropout=0.05, products="bfloat16"
+    ),
+    lr_log_sigma=2.0e-2, log_sigma=-5.0, log_sigma_groups=-5.0, kl_weight=5.0e-3, kl_start=2.0, kl_full=5.0, threshold=0.0,
+    fine_tune=0.3, l0_weight=5.0e-3, lr_gates=1.0e-2, iss_weight=1.0e-3, zero_below=4.0e-4, prune_start=2.0, prune_end=0.7,
+    prune_every=50,
+)  # fmt: skip
+QUICK_SQUAD = SHORT_SQUAD.but(epochs=3, lr=5.0e-3, kl_start=0.0, kl_full=1.0, prune_start=1.0, prune_every=5)
+SMOKE_SQUAD = QUICK_SQUAD.but(batch_size=16, fine_tune=0.34, lr_log_sigma=0.1, lr_gates=0.1, prune_end=0.6)
 ONCE = Profile(Plan(epochs=1, batch_size=256))  # for what is fitted, not trained
 
 
@@ -208,6 +221,16 @@ def _stacks(short, rrnn):
     return found
 
 
+def _readers(first, *smaller):
+    """BiDAF with so many numbers a word, filters over letters, and neurons a direction: the paper's, and smaller ones that
+    count against it."""
+    profiles, found = {"smoke": SMOKE_SQUAD, "quick": QUICK_SQUAD, "short": SHORT_SQUAD}, {}
+    for size in (first, *smaller):
+        shape = dict.fromkeys(("word_size", "filters", "hidden"), size)
+        found[f"bidaf-{size}"] = Preset(BiDAF, shape, profiles, None if size == first else f"bidaf-{first}")
+    return found
+
+
 TOPICS = {
     "lstm-64": Preset(Classifier, {"embedding": 64, "hidden": 64}, {"smoke": SMOKE_TOPIC, "quick": TOPIC}),
     "bag-of-words": Preset(BagOfWords, {}, {"smoke": ONCE, "quick": ONCE}, "lstm-64"),
@@ -236,6 +259,7 @@ PRESETS = {
     },
     "pydocs-word": _language_model(256, {"paper": PAPER_PTB_WORD}, **WORDS),
     "digits": _recognisers(128, 48, 192, 256),
+    "squad": _readers(100, 50, 24),
 }
 
 

@@ -28,7 +28,7 @@ from ..nets.layers import kind_of
 from ..nets.masks import closed_count, paper_count, weight_matrices
 from ..records import MISTAKES, constant_gates, count_fields, named, save_counts, where_and_with
 from .config import RunConfig, begun, kept, needed
-from .evaluation import compact_error, evaluate, example_of, mistakes, predictor
+from .evaluation import compact_error, evaluate, example_of, mistakes, more_scores, predictor
 from .presets import preset
 from .training import Session
 
@@ -246,7 +246,9 @@ def _finish(session, directory, lease, report):
     record |= {
         "valid": evaluate(small, task, "valid", plan),
         "test": tests["compact"],
-        "tests": named({split: evaluate(small, task, split, plan) for split in task.more_tests}),
+        "tests": named(
+            {split: evaluate(small, task, split, plan) for split in task.more_tests} | more_scores(small, task, plan)
+        ),
         "epoch_selected": session.best_epoch,
     }
     record |= count_fields(paper_count(masks), closed_count(closed), total) | {"gates_constant": constant_gates(closed)}

@@ -33,6 +33,7 @@ class Session:
             raise ValueError(f"word_dropout is {self.plan.word_dropout}, but {task.name!r} has no words; set it to 0")
         torch.manual_seed(config.seed)
         self.model = preset(config.task, config.model).build(self.task).to(device)
+        task.initialise(self.model)
         for layer in self.model.modules():
             if isinstance(layer, Recurrent):
                 layer.rounds_state = self.plan.products == "bfloat16-state"

@@ -26,6 +26,7 @@ TASKS: dict[str, Callable[[str], Task]] = {
     "ptb-word": _loader("language", "ptb_word"),
     "wikitext-2": _loader("language", "wikitext_2"),
     "digits": _loader("digits", "digits"),
+    "squad": _loader("squad", "squad"),
 }
 
 
@@ -35,7 +36,8 @@ def names() -> list[str]:
 
 
 def load(name: str, profile: str) -> Task:
-    """The task `name`; profile "smoke" gives a subset that trains in seconds, any other the whole corpus.
+    """The task `name`; profile "smoke" gives a subset that trains in seconds, any other the whole corpus (of `squad`, "quick"
+    as well a part).
 
     Raises ValueError for an unknown name, with the nearest one.
     """

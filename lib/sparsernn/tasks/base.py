@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,11 +60,14 @@ class Task:
     more_tests          names of the splits beyond train, valid and test: further test sets, empty for most
     n_examples          training examples as the likelihood counts them: sequences or predicted symbols
     data_sha256         over the id arrays of all splits, with their names, dtypes and shapes
+    more_scores         what is measured on the test split beside the metric: name → function like `score`, whose totals are
+                        divided by the counts
     """
 
     metric: str
     better: str
     n_examples: int
+    more_scores: Mapping[str, Callable] = {}
 
     def __init__(
         self,
@@ -116,6 +119,17 @@ class Task:
     def groups(self, split: str) -> np.ndarray | None:
         """Per item of a split, in the order of evaluation, what it shares data with: int [N]; None: each stands alone."""
         return None
+
+    def initialise(self, model):
+        """Put what the data know of words into a new model; most know nothing."""
+
+    def speaks(self, predict, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Each word, int64 [n], read alone by `predict`: which answer (of the classes, else of the vocabulary) rises most above
+        its mean over all these words, int64 [n], and by how many nats [n]."""
+        logits, _ = predict(words[None], torch.ones_like(words) if self.classes else None)
+        scores = logits.reshape(len(words), -1).log_softmax(1)
+        lift, says = (scores - scores.mean(0)).max(1)
+        return says, lift
 
     def examples(self, n: int) -> list[tuple[str, str]]:
         """(label or "", text) of the first n training examples, as the model sees them."""

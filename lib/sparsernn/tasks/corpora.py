@@ -68,6 +68,16 @@ FILES = {
         f"{GITHUB}/mhjabreel/CharCnn_Keras/master/data/ag_news_csv/test.csv",
         "521465c2428ed7f02f8d6db6ffdd4b5447c1c701962353eb2c40d548c3c85699",
     ),
+    "squad/train-v1.1.json": Source(
+        "https://rajpurkar.github.io/SQuAD-explorer/dataset/train-v1.1.json", "md5:981b29407e0affa3b1b156f72073b945"
+    ),
+    "squad/train-v1.1.partial.json": Source(
+        "", "08dc4a60bc94fb7be6fffafe7be06d78619ab87d959b043f9e47b381c04231ef", partial=True
+    ),
+    "squad/dev-v1.1.json": Source(
+        "https://rajpurkar.github.io/SQuAD-explorer/dataset/dev-v1.1.json",
+        "95aa6a52d5d6a735563366753ca50492a658031da74f301ac5238b03966972c9",
+    ),
     # The official archive's own sum is not at hand: its members are checked (MEMBERS).
     "imdb/aclImdb_v1.tar.gz": Source("https://ai.stanford.edu/~amaas/data/sentiment/aclImdb_v1.tar.gz", ""),
     "imdb/aclImdb_v1_labelled.tar.gz": Source("", ""),

@@ -6,7 +6,7 @@ hatches say the same in grey. A table with no rows draws a sentence that says wh
 
 import matplotlib.pyplot as plt
 
-from . import speech  # noqa: F401, known to `answers` and `listen` from here on
+from . import question, speech  # noqa: F401, known to `answers` and `listen` from here on
 from .answers import answers
 from .blocks import pattern_curves
 from .costs import cost_front
