@@ -4,6 +4,7 @@ from dataclasses import fields
 
 import pytest
 import torch
+import yaml
 
 from sparsernn import sparsify
 from sparsernn.sparsify.attach import attach
@@ -171,7 +172,7 @@ NUMBERS = [one for kind in (Plan, *{sparsify.make(name).Options for name in spar
 MALFORMED = [NAN, INF, -INF, -1e300, "2", "1e-4", True, [1], {"a": 1}, b"1", 1j]
 
 
-@pytest.mark.parametrize("door", ["run", "notebook", "attach"])
+@pytest.mark.parametrize("door", ["run", "notebook", "attach", "study"])
 def test_no_door_takes_a_malformed_number(door):
     """Every numeric parameter × every malformed value, by each door: refused by name, with a type or value error."""
     taken, tried = [], 0
@@ -187,6 +188,9 @@ def test_no_door_takes_a_malformed_number(door):
                 elif door == "notebook":
                     cell = f"method = {method!r}\nprofile = 'quick'\n{one.name} = 0"
                     RunConfig.from_notebook(notebook(cell, method=method, profile="quick", **{one.name: value}))
+                elif door == "study":
+                    asked = {"pydocs-topic": [{method: {one.name: value}}]}
+                    study_configs({"profile": "quick", "seeds": [0], "tasks": asked})
                 else:
                     model = torch.nn.Sequential(torch.nn.GRU(2, 2))
                     attach(model, method, 10, 10, **{one.name: value})
@@ -201,3 +205,24 @@ def test_no_door_takes_a_malformed_number(door):
 def test_a_seed_that_is_none_is_refused(seed):
     with pytest.raises((TypeError, ValueError), match="seed"):
         RunConfig(seed=seed)
+
+
+def test_a_study_takes_the_name_of_a_paper_as_text_and_no_infinite_threshold():
+    study = yaml.safe_load(
+        """{profile: quick, seeds: [0], tasks: {pydocs-topic: [sparse-vd-w: {kl_fit: "1812.05692"}]}}"""
+    )
+    (config,) = study_configs(study)
+    assert config.options.kl_fit == "1812.05692" and config.variant == "kl_fit=1812.05692"
+    study["tasks"]["pydocs-topic"] = yaml.safe_load("[sparse-vd-w: {kl_fit: 1812.05692}]")
+    with pytest.raises(TypeError, match="kl_fit is 1812.05692 .float.; expected str .in quotes it is text"):
+        study_configs(study)
+    study["tasks"]["pydocs-topic"] = yaml.safe_load("[sparse-vd-w: {threshold: .inf}]")
+    with pytest.raises(ValueError, match="threshold is inf; it must be a finite number"):
+        study_configs(study)
+
+
+@pytest.mark.parametrize("value", ["[float('inf'), 2]", "{'a': float('nan')}", "-float('inf')"])
+def test_no_constant_of_papermill_s_hides_the_names_beside_it(value):
+    given = {"gate_densities": eval(value), "epoch": 2}
+    with pytest.raises(ValueError, match="'epoch'; did you mean 'epochs'"):
+        RunConfig.from_notebook(notebook(f"epoch = 2\ngate_densities = {value}", **given))

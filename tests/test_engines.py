@@ -1,5 +1,7 @@
 """Every engine of the CPU computes the formulas; what an engine does not run, it refuses; the choice is the fastest."""
 
+import os
+import subprocess
 import sys
 import time
 
@@ -284,3 +286,29 @@ def test_agreement_counts_cells_within_five_percent_of_the_best():
 def test_agreement_of_an_empty_table_is_no_number():
     share, cells = timings.agreement(table(({"numba": 1.0}, "numba")).iloc[:0])
     assert share != share and cells.empty
+
+
+READ_ONLY = """
+import errno, os, tempfile
+
+def refuse(*given, **more):  # how numba finds out whether it may write to a folder
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+tempfile.TemporaryFile = refuse
+import torch
+import sparsernn
+from sparsernn.engines import cpu
+
+assert type(cpu.tanh._cache).__name__ == "NullCache"
+small, _ = sparsernn.compact(torch.nn.Sequential(torch.nn.LSTM(3, 4)), example=torch.randn(5, 2, 3))
+choice = sparsernn.choose(small, torch.randn(5, 2, 3))
+assert {"numba", "numba-csr"} <= choice.times.keys(), choice.refused
+"""
+
+
+def test_numba_and_the_choice_work_where_package_and_home_are_read_only():
+    """In a process of its own, because it compiles when it is imported; without a cache that takes some ten seconds."""
+    environment = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    given = {"env": environment | {"PYTHONPATH": os.pathsep.join(sys.path)}, "capture_output": True, "text": True}
+    done = subprocess.run([sys.executable, "-c", READ_ONLY], **given)
+    assert done.returncode == 0, done.stderr

@@ -158,6 +158,46 @@ def test_a_notebook_about_no_run_refuses_too():
         check_parameters({"samples": "5"}, samples=int, seed=int)
 
 
+@pytest.mark.parametrize(
+    ("name", "given", "words"),
+    [
+        ("kernels", {"profile": "xx"}, "unknown profile 'xx'"),
+        ("kernels", {"batches": [True]}, "batch True is not a whole number from 1 on"),
+        ("kernels", {"device": "tpu"}, "unknown device 'tpu'; did you mean 'cpu'"),
+        ("kl", {"samples": 0}, "samples is 0; it must be at least 2"),
+        ("kl", {"seed": -1}, "seed is -1; it must be at least 0"),
+        ("noise", {"every": 0}, "every is 0; it must be at least 1"),
+        ("noise", {"profile": "paper"}, "unknown profile 'paper'"),
+        ("noise", {"kl_weight": float("nan"), "stepz": 3}, "unknown parameter 'stepz'; did you mean 'steps'"),
+        ("noise", {"kl_weight": float("inf")}, "kl_weight is inf; it must be a finite number"),
+        ("own_model", {"epochs": 0}, "epochs is 0; it must be at least 1"),
+        ("own_model", {"profile": "smok"}, "unknown profile 'smok'; did you mean 'smoke'"),
+        ("new_method", {"task": "pydocs"}, "unknown task 'pydocs'; did you mean"),
+        ("new_method", {"density": 1.0}, "density is 1.0; it must be above 0 and below 1"),
+        ("new_task", {"labels": "asyncio,zzz"}, "has no folder 'zzz'"),
+        ("new_task", {"pattern": ""}, "pattern is ''"),
+        (
+            "train",
+            {"epoch": 2, "batch_size": 16, "lr": float("inf")},
+            "unknown parameter 'epoch'; did you mean 'epochs'",
+        ),
+        ("prune", {"batch_size": 16, "lr": -float("inf")}, "lr is -inf; it must be a finite number"),
+        ("gates", {"seed": 10**18}, "seed is 1000000000000000000; it must be at least 0"),
+    ],
+    ids=str,
+)
+def test_a_bad_value_is_refused_by_name_before_anything_runs(name, given, words):
+    """The parameters' cell, papermill's own and the one that checks, as a kernel runs them."""
+    from papermill.translators import PythonTranslator
+
+    first, check = (cell.source for cell in code_cells(ROOT / f"notebooks/{name}.ipynb")[:2])
+    namespace = {"In": [""]}
+    with pytest.raises(ValueError, match=re.escape(words)):
+        for cell in (first, PythonTranslator.codify(given), check):
+            namespace["In"].append(cell)
+            exec(cell, namespace)
+
+
 def test_a_kernel_without_history_hands_over_its_constants():
     namespace = {"In": [""], "Out": {}, "_": "", "method": "dense", "seed": 3}
     config = RunConfig.from_notebook(namespace)

@@ -1,5 +1,10 @@
 """Rows are upserted by their key, and no row made elsewhere is lost."""
 
+import errno
+import os
+import re
+from pathlib import Path
+
 import pandas as pd
 import pytest
 import torch
@@ -89,3 +94,73 @@ def test_none_is_a_word_of_a_table_and_an_empty_field_is_missing(tmp_path):
     table = records.read_table(tmp_path / "numbers.csv")
     assert table["word"].tolist() == ["None", "null", "nan", "fine"]
     assert table["value"].isna().tolist() == [False, True, False, False]
+
+
+def test_keys_are_exact(tmp_path):
+    path = tmp_path / "quick.csv"
+    seeds = [1_234_567, 1_234_568, 2**32 - 1, 2**32 - 2]
+    records.upsert([row(seed) for seed in seeds], path)
+    records.upsert([row(seeds[0], test=0.75)], path)
+    table = records.read(path).set_index("seed")["test"]
+    assert sorted(table.index) == sorted(seeds) and table[seeds[0]] == 0.75 and (table.drop(seeds[0]) == 0.5).all()
+    numbers = [0.1, 0.1 + 1e-9, 0.1 + 1e-16, 64]
+    records.upsert_timings([{"engine": "numba", "density": n, "error": 0.0} for n in numbers], tmp_path / "t.csv")
+    assert len(records.read_timings(tmp_path / "t.csv")) == len({*numbers})
+    again = [{"engine": "numba", "density": n, "error": 1.0} for n in (0.1, 64.0)]
+    records.upsert_timings(again, tmp_path / "t.csv")
+    assert records.read_timings(tmp_path / "t.csv")["error"].sum() == 2 and len(
+        records.read_timings(tmp_path / "t.csv")
+    ) == len({*numbers})
+
+
+DAMAGE = {
+    "semicolons for commas": lambda text: text.replace(",", ";"),
+    "a column missing": lambda text: "\n".join(line.partition(",")[2] for line in text.split("\n")),
+    "a column more": lambda text: text.replace("\n", ",x\n"),
+    "columns in another order": lambda text: text.replace("task,model", "model,task", 1),
+    "no header": lambda text: text.partition("\n")[2],
+    "half a line": lambda text: text[:-30],
+    "a line without its end": lambda text: text.rstrip("\n"),
+    "a line of another table": lambda text: text + "a,b,c\n",
+    "a word for a number": lambda text: text.replace(",0.5,", ",half,"),
+    "a key twice": lambda text: text + text.splitlines()[-1] + "\n",
+    "a name that leads elsewhere": lambda text: text.replace("\nt,", "\n../../t,"),
+    "nothing": lambda text: "",
+    "bytes that are no text": lambda text: text.replace("accuracy", "\udcff"),
+    "a quote that is not closed": lambda text: text.replace("accuracy", '"accuracy'),
+}
+
+
+@pytest.mark.parametrize("what", DAMAGE)
+def test_a_damaged_table_is_refused_instead_of_rewritten(tmp_path, what):
+    path = tmp_path / "quick.csv"
+    records.upsert([row(0), row(1)], path)
+    damaged = DAMAGE[what](path.read_text()).encode(errors="surrogateescape")
+    path.write_bytes(damaged)
+    for use in (lambda: records.read(path), lambda: records.upsert([row(2)], path)):
+        with pytest.raises(ValueError, match=re.escape(str(path))):
+            use()
+    assert path.read_bytes() == damaged
+
+
+def test_every_tracked_table_is_read_and_would_be_written_as_it_is(tmp_path):
+    for path in sorted((Path(__file__).parents[1] / "results").glob("*.csv")):
+        header = tuple(path.read_text().partition("\n")[0].split(","))
+        writes = {records.FIELDS: records.upsert, records.TIMING_FIELDS: records.upsert_timings}.get(header)
+        if writes:
+            (tmp_path / path.name).write_bytes(path.read_bytes())
+            writes([], tmp_path / path.name)
+            assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+
+
+def test_what_a_killed_process_left_of_a_table_is_removed_and_another_s_is_not(tmp_path):
+    mine, other = tmp_path / ".quick.csv.ab12cd34", tmp_path / ".short.csv.ab12cd34"
+    mine.write_text("half"), other.write_text("half")
+    records.upsert([row(0)], tmp_path / "quick.csv")
+    assert not mine.exists() and other.exists()
+
+
+def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / "file"))), replacing(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write says it, without a name
+    assert not list(tmp_path.iterdir())

@@ -164,6 +164,8 @@ def test_a_taken_name_and_a_wrong_kind_of_thing_are_refused():
 
 def test_public_names_are_loaded_when_they_are_used():
     assert set(sparsernn.__all__) == {
+        "to_onnx",
+        "to_c",
         "attach",
         "Study",
         "compact",

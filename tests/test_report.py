@@ -1,16 +1,23 @@
 """What is published: rows, tables, small models and figures, from finished runs alone."""
 
+import itertools
 import json
+import os
+import re
 import shutil
+import subprocess
+import sys
+import time
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
 import torch
 
-from sparsernn import records, tasks
+from sparsernn import records, sparsify, tasks
 from sparsernn.report import publish as report
-from sparsernn.report.tables import gate_table, save, score_table, threshold_table
+from sparsernn.report.tables import gate_table, save, score_table, threshold_table, tidy_metrics
 from sparsernn.study.config import RunConfig
 from sparsernn.study.opponents import count_back_off
 from sparsernn.study.presets import PRESETS
@@ -121,15 +128,17 @@ def test_a_map_in_one_colour_and_a_trace_of_few_gates_of_many_are_not_drawn(publ
     assert not {f"{stem}-gates.png", f"{stem}-gate-counts.png", f"{stem}-trace.png"} & drawn(of=3)
 
 
-def test_an_empty_table_takes_no_types_from_a_full_one(tmp_path):
-    for task, numbers in (("words", "word,value\nfine,0.5\n"), ("characters", "word,value\n")):
-        folder = tmp_path / "runs" / task / "m" / "dense" / "quick-s0"
+def test_a_table_drawn_of_a_method_is_that_of_its_first_run_with_a_row_in_it(tmp_path):
+    rows = [
+        {"task": "tiny-topic", "model": "lstm-8", "method": method, "variant": "", "profile": "quick", "seed": seed}
+        for method, seed in (("dense", 2), ("dense", 0), ("dense", 1), ("hard", 0))
+    ]
+    for row, numbers in zip(rows, ("two,2.0", "", "None,1.0", ""), strict=True):
+        folder = tmp_path / "runs" / records.run_key(row)
         folder.mkdir(parents=True)
-        (folder / "numbers.csv").write_text(numbers)
-        keys = {"task": task, "model": "m", "method": "dense", "variant": "", "seed": 0}
-        (folder / "record.json").write_text(json.dumps(keys))
-    found = report.tracked_tables("quick", "numbers.csv", tmp_path)
-    assert found["value"].dtype == float and found["task"].tolist() == ["words"]
+        (folder / "numbers.csv").write_text(f"word,value\n{numbers}\n".replace("\n\n", "\n"))
+    ((method, found),) = report.per_method("quick", pd.DataFrame(rows), "numbers.csv", tmp_path)
+    assert method == "dense" and found["word"].tolist() == ["None"] and found["seed"].tolist() == [1]
 
 
 def test_a_counted_opponent_is_recorded_with_its_counts(published):
@@ -200,3 +209,146 @@ def test_figures_of_another_network_than_a_tasks_default_do_not_replace_its_own(
     rows = rows[rows["task"] == "tiny-char"]
     rows.assign(model=rows["model"].replace("lstm-8", "lstm-9")).to_csv(tmp_path / "quick.csv", index=False)
     assert [path.name for path in report.draw("quick", tmp_path, tmp_path)] == ["tiny-char-lstm-9-front.png"]
+
+
+# ---- what is damaged, and what is many
+
+
+def several(root, methods=("dense", "hard"), seeds=3, variants=1):
+    """Runs' records and metrics.csv, made up → the records."""
+    made, rng = [], np.random.default_rng(0)
+    names = ("task", "method", "variant", "seed")
+    for given in itertools.product(("tiny-topic", "tiny-char"), methods, range(variants), range(seeds)):
+        record = dict(zip(names, given, strict=True)) | {"model": "lstm-8", "profile": "quick"}
+        record["variant"] = f"lr=0.{record['variant']}1" if record["variant"] else ""
+        record |= {"metric": tasks.load(given[0], "quick").metric, "valid": rng.random(), "test": rng.random()}
+        record |= {
+            "weights_total": 1000,
+            "weights_kept": int(rng.integers(1, 1000)),
+            "epoch_selected": 2,
+            "seed": given[-1],
+        }
+        record |= {"compression": 1000 / record["weights_kept"], "data_sha256": "made up"}
+        folder = root / records.run_key(record)
+        folder.mkdir(parents=True)
+        (folder / "record.json").write_text(records.written(record))
+        rows = "".join(f"{n},{rng.random()},{rng.random()},0.0,{10 * n},8\n" for n in (1, 2, 3))
+        (folder / "metrics.csv").write_text("epoch,train_loss,valid,penalty,weights_kept,gates_live\n" + rows)
+        made.append(record)
+    return made
+
+
+@pytest.fixture
+def made_up(tmp_path, as_it_was):
+    return tmp_path / "runs", several(tmp_path / "runs")
+
+
+def publish(root):
+    """As `python -m sparsernn.report` does → what is said of damaged files."""
+    said = []
+    report.publish("quick", root.parent / "results", root.parent / "figures", problem=said.append)
+    return said
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null", "{}", '{"task": "x"}', "\0", "NaN", "[" * 10_000])
+def test_one_bad_record_is_named_and_skipped_and_the_others_are_published(made_up, text):
+    root, made = made_up
+    bad = root / records.run_key(made[0]) / "record.json"
+    bad.write_text(text)
+    said = []
+    assert len(report.finished("quick", problem=said.append)) == len(made) - 1
+    assert len(said) == 1 and said[0].startswith(f"{bad}: ")
+    with pytest.raises(ValueError, match=re.escape(str(bad))):
+        report.finished("quick")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"task": "../../../../x"},
+        {"task": "tiny-char"},
+        {"seed": 1},
+        {"seed": 0.5},
+        {"seed": "0"},
+        {"variant": "/x"},
+        {"model": ""},
+        {"method": "."},
+        {"test": float("nan")},
+        {"test": "0.5"},
+        {"valid": float("inf")},
+        {"compression": True},
+        {"more": 1},
+    ],
+    ids=str,
+)
+def test_a_record_that_lies_is_named_and_skipped(made_up, change):
+    root, made = made_up
+    bad = root / records.run_key(made[0]) / "record.json"
+    bad.write_text(json.dumps(made[0] | change))
+    said = []
+    assert len(report.finished("quick", problem=said.append)) == len(made) - 1
+    assert len(said) == 1 and said[0].startswith(f"{bad}: ")
+
+
+def test_a_record_whose_names_lead_elsewhere_makes_nothing_there_and_stops_nobody(made_up):
+    root, made = made_up
+    bad = root / records.run_key(made[0]) / "record.json"
+    bad.write_text(json.dumps(made[0] | {"task": "../../../../x"}))
+    before = {*root.parent.rglob("*")}
+    (line,) = publish(root)
+    assert line.startswith(f"{bad}: task is '../../../../x'")
+    assert len(records.read(root.parent / "results" / "quick.csv")) == len(made) - 1
+    assert (root.parent / "figures" / "tiny-topic-front.png").exists()
+    places = {path.relative_to(root.parent).parts[0] for path in {*root.parent.rglob("*")} - before}
+    assert places == {"results", "figures"}
+
+
+def test_what_is_damaged_is_told_by_the_exit_code(made_up, monkeypatch):
+    root, made = made_up
+    project = root.parent / "project"
+    project.mkdir()
+    (project / "study.yaml").write_text("profile: quick\nseeds: [0]\ntasks: {tiny-topic: [dense]}\n")
+    bad = root / records.run_key(made[0]) / "record.json"
+    bad.write_text("{")
+    script = "import runpy, tiny; tiny.register(); runpy.run_module('sparsernn.report', run_name='__main__')"
+    given = {"SPARSERNN_RUNS": str(root), "SPARSERNN_ROOT": str(project), "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=os.environ | given)
+    assert done.returncode == 1 and str(bad) in done.stderr and "tiny-topic-front.png" in done.stdout
+    bad.write_text(records.written(made[0]))
+    assert subprocess.run([sys.executable, "-c", script], env=os.environ | given, capture_output=True).returncode == 0
+
+
+def test_an_unknown_profile_is_refused_with_the_nearest(made_up):
+    with pytest.raises(ValueError, match="unknown profile 'quik'; did you mean 'quick'"):
+        report.finished("quik")
+
+
+def test_curves_read_at_once_are_those_read_one_by_one(made_up):
+    root, made = made_up
+    results = root.parent / "results"
+    publish(root)
+    odd = results / "runs" / records.run_key(made[1]) / "metrics.csv"
+    odd.write_text("epoch,C,valid,weights_kept\n1,0.5,0.25,\n2,1.0,0.5,7\n")
+    rows = records.read(results / "quick.csv")
+    rows = rows[rows["task"] == "tiny-topic"]
+    frames = []
+    for row in rows.to_dict("records"):
+        table = pd.read_csv(results / "runs" / records.run_key(row) / "metrics.csv", dtype={"gates_live": str})
+        frames.append(tidy_metrics(table, row))
+    found = report._curves("quick", "tiny-topic", rows, results)
+    pd.testing.assert_frame_equal(found, pd.concat(frames, ignore_index=True), check_like=True, check_dtype=False)
+
+
+@pytest.mark.slow
+def test_ten_thousand_records_are_gathered_reported_and_drawn_in_a_minute(tmp_path, as_it_was):
+    """Ten methods, five plans, a hundred seeds, two tasks. On a machine with other work it takes as much longer."""
+    made = several(tmp_path / "runs", list(sparsify.names())[:10], seeds=100, variants=5)
+    start, processor = time.perf_counter(), time.process_time()
+    rows = report.finished("quick")
+    assert publish(tmp_path / "runs") == []
+    tracked = records.read(tmp_path / "results" / "quick.csv")
+    table = report.comparison(rows, tracked)
+    spent = time.process_time() - processor
+    print(f"{time.perf_counter() - start:.0f} s, {spent:.0f} s of the processor")  # pytest -rP shows it
+    assert len(made) == len(tracked) == len(table) == 10_000 and set(table["verdict"]) == {"same to the last digit"}
+    assert spent < 60

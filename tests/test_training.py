@@ -1,5 +1,6 @@
 """A run survives whatever interrupts it, and is the same run afterwards."""
 
+import errno
 import itertools
 import json
 import os
@@ -13,6 +14,7 @@ import time
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
 import tiny
@@ -21,12 +23,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from sparsernn import tasks
+from sparsernn.files import clear, replacing
 from sparsernn.nets.layers import GRU, LSTM, RNN
 from sparsernn.nets.masks import Masks
-from sparsernn.study import runs, training
+from sparsernn.study import checkpoint, runs, training
 from sparsernn.study.config import RunConfig
 from sparsernn.study.evaluation import predictor
 from sparsernn.study.runs import ensure
+from sparsernn.tasks.base import SPLITS, WordTask
 
 HERE = Path(__file__).parent
 EPOCHS = 60  # of the run that is killed: some seconds
@@ -70,10 +74,8 @@ def test_killed_and_resumed_run_is_bit_identical(tmp_path):
         assert running.wait() == 0
     for _ in range(5):
         with process(tmp_path / "killed", "tiny-topic", "sparse-vd-wgn") as running:
-            lines = [
-                running.stdout.readline() for _ in range(3 + moments.randrange(4))
-            ]  # the schedule, then an epoch a line
-            time.sleep(moments.uniform(0, 0.3))
+            lines = [running.stdout.readline() for _ in range(4)]  # the forecast, the schedule, an epoch: it trains
+            time.sleep(moments.uniform(0, 0.6))
             running.send_signal(signal.SIGKILL)
             assert running.wait() == -signal.SIGKILL and lines[0]
         directory = tmp_path / "killed" / leaf
@@ -220,8 +222,8 @@ def test_fine_tuning_begins_after_exactly_the_steps_that_learn():
 def test_metrics_are_cut_back_to_the_checkpoint(tmp_path):
     run = ensure(config(method="dense"))
     metrics = run.directory / "metrics.csv"
-    ahead = pd.read_csv(metrics)
-    pd.concat([ahead, ahead.tail(1).assign(epoch=99)]).to_csv(metrics, index=False)
+    last = metrics.read_text().splitlines()[-1]
+    metrics.write_text(metrics.read_text() + "99" + last.removeprefix("12") + "\n")
     (run.directory / "record.json").unlink()
     assert ensure(config(method="dense")).metrics["epoch"].tolist() == list(range(1, 13))
 
@@ -244,14 +246,128 @@ def test_a_field_younger_than_a_run_stands_at_its_default():
         ensure(config(method="dense"))
 
 
-def test_a_checkpoint_of_another_version_is_refused_in_words():
-    path = ensure(config(method="dense")).directory / "checkpoint.safetensors"
+def as_before_digests(directory, renamed=str):
+    """The files of a run as they were before they had digests."""
+    path = directory / "checkpoint.safetensors"
     with safe_open(path, "pt") as file:
-        metadata = file.metadata()
-    tensors = {name.replace("model.lstm", "method.lstm"): value for name, value in load_file(path).items()}
-    save_file(tensors, path, metadata)
-    with pytest.raises(ValueError, match="checkpoint.safetensors was written by another version of the library"):
+        said = json.loads(file.metadata()["counters"])
+    said = {name: value for name, value in said.items() if name not in checkpoint.SWORN}
+    save_file({renamed(name): value for name, value in load_file(path).items()}, path, {"counters": json.dumps(said)})
+    (directory / "SHA256SUMS").unlink(missing_ok=True)
+
+
+def test_a_checkpoint_of_another_version_is_refused_in_words():
+    directory = ensure(config(method="dense")).directory
+    as_before_digests(directory, lambda name: name.replace("model.lstm", "method.lstm"))
+    with pytest.raises(ValueError, match="checkpoint.safetensors: it was written by another version of the library"):
         ensure(config(method="dense"))
+
+
+@pytest.mark.parametrize("stop_after", [3, 12])
+def test_a_run_from_before_digests_opens_and_goes_on_to_the_same_end(stop_after, tmp_path, monkeypatch):
+    whole = outcome(ensure(config()).directory)
+    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path / "stopped"))
+
+    def stop(line):
+        if line.startswith(f"epoch {stop_after}/"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        ensure(config(), stop)
+    as_before_digests(config().directory)
+    again = outcome(ensure(config()).directory)
+    assert all(torch.equal(value, again[0][name]) for name, value in whole[0].items())
+    assert whole[1:3] == again[1:3]
+    pd.testing.assert_frame_equal(whole[3], again[3], check_exact=True)
+    as_before_digests(config().directory)
+    assert ensure(config()).record["test"] == whole[2]["test"]
+
+
+def test_what_a_finished_run_says_is_held_to_its_sums():
+    directory = ensure(config(method="dense")).directory
+    subprocess.run(["sha256sum", "--check", "--strict", "SHA256SUMS"], cwd=directory, check=True, capture_output=True)
+    record = directory / "record.json"
+    before = record.read_text()
+    record.write_text(before.replace('"seed": 0', '"seed": 0 '))
+    with pytest.raises(ValueError, match=r"record\.json: the content is not what was written"):
+        ensure(config(method="dense"))
+    (directory / "SHA256SUMS").unlink()
+    record.write_text(json.dumps(json.loads(before) | {"seed": 1}))
+    with pytest.raises(ValueError, match=r"record\.json is of tiny-topic/lstm-8/dense/quick-s1"):
+        ensure(config(method="dense"))
+
+
+def without_writing(directory):
+    """As on a disk mounted read-only: whatever opens a file of the directory to write is refused, until the list is empty."""
+    flags = os.O_WRONLY | os.O_RDWR | os.O_CREAT
+
+    def refuse(event, arguments):
+        if event == "open" and str(arguments[0]).startswith(str(directory)) and arguments[2] & flags and refusing:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), arguments[0])
+
+    refusing = [True]
+    sys.addaudithook(refuse)
+    return refusing
+
+
+def test_a_finished_run_opens_on_a_disk_that_is_read_only():
+    first = ensure(config(method="dense"))
+    refusing = without_writing(first.directory)
+    try:
+        assert ensure(config(method="dense")).record == first.record
+        with pytest.raises(OSError, match="Read-only file system"):
+            (first.directory / "new").write_text("")
+    finally:
+        refusing.clear()
+
+
+def test_what_a_killed_process_left_is_removed_when_the_run_is_taken_up():
+    directory = ensure(config(method="dense")).directory
+    left = [directory / name for name in (".metrics.csv.ab12cd34", ".checkpoint.safetensors.________", ".tmpAb3dEf")]
+    for path in left:
+        path.write_text("half")
+    ensure(config(method="dense"))
+    assert not any(path.exists() for path in left) and (directory / ".lock").exists()
+    with replacing(directory / "thresholds.csv") as temporary:  # one that is being written stays
+        temporary.write_text("whole")
+        clear(directory)
+    assert (directory / "thresholds.csv").read_text() == "whole"
+
+
+def test_a_run_that_diverges_ends_with_its_best_epoch_and_says_so(monkeypatch):
+    whole, lines = ensure(config(method="dense", epochs=4)), []
+    loss = tasks.base.Task.loss
+
+    def breaks(self, logits, batch):
+        return loss(self, logits, batch) * (float("nan") if state["session"].epoch == 4 else 1)
+
+    state, made = {}, training.Session.__init__
+
+    def noting(session, *given):
+        made(session, *given)
+        state["session"] = session
+
+    monkeypatch.setattr(training.Session, "__init__", noting)
+    monkeypatch.setattr(tasks.base.Task, "loss", breaks)
+    monkeypatch.setattr(runs, "_forecast", lambda session: "")
+    run = ensure(config(method="dense"), lines.append)
+    assert (
+        "the loss is nan in epoch 5, step 1 (gradient norm nan)" in lines[-2] and "The run ends with epoch" in lines[-2]
+    )
+    assert run.record["schedule"].endswith(", diverged in epoch 5, step 1") and run.record["epochs"] == 4
+    assert run.record["epoch_selected"] == whole.record["epoch_selected"] and run.record["test"] == whole.record["test"]
+    assert ensure(config(method="dense")).record == run.record  # found, not trained again
+
+
+def test_a_perplexity_beyond_all_numbers_stops_no_training_and_is_never_the_best():
+    task = WordTask("words", {split: {"ids": np.arange(9) % 3} for split in SPLITS}, ["a", "b", "c"])
+    assert task.metric_of(5000.0, 2) == float("inf") and task.metric_of(6.0, 2) == 8.0
+    session = training.Session(config("tiny-char", "dense"), tasks.load("tiny-char", "quick"))
+    session.epoch = 1
+    session.note_best(float("inf")), session.note_best(float("nan"))
+    assert session.best_epoch == -1 and not session.best
+    session.note_best(3.0)
+    assert session.best_epoch == 1 and session.best
 
 
 def test_changed_data_refuses_to_resume():

@@ -1,9 +1,11 @@
 """Below everything else: where the project is, files that are the old ones or the new ones and never half of one, what an
 unknown name is answered with, and the one measure of error."""
 
+import fcntl
 import os
+import re
 import tempfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
 
@@ -23,20 +25,54 @@ def project_root():
 
 
 @contextmanager
-def replacing(path):
-    """A temporary path next to `path`; on a clean exit it is flushed to disk and takes its name, else it is removed."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+def replacing(path, flushed=True):
+    """A temporary path next to `path`; on a clean exit it is flushed to disk and takes its name, else it is removed.
+
+    The old file stands until the new one is safe, and the folder is flushed too, so that a machine that loses power has one
+    or the other; flushed=False is for a copy of what is safe elsewhere. Raises OSError naming `path` where the disk is full
+    or may not be written to.
+    """
+    path, temporary = Path(path), None
     try:
-        yield Path(temporary)
-        os.chmod(temporary, 0o644)
-        with open(temporary, "rb") as written:
-            os.fsync(written.fileno())
-        os.replace(temporary, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)  # as long as its process lives: `clear` leaves it alone
+            yield Path(temporary)
+            os.chmod(temporary, 0o644)
+            if flushed:
+                _flush(temporary)
+            os.replace(temporary, path)
+        finally:
+            os.close(handle)
+        if flushed:
+            with suppress(OSError):  # some network disks flush no folder
+                _flush(path.parent)
+    except OSError as problem:
+        if problem.errno is None or str(path) in str(problem.filename):
+            raise
+        raise type(problem)(problem.errno, problem.strerror, str(path)) from problem
     finally:
-        Path(temporary).unlink(missing_ok=True)
+        if temporary is not None:
+            Path(temporary).unlink(missing_ok=True)
+
+
+def _flush(path):
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def clear(folder, name=None):
+    """Remove the temporary files that a killed process has left in a folder: of one file, or of all, safetensors' own too."""
+    left = re.compile(rf"\.{re.escape(name)}\.[a-z0-9_]{{8}}" if name else r"\..+\.[a-z0-9_]{8}|\.tmp\w{6}")
+    for path in Path(folder).iterdir():
+        if left.fullmatch(path.name):
+            with suppress(OSError), open(path, "rb") as file:  # one that is being written is locked
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                path.unlink()
 
 
 def nearest(what, given, allowed):

@@ -1,16 +1,25 @@
-"""Rows that outlive their run: one record a run, upserted into `results/<profile>.csv`; rows made elsewhere stay."""
+"""Rows that outlive their run: one record a run, upserted into `results/<profile>.csv`; rows made elsewhere stay.
 
+A table that is not as it was written (another header, a line cut short, a word for a number, a key twice) is refused rather
+than written anew without what could not be read; a record likewise, and one whose names would lead out of its folder.
+"""
+
+import csv
 import fcntl
+import io
+import json
+import math
 import platform
 import subprocess
 from collections import Counter
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from .files import project_root, replacing
+from .files import clear, project_root, replacing
 from .nets.masks import CONSTANT, gate_states
 
 KEY = ("task", "model", "method", "variant", "profile", "seed")
@@ -22,15 +31,34 @@ FIELDS = (
 )  # fmt: skip
 MISTAKES = "mistakes.npz"  # beside a record: `study.evaluation.mistakes`
 
+TEXTS = {*KEY[:5], "cell", "schedule", "metric", "tests", "hidden_kept", "gates_total", "gates_live", "gates_live_closed",
+         "gates_constant", "device", "data_sha256", "data_note", "torch", "commit"}  # fmt: skip
+
 TIMING_KEY = ("task", "model", "method", "variant", "seed", "engine", "device", "threads", "dtype", "batch", "steps", "input",
               "hidden", "density", "pattern", "opponent")  # fmt: skip
 TIMING_FIELDS = (*TIMING_KEY[:-1], "median_ms", "iqr_ms", "best_ms", "error", "opponent", "opponent_ms", "speedup",
                  "floor_ms", "floor_note", "torch", "commit")  # fmt: skip
+TIMING_TEXTS = {"task", "model", "method", "variant", "engine", "device", "dtype", "pattern", "opponent", "floor_note",
+                "torch", "commit"}  # fmt: skip
 
 
 def run_key(record):
-    """`task/model/method/profile-s0[-variant]`: a run's place under runs/ and results/runs/."""
-    leaf = f"{record['profile']}-s{record['seed']}" + (f"-{record['variant']}" if record["variant"] else "")
+    """`task/model/method/profile-s0[-variant]`: a run's place under runs/ and results/runs/.
+
+    Raises ValueError for a name that is empty or would lead elsewhere, and for a seed that is no whole number.
+    """
+    for name in KEY[:5]:
+        value = record.get(name)
+        empty = name == "variant" and value == ""
+        if (
+            not isinstance(value, str)
+            or not (empty or value and value[0] != "." and value.isprintable())
+            or {*"/\\"} & {*value}
+        ):
+            raise ValueError(f"{name} is {value!r:.80}; expected a name: no folder in it, no dot in front")
+    if not _is_whole(record.get("seed")) or record["seed"] < 0:
+        raise ValueError(f"seed is {record.get('seed')!r:.80}; expected a whole number from 0 on")
+    leaf = f"{record['profile']}-s{int(record['seed'])}" + (f"-{record['variant']}" if record["variant"] else "")
     return f"{record['task']}/{record['model']}/{record['method']}/{leaf}"
 
 
@@ -114,15 +142,46 @@ def where_and_with(device="cpu"):
 
 
 def read(path):
-    """The rows of a results table, every field as text but numbers as numbers; empty if there is no such file."""
-    text = dict.fromkeys(
-        ("tests", "hidden_kept", "gates_total", "gates_live", "gates_live_closed", "gates_constant", "variant"), str
-    )
-    if not Path(path).exists():
-        return pd.DataFrame(columns=FIELDS)
-    return pd.read_csv(
-        path, dtype=text, keep_default_na=False, na_values={name: [""] for name in FIELDS if name not in text}
-    )
+    """The rows of a results table, texts as texts and numbers as numbers; empty if there is no such file.
+
+    Raises ValueError, naming the file, for one that is no such table, or not whole.
+    """
+    table = _table(path, FIELDS, TEXTS, key_of)
+    for row in table[list(KEY)].to_dict("records"):
+        try:
+            run_key(row)
+        except ValueError as problem:
+            raise ValueError(f"{path}: {problem}") from None
+    return table
+
+
+def written(record):
+    """A record as the text of its file. Raises ValueError for a quality that is no finite number, and for any NaN."""
+    for name, value in record.items():
+        if isinstance(value, float) and (math.isnan(value) or (name in ("valid", "test") and math.isinf(value))):
+            metric = f" ({record.get('metric')})" if name in ("valid", "test") else ""
+            raise ValueError(f"{name}{metric} is {value}; a record holds finite numbers: lower lr, or set clip")
+    return json.dumps(record, indent=1) + "\n"
+
+
+def read_record(path):
+    """A run's record. Raises ValueError, naming the file, where it is none: other fields, texts for numbers, NaN."""
+    try:
+        record = json.loads(Path(path).read_text())
+        if not isinstance(record, dict):
+            raise ValueError(f"{record!r:.80} is no record: expected fields and values")
+        if unknown := record.keys() - {*FIELDS}:
+            raise ValueError(f"no such field: {', '.join(sorted(unknown))!r:.80}; fields: {', '.join(FIELDS)}")
+        if missing := [name for name in (*KEY, "metric", "valid", "test", "data_sha256") if name not in record]:
+            raise ValueError(f"{missing[0]} is missing")
+        for name, value in record.items():
+            number = isinstance(value, int | float) and not isinstance(value, bool)
+            if value is not None and (not isinstance(value, str) if name in TEXTS else not number):
+                raise ValueError(f"{name} is {value!r:.80}; expected a {'text' if name in TEXTS else 'number'}")
+        run_key(record), written(record)
+    except (OSError, ValueError, RecursionError) as problem:
+        raise ValueError(f"{path}: {problem!s:.300}") from problem
+    return record
 
 
 def upsert(records, path):
@@ -142,13 +201,87 @@ def timing_key(row):
     return tuple(_text(row.get(name)) for name in TIMING_KEY)
 
 
-def read_table(path):
-    """A table a run left. "None", "null" and "nan" are words there; only an empty field is missing."""
-    return pd.read_csv(path, keep_default_na=False, na_values=[""])
+def read_table(path, texts=()):
+    """A table a run left. "None", "null" and "nan" are words there; only an empty field is missing.
+
+    texts: columns that are read as texts, whatever stands there. Raises ValueError, naming the file, for one that is not whole.
+    """
+    return _parsed(path, {name: str for name in texts})
 
 
 def read_timings(path):
-    return pd.read_csv(path) if Path(path).exists() else pd.DataFrame(columns=TIMING_FIELDS)
+    """The rows of a timings table, as `read`."""
+    return _table(path, TIMING_FIELDS, TIMING_TEXTS, timing_key)
+
+
+def _table(path, fields, texts, key):
+    if not Path(path).exists():
+        return pd.DataFrame(columns=fields)
+    table = _parsed(path, {name: str for name in fields if name in texts}, fields)
+    for name in (name for name in fields if name not in texts):
+        if not pd.api.types.is_numeric_dtype(table[name]):
+            numbers = pd.to_numeric(table[name], errors="coerce")
+            if (odd := table[name][numbers.isna() & table[name].notna()]).any():
+                raise ValueError(f"{path}: {name} is {odd.iloc[0]!r:.80} in row {odd.index[0] + 1}; expected a number")
+    keys = Counter(map(key, table.to_dict("records")))
+    if twice := next((one for one, times in keys.items() if times > 1), None):
+        raise ValueError(f"{path}: two rows are of {' '.join(twice)}; remove one, or put a sound copy of the file back")
+    return table
+
+
+def read_tables(paths, texts=()):
+    """Tables as `read_table` reads them, a line a row, all at once and under one another; + `table`: which path a row is of."""
+    contents = {}
+    for number, path in enumerate(paths):
+        header, content = _whole(path)
+        contents.setdefault(header, []).append((number, content))
+    frames = []
+    for header, parts in contents.items():
+        first, rows = parts[0][1], [(number, content.partition(b"\n")[2]) for number, content in parts]
+        joined = first.partition(b"\n")[0] + b"\n" + b"".join(content for _, content in rows)
+        numbers = [number for number, content in rows for _ in range(content.count(b"\n"))]
+        frames.append(_typed(joined, header, dict.fromkeys(texts, str)).assign(table=numbers))
+    if not frames:
+        return pd.DataFrame({"table": []})
+    return pd.concat(frames).sort_values("table", kind="stable", ignore_index=True)
+
+
+def _parsed(path, texts, fields=None):
+    """The rows of a CSV; `texts` (name → str) are never numbers, and empty where nothing stands."""
+    header, content = _whole(path, fields)
+    try:
+        return _typed(content, header, texts)
+    except ValueError as problem:
+        raise ValueError(f"{path}: {problem!s:.300}; put a sound copy of the file back") from problem
+
+
+def _typed(content, header, texts):
+    numbers = {name: [""] for name in header if name not in texts}
+    return pd.read_csv(io.BytesIO(content), dtype=texts, keep_default_na=False, na_values=numbers)
+
+
+def _whole(path, fields=None):
+    """Header and bytes of a CSV, every line of it whole."""
+    try:
+        content = Path(path).read_bytes()
+        lines = list(csv.reader(io.StringIO(content.decode(), newline=""), strict=True))
+        if not lines:
+            raise ValueError("it is empty")
+        if fields and lines[0] != [*fields]:
+            odd = [
+                *(f"{one} is missing" for one in fields if one not in lines[0]),
+                *({*lines[0]} - {*fields}),
+                "another order",
+            ]
+            raise ValueError(f"its columns are others than those of such a table ({odd[0]!s:.80})")
+        for number, line in enumerate(lines, 1):
+            if len(line) != len(lines[0]):
+                raise ValueError(f"row {number - 1} has {len(line)} fields, the header {len(lines[0])}")
+        if not content.endswith(b"\n"):
+            raise ValueError("its last line is cut")
+    except (OSError, ValueError, csv.Error, OverflowError) as problem:
+        raise ValueError(f"{path}: {problem!s:.300}; put a sound copy of the file back") from problem
+    return tuple(lines[0]), content
 
 
 def _upsert(new, path, fields, key, load):
@@ -159,16 +292,24 @@ def _upsert(new, path, fields, key, load):
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.parent / f".{path.name}.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
+        clear(path.parent, path.name)
         rows = {key(row): row for row in load(path).to_dict("records")} | {key(row): row for row in new}
         with replacing(path) as temporary:
             pd.DataFrame([rows[k] for k in sorted(rows)], columns=fields).to_csv(temporary, index=False)
 
 
 def _text(value):
-    """A key's part, the same from memory and from a CSV: 64 and 64.0 and "64" agree, None and NaN are empty."""
+    """A key's part, the same from memory and from a CSV: 64 and 64.0 and "64" agree, and no two that differ; None and NaN are
+    empty."""
     if value is None or value != value:
         return ""
-    return f"{value:g}" if isinstance(value, int | float) else str(value)
+    if isinstance(value, str):
+        return value
+    return str(int(value)) if _is_whole(value) else repr(float(value))
+
+
+def _is_whole(value):
+    return isinstance(value, Real) and not isinstance(value, bool) and value % 1 == 0
 
 
 def key_of(row):

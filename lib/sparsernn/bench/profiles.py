@@ -91,10 +91,10 @@ def profile_of(name, shapes=None, densities=None, batches=None, hidden=None):
         if not re.fullmatch(r"[1-9]\d*x[1-9]\d*", str(shape)):
             raise ValueError(f"shape {shape!r} is not rows x columns, for example '1760x2560'")
     for density in densities or ():
-        if not isinstance(density, int | float) or not 0 < density <= 1:
+        if isinstance(density, bool) or not isinstance(density, int | float) or not 0 < density <= 1:
             raise ValueError(f"density {density!r} is no share of weights that are left, for example 0.1 for 10 %")
     for what, count in [("batch", n) for n in batches or ()] + [("hidden", n) for n in hidden or ()]:
-        if not isinstance(count, int) or count < 1:
+        if type(count) is not int or count < 1:
             raise ValueError(f"{what} {count!r} is not a whole number from 1 on")
     changes = {} if hidden is None else {"hidden": tuple(hidden)}
     if shapes is not None:

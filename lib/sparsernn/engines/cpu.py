@@ -7,15 +7,16 @@ side by side and only the weights that are not zero, those of the head too: for 
 import numpy as np
 import torch
 from llvmlite import ir
-from numba import njit, types
+from numba import types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
 from ..nets.cells import CEILING
 from .base import KINDS, Tabled
+from .compiled import njit
 from .products import Product
 
-FAST = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy", "cache": True}  # one file: a cached
+FAST = {"fastmath": {"reassoc", "contract", "arcp", "nsz"}, "error_model": "numpy"}  # one file: a cached
 # function is not compiled again when one that it calls changes elsewhere
 WIDTHS = (4, 8, 16, 32, 48, 64)  # sequences side by side
 LONGEST = 16  # floats of one vector; where registers are shorter, LLVM cuts it

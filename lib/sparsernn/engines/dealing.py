@@ -8,7 +8,8 @@ serves one of them at a time.
 from dataclasses import dataclass
 
 import numpy as np
-from numba import njit
+
+from .compiled import njit
 
 BANKS = 32  # of a multiprocessor's shared memory, 4 B each
 SPLIT = 24  # lanes a row is dealt to at most: somebody has to add up their sums
@@ -66,7 +67,7 @@ def fewest_slots(counts, lanes):
     return int(slots)
 
 
-@njit(cache=True)
+@njit()
 def spread_over_banks(columns, values, banks, known):
     """Reorder each lane's share, in place, so that few of a slot's lanes meet in a bank (a column's is column mod `banks`).
 

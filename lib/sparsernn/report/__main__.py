@@ -1,7 +1,8 @@
 """`make publish`: what the runs found goes into results/ and figures/, which are tracked: rows, figures, the tables of both
 READMEs, a card for each model, and results/report.html.
 
-python -m sparsernn.report [study.yaml]: the runs and the profile of that study.
+python -m sparsernn.report [study.yaml]: the runs and the profile of that study. What is damaged is named on standard error and
+left out, and the exit status is 1 then.
 """
 
 import sys
@@ -17,7 +18,8 @@ if __name__ == "__main__":
         study = read_study(project_root() / name)
     except (OSError, ValueError) as problem:
         sys.exit(f"make publish: {problem}")
-    results = project_root() / "results"
-    written = publish(study["profile"], study=study) + documents.write(results, project_root()) + [page.write(results)]
-    for path in written:
+    results, damaged = project_root() / "results", []
+    paths = publish(study["profile"], study=study, problem=damaged.append)
+    for path in [*paths, *documents.write(results, project_root()), page.write(results)]:
         sys.stdout.write(f"{path}\n")
+    sys.exit("\n".join(dict.fromkeys(damaged)) or 0)

@@ -1,18 +1,22 @@
 """From records and tables to what a reader sees: the comparison with the tracked rows, the table, the figures.
 
 Figures are drawn from tracked tables alone: `results/<profile>.csv` and, per run, `results/runs/<key>/*.csv`.
+
+A file of a run that is damaged, or lies where another run's belongs, is told to `problem(line)` and left out; the rest goes on.
 """
 
-import json
+import filecmp
 import shutil
 from pathlib import Path
 
 import pandas as pd
 
 from .. import records, sparsify, tasks
-from ..files import project_root, replacing
+from ..files import clear, nearest, project_root, replacing
+from ..study import sums
 from ..study.asked import study_configs
-from ..study.config import RunConfig, begun, runs_root
+from ..study.config import PROFILES, RunConfig, begun, runs_root
+from ..study.metrics import read_metrics
 from ..study.presets import PRESETS
 from ..study.runs import schedule
 from . import decisions, plots, timings
@@ -23,37 +27,63 @@ EVEN = 0.9  # a map on which so many gates are in one state shows nothing; nor d
 LARGEST_MODEL = 1 << 22  # bytes of a compact model that is worth tracking
 
 
-def finished(profile, root=None):
+def stop(line):
+    """What is done about a damaged file where nobody asks to be told."""
+    raise ValueError(line)
+
+
+def _of(profile, root, name):
+    """Paths of a file of the runs of a profile under `root`, in a fixed order."""
+    if profile not in PROFILES:
+        raise ValueError(nearest("profile", profile, PROFILES))
+    return sorted(Path(root).glob(f"*/*/*/{profile}-s*/{name}"))
+
+
+def finished(profile, root=None, problem=stop):
     """Records of the finished runs of a profile under `root` (default: the runs directory), in a fixed order."""
-    paths = sorted(Path(root or runs_root()).glob(f"*/*/*/{profile}-s*/record.json"))
-    return [json.loads(path.read_text()) for path in paths]
+    root, found = Path(root or runs_root()), []
+    for path in _of(profile, root, "record.json"):
+        try:
+            record = records.read_record(path)
+            if (mine := records.run_key(record)) != path.parent.relative_to(root).as_posix():
+                raise ValueError(f"{path}: it is the record of {mine}, which is not where it lies")
+            sums.refuse_others(path.parent, path.name)
+            found.append(record)
+        except ValueError as refusal:
+            problem(str(refusal))
+    return found
 
 
-def stopped(profile, root=None):
+def stopped(profile, root=None, problem=stop):
     """Rows of the runs that were begun and have no record: trials stopped on validation, and what is still under way.
 
     What their last epoch says, without a test figure: every configuration tried stays in the table.
     """
     rows = []
-    for path in sorted(Path(root or runs_root()).glob(f"*/*/*/{profile}-s*/config.json")):
+    for path in _of(profile, root or runs_root(), "config.json"):
         metrics = path.with_name("metrics.csv")
         known = path.parent.parent.name in sparsify.names()  # not one that was registered elsewhere
         if path.with_name("record.json").exists() or not metrics.exists() or not known:
             continue
-        there = begun(path)
-        config = RunConfig(**{name: value for name, value in there.items() if name not in ("metric", "data_sha256")})
-        table = pd.read_csv(
-            metrics, dtype={"hidden_kept": str, "gates_live": str}, keep_default_na=False, na_values=[""]
-        )
-        last = table.iloc[-1]
-        row = {name: getattr(config, name) for name in ("task", "model", "method", "variant", "profile", "seed")}
-        row |= {name: there[name] for name in ("metric", "data_sha256")} | {"schedule": schedule(config)}
-        kept = ("valid", "weights_kept", "compression", "vocabulary_kept", "input_kept", "hidden_kept", "gates_live")
-        row |= {name: last[name] for name in kept} | {"epochs": last["epoch"], "steps": last["step"]}
-        if last["weights_kept"]:  # with nothing left the compression is infinite, and says nothing of the total
-            row |= {"weights_total": round(last["compression"] * last["weights_kept"])}
-        rows.append(row | {"train_seconds": round(table["seconds"].sum(), 3)})
+        try:
+            rows.append(_row_of_stopped(path, metrics))
+        except (ValueError, TypeError) as refusal:
+            problem(str(refusal) if str(path.parent) in str(refusal) else f"{path}: {refusal}")
     return rows
+
+
+def _row_of_stopped(path, metrics):
+    there = begun(path)
+    config = RunConfig(**{name: value for name, value in there.items() if name not in ("metric", "data_sha256")})
+    table = read_metrics(metrics)
+    last = table.iloc[-1]
+    row = {name: getattr(config, name) for name in ("task", "model", "method", "variant", "profile", "seed")}
+    row |= {name: there.get(name) for name in ("metric", "data_sha256")} | {"schedule": schedule(config)}
+    kept = ("valid", "weights_kept", "compression", "vocabulary_kept", "input_kept", "hidden_kept", "gates_live")
+    row |= {name: last.get(name) for name in kept} | {"epochs": last["epoch"], "steps": last.get("step")}
+    if last["weights_kept"]:  # with nothing left the compression is infinite, and says nothing of the total
+        row |= {"weights_total": round(last["compression"] * last["weights_kept"])}
+    return row | {"train_seconds": round(table["seconds"].sum(), 3)}
 
 
 def comparison(fresh, tracked):
@@ -90,27 +120,38 @@ def comparison(fresh, tracked):
 def missing(study, rows):
     """Runs `study.yaml` asks for that have no record: their notebooks hold the error."""
     there = {records.run_key(row) for row in rows}
-    wanted = [config.directory.relative_to(runs_root()).as_posix() for config in study_configs(study)]
-    return [key for key in wanted if key not in there]
+    return [config.key for config in study_configs(study) if config.key not in there]
 
 
-def publish(profile, results=None, figures=None, study=None):
+def publish(profile, results=None, figures=None, study=None, problem=stop):
     """Upsert the finished runs of a profile into results/, copy their tables and small models, redraw every figure."""
     results, figures = Path(results or project_root() / "results"), Path(figures or project_root() / "figures")
-    fresh = finished(profile)
+    fresh = finished(profile, problem=problem)
     if not fresh:
         raise FileNotFoundError(f"no finished {profile!r} run under {runs_root()}; make study first")
     for record in fresh:
-        source, target = runs_root() / records.run_key(record), results / "runs" / records.run_key(record)
-        target.mkdir(parents=True, exist_ok=True)
-        for name in ("record.json", records.MISTAKES, *TABLES, "model.safetensors"):
-            path = source / name
-            if path.exists() and path.stat().st_size <= LARGEST_MODEL:
-                with replacing(target / name) as temporary:
-                    shutil.copyfile(path, temporary)
-    records.upsert([*stopped(profile), *fresh], results / f"{profile}.csv")
+        _copy(runs_root() / records.run_key(record), results / "runs" / records.run_key(record), problem)
+    records.upsert([*stopped(profile, problem=problem), *fresh], results / f"{profile}.csv")
     count_tests(fresh, results)
     return draw(profile, results, figures, study)
+
+
+def _copy(source, target, problem):
+    """What is tracked of a run: its record, tables and small model, where they are not there already."""
+    target.mkdir(parents=True, exist_ok=True)
+    clear(target)
+    for name in ("record.json", records.MISTAKES, *TABLES, "model.safetensors"):
+        path, there = source / name, target / name
+        if not path.exists() or path.stat().st_size > LARGEST_MODEL:
+            continue
+        if there.exists() and filecmp.cmp(path, there, shallow=False):
+            continue
+        try:
+            sums.refuse_others(source, name)
+            with replacing(there, flushed=False) as temporary:  # what the machine loses is copied again
+                shutil.copyfile(path, temporary)
+        except ValueError as refusal:
+            problem(str(refusal))
 
 
 def count_tests(rows, results):
@@ -153,17 +194,6 @@ def costs(rows, results, timed):
     for column in ("step_us", "device_timed"):
         table[column] = table[column].where(~absent, whole[column])
     return table
-
-
-def tracked_tables(profile, name, results):
-    """One of TABLES for every tracked run of a profile, with the run's columns task, model, method, variant, seed."""
-    frames = []
-    for path in sorted(Path(results, "runs").glob(f"*/*/*/{profile}-s*/{name}")):
-        record = json.loads((path.parent / "record.json").read_text())
-        keys = {column: record[column] for column in ("task", "model", "method", "variant", "seed")}
-        frames.append(records.read_table(path).assign(**keys))
-    frames = [frame for frame in frames if len(frame)]  # an empty one knows no types
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
 
 
 def draw(profile, results, figures, study=None):
@@ -239,7 +269,7 @@ def shape_of(row):
 def families(rows):
     """(task, what its figures are called, rows) of every model with those that are compared with it: the ones that stand for
     it (`Preset.equivalent`), and what is no network."""
-    for task, part in rows.groupby("task"):
+    for task, part in rows[rows["task"].isin(PRESETS)].groupby("task"):  # not one that was registered elsewhere
         presets = PRESETS[task]
         family = part["model"].map({name: one.equivalent or name for name, one in presets.items()})
         for name in dict.fromkeys(family.dropna()) or [next(iter(presets))]:
@@ -266,7 +296,7 @@ def paths_of(profile, task, rows, results):
 
 def of_the_study(rows, study):
     """The rows of the runs a study asks for, and of opponents; all of them where it asks for none of these."""
-    wanted = [config.directory.relative_to(runs_root()).as_posix() for config in study_configs(study)] if study else []
+    wanted = {config.key for config in study_configs(study)} if study else set()
     asked = rows[
         [records.run_key(row) in wanted or row["method"] in plots.OPPONENTS for row in rows.to_dict("records")]
     ]
@@ -275,28 +305,29 @@ def of_the_study(rows, study):
 
 def _curves(profile, task, rows, results):
     """metrics.csv of all runs of a task, with what their records know."""
-    frames = []
-    for record in rows.to_dict("records"):
-        path = Path(results) / "runs" / records.run_key(record) / "metrics.csv"
-        if path.exists():
-            frames.append(tidy.tidy_metrics(pd.read_csv(path, dtype={"gates_live": str}), record))
-    return pd.concat(frames, ignore_index=True) if frames else pd.DataFrame()
+    paths = [Path(results) / "runs" / records.run_key(row) / "metrics.csv" for row in rows.to_dict("records")]
+    rows = rows[[path.exists() for path in paths]]
+    if rows.empty:
+        return pd.DataFrame()
+    table = records.read_tables([path for path in paths if path.exists()], texts=["gates_live"])
+    return tidy.tidy_metrics(table.drop(columns="table"), rows.iloc[table["table"]].reset_index(drop=True))
 
 
 def per_method(profile, shown, name, results):
     """(method, table) of one run of each method among the rows `shown` that left a table: the first variant and seed
-    of the model itself, or of one that stands for it."""
-    table = tracked_tables(profile, name, results)
-    columns = ["task", "model", "method", "variant", "seed"]
-    if len(table):
-        table = table.fillna({"variant": ""}).merge(shown[columns].fillna({"variant": ""}), on=columns)
-        other = [
-            PRESETS[task][model].equivalent or "" for task, model in zip(table["task"], table["model"], strict=True)
-        ]
-        table = table.assign(other=other).sort_values(["other", "variant", "seed"], kind="stable")
-        for method, part in table.groupby("method"):
-            same = (part[["model", "variant", "seed"]] == part.iloc[0][["model", "variant", "seed"]]).all(axis=1)
-            yield method, part[same].drop(columns="other")
+    of the model itself, or of one that stands for it. The table has the run's task, model, method, variant and seed."""
+    found = {}
+    for row in shown.to_dict("records"):
+        preset = PRESETS[row["task"]].get(row["model"])  # None of what is no network
+        found.setdefault(row["method"], []).append(
+            ((preset and preset.equivalent) or "", row["variant"], row["seed"], row)
+        )
+    for method, runs in sorted(found.items()):
+        for *_, row in sorted(runs, key=lambda run: run[:3]):
+            path = Path(results) / "runs" / records.run_key(row) / name
+            if path.exists() and len(table := records.read_table(path)):
+                yield method, table.assign(**{column: row[column] for column in records.KEY if column != "profile"})
+                break
 
 
 def write_comparison(table, absent, path):

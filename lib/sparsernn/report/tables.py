@@ -28,7 +28,7 @@ def tidy_metrics(metrics, record):
     table["chosen"] = table["epoch"] == record["epoch_selected"]
     table["compression"] = record["weights_total"] / table["weights_kept"].where(table["weights_kept"] > 0)
     if "gates_live" in table:
-        layers = table["gates_live"].astype(str).str.split("-")
+        layers = table["gates_live"].astype(str).fillna("nan").replace("", "nan").str.split("-")
         table["gates_live"] = [sum(map(float, parts)) for parts in layers]  # a missing one stays missing
     return table
 

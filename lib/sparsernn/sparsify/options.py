@@ -7,6 +7,7 @@ nearest that does, a wrong type, a number that is none (NaN, infinity) or out of
 import math
 import types
 from dataclasses import dataclass, field, fields
+from typing import NamedTuple
 
 from ..files import nearest
 
@@ -32,6 +33,18 @@ class Options:
 
 def _bounds(one):
     return {name: bound for name, bound in one.metadata.items() if name != "says"}
+
+
+class Bounded(NamedTuple):
+    """What a parameter that belongs to no set may be: its type, and bounds as `check` takes them."""
+
+    kind: type
+    bounds: dict
+
+
+def bounded(kind, **bounds):
+    """A type within bounds, for a notebook's parameter: `bounded(int, least=1)`."""
+    return Bounded(kind, bounds)
 
 
 def check(name, kind, value, least=None, above=None, below=None, most=None, choices=None):
@@ -73,7 +86,7 @@ def typed(name, kind, value):
         except ValueError:
             pass
     if isinstance(value, int | float) and str in kinds and not isinstance(value, bool):
-        hint = " (papermill reads a number from -p; use -r for text)"
+        hint = f" (in quotes it is text, {str(value)!r}; papermill reads a number from -p, and text from -r)"
     expected = " or ".join("None" if kind is types.NoneType else kind.__name__ for kind in kinds)
     raise TypeError(f"{name} is {value!r} ({type(value).__name__}); expected {expected}{hint}")
 

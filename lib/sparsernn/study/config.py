@@ -2,7 +2,6 @@
 
 import ast
 import json
-import math
 import os
 from dataclasses import MISSING, asdict, fields, replace
 from pathlib import Path
@@ -10,13 +9,14 @@ from pathlib import Path
 from .. import sparsify
 from ..files import nearest, project_root
 from ..records import KEY, run_key
-from ..sparsify.options import check, names_of, refuse_unknown, typed
+from ..sparsify.options import Bounded, bounded, check, names_of, refuse_unknown, typed
 from ..sparsify.plan import Plan
 from .presets import PLAN, PRESETS, preset
 
 PROFILES = ("smoke", "quick", "short", "paper")  # seconds · a minute or two · what a CPU can afford · the paper's
 NAMES = ("task", "model", "method", "profile", "seed")
 LARGEST_SEED = 2**32 - 1
+SEED = bounded(int, least=0, most=LARGEST_SEED)  # of a notebook
 
 
 def runs_root():
@@ -91,8 +91,13 @@ class RunConfig:
         return ",".join(f"{name}={_short(value)}" for name, value in sorted(self.overrides.items()))
 
     @property
+    def key(self):
+        """`task/model/method/profile-s0[-variant]`: its place under runs/."""
+        return run_key({name: getattr(self, name) for name in KEY})
+
+    @property
     def directory(self) -> Path:
-        return runs_root() / run_key({name: getattr(self, name) for name in KEY})
+        return runs_root() / self.key
 
     def as_dict(self):
         """What a resumed run must agree on: the names, the whole plan and every option of the method."""
@@ -118,10 +123,29 @@ def _short(value):
     return f"{value:g}" if float(f"{value:g}") == value else repr(value)
 
 
+def identity(config, task):
+    """What a run must agree on to be resumed, and what config.json holds: the config, and the data's sum and metric."""
+    return config.as_dict() | {"data_sha256": task.data_sha256, "metric": task.metric}
+
+
+def difference(now, before):
+    """The first name, in order, that two of these disagree on; None where they agree."""
+    return next((name for name in sorted(now.keys() | before.keys()) if now.get(name) != before.get(name)), None)
+
+
 def begun(path):
-    """config.json of a run. A parameter younger than the run stands at its default, which changes nothing; one that its
-    method does not have (runs once listed all) is left out."""
-    found = json.loads(Path(path).read_text())
+    """config.json of a run, `with_defaults`. Raises ValueError, naming the file, where it is no such thing."""
+    try:
+        return with_defaults(json.loads(Path(path).read_text()))
+    except (ValueError, RecursionError) as problem:
+        raise ValueError(f"{path}: {problem!s:.300}; put it back, or remove the directory to train anew") from problem
+
+
+def with_defaults(found):
+    """A run's `identity` as it was written once. A parameter younger than it stands at its default, which changes nothing;
+    one that its method does not have (runs once listed all) is left out."""
+    if not isinstance(found, dict) or not isinstance(found.get("method"), str):
+        raise ValueError(f"{found!r:.80} is no config of a run: expected names and values, a method among them")
     options = sparsify.make(found["method"]).Options
     defaults = {f.name: f.default for kind in (Plan, options) for f in fields(kind) if f.default is not MISSING}
     foreign = set(sparsify.every_option()) - set(names_of(options))
@@ -135,16 +159,17 @@ def needed(config):
 
 
 def check_parameters(namespace, **kinds):
-    """The parameters of a notebook that is about no run: name → value, each of a known name and of its type.
+    """The parameters of a notebook that is about no run: name → value, each of a known name, of its type and in its bounds.
 
-    kinds: every parameter's name and type (`object`: any). Refuses as `RunConfig.from_notebook` does; a number must be finite.
+    kinds: every parameter's name and type (`object`: any), or `bounded` one. Refuses as `RunConfig.from_notebook` does.
     """
     given = _parameters(namespace, kinds)
     refuse_unknown(given, kinds, "parameter")
-    for name, value in given.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"{name} is {value}; it must be a finite number")
-    return {name: value if kinds[name] is object else typed(name, kinds[name], value) for name, value in given.items()}
+    whole = {name: kind if isinstance(kind, Bounded) else bounded(kind) for name, kind in kinds.items()}
+    return {
+        name: value if kinds[name] is object else check(name, whole[name].kind, value, **whole[name].bounds)
+        for name, value in given.items()
+    }
 
 
 def _parameters(namespace, known):
@@ -179,11 +204,15 @@ def _assigned(statement):
 
 
 def _is_constant(value):
-    """Whether an expression is a literal, or float("inf") and float("nan"), as papermill writes them."""
-    if isinstance(value, ast.Call) and getattr(value.func, "id", None) == "float" and len(value.args) == 1:
-        value = value.args[0]
+    """Whether an expression is a literal, with float("inf") and float("nan") in it as papermill writes them."""
+
+    class Numbers(ast.NodeTransformer):
+        def visit_Call(self, call):
+            named = getattr(call.func, "id", None) == "float" and len(call.args) == 1 and not call.keywords
+            return ast.Constant(1.0) if named and isinstance(call.args[0], ast.Constant) else call
+
     try:
-        ast.literal_eval(value)
+        ast.literal_eval(Numbers().visit(value))
     except (ValueError, TypeError):
         return False
     return True

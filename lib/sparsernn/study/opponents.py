@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 
 import numpy as np
 
 from .. import tasks
 from ..files import replacing
-from ..records import where_and_with
+from ..records import where_and_with, written
 from ..tasks.base import LanguageTask
 from .config import runs_root
 
@@ -51,7 +50,7 @@ def count_back_off(task, profile, order):
     record |= {"data_note": data.data_note} | where_and_with()
     directory.mkdir(parents=True, exist_ok=True)
     with replacing(directory / "record.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        temporary.write_text(written(record))
     return record
 
 

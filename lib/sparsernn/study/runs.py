@@ -5,12 +5,13 @@ lives on the CPU.
 """
 
 import atexit
+import errno
 import itertools
 import json
 import shutil
 import tempfile
 import time
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -18,8 +19,8 @@ from pathlib import Path
 import pandas as pd
 import torch
 
-from .. import sparsify, tasks
-from ..files import replacing
+from .. import records, sparsify, tasks
+from ..files import clear, replacing
 from ..lease import held
 from ..nets.compact import shrunk
 from ..nets.file import load, save
@@ -27,10 +28,12 @@ from ..nets.found import Found
 from ..nets.layers import kind_of
 from ..nets.masks import closed_count, paper_count, weight_matrices
 from ..records import MISTAKES, constant_gates, count_fields, named, save_counts, where_and_with
-from .config import RunConfig, begun, kept, needed
+from . import checkpoint, sums
+from .config import RunConfig, begun, difference, identity, kept, needed
 from .evaluation import compact_error, evaluate, example_of, mistakes, more_scores, predictor
+from .metrics import Metrics, read_metrics
 from .presets import preset
-from .training import Session
+from .training import Diverged, Session
 
 
 class Run:
@@ -45,8 +48,14 @@ class Run:
         self.config, self.directory, self.task = config, directory, session.task
         self.model, self.study, self.finished = session.model.eval(), session.study, session.finished
         self.compact = load(directory / "model.safetensors", self.model)
-        self.record = json.loads((directory / "record.json").read_text())
-        self.metrics = pd.read_csv(directory / "metrics.csv")
+        self.record = records.read_record(directory / "record.json")
+        mine, epoch = records.run_key(self.record), self.record.get("epoch_selected")
+        if (mine, epoch) != (config.key, session.best_epoch):
+            raise ValueError(
+                f"{directory / 'record.json'} is of {mine}, epoch {epoch}, not of {config.key}, epoch {session.best_epoch}; "
+                "put its own back, or remove the directory to train anew"
+            )
+        self.metrics = read_metrics(directory / "metrics.csv")
 
     def predictor(self, masks):
         """The model under masks, as `evaluate` calls it."""
@@ -100,15 +109,28 @@ def ensure(config: RunConfig, report=None) -> Run:
 def _ensure(config, directory, report):
     directory.mkdir(parents=True, exist_ok=True)
     with _only_writer(directory, report) as lease:
-        finished = _finished(config, report)
-        session = Session(config, tasks.load(config.task, config.profile), training_device(config), finished)
+        before = _finished(config, report)
+        session = Session(config, tasks.load(config.task, config.profile), training_device(config), before)
         _check_config(config, session.task, directory)
-        checkpoint = directory / "checkpoint.safetensors"
-        _train(session, directory, checkpoint, lease, report)
+        finished, stands = (directory / "record.json").exists(), (directory / "checkpoint.safetensors").exists()
+        if finished:
+            sums.refuse_others(directory)
+            if not stands:
+                raise ValueError(
+                    f"{directory} has a record and no checkpoint.safetensors: put it back, or remove the directory to train anew"
+                )
+        metrics = Metrics(directory / "metrics.csv")
+        if stands:
+            metrics.take_up(session, checkpoint.restore(session, directory / "checkpoint.safetensors"))
+        else:
+            _fit(session, directory, metrics, lease)
+        diverged = None if finished else _train(session, directory, metrics, lease, report)
+        if diverged:
+            checkpoint.restore(session, directory / "checkpoint.safetensors")
         session.model.load_state_dict(session.best)
         session.model.cpu()
-        if not (directory / "record.json").exists():
-            _finish(session, directory, lease, report)
+        if not finished:
+            _finish(session, directory, lease, report, diverged)
     return Run(config, directory, session)
 
 
@@ -136,54 +158,74 @@ def _one_thread():
         torch.set_num_threads(threads)
 
 
+@contextmanager
 def _only_writer(directory, report):
-    """The directory's lease, waited for; a finished run is only read by who has it."""
-    return held(directory / ".lock", lambda holder: report(f"{directory} is being written by {holder}; waiting for it"))
+    """The directory's lease, waited for; who had it before may have left temporary files. A finished run is only read by who has
+    it, and where nothing can be written nobody does: None."""
+    with ExitStack() as stack:
+        try:
+            lease = stack.enter_context(
+                held(
+                    directory / ".lock",
+                    lambda holder: report(f"{directory} is being written by {holder}; waiting for it"),
+                )
+            )
+            clear(directory)
+        except OSError as problem:
+            read_only = problem.errno in (errno.EROFS, errno.EACCES, errno.EPERM)
+            if not read_only or not (directory / "record.json").exists():
+                raise
+            lease = None
+        yield lease
 
 
 def _check_config(config, task, directory):
     """Write config.json, or refuse to go on with a run that was begun as something else."""
-    path, now = directory / "config.json", config.as_dict() | {"data_sha256": task.data_sha256, "metric": task.metric}
+    path, now = directory / "config.json", identity(config, task)
     if not path.exists():
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(now, indent=1) + "\n")
         return
     before = begun(path)
-    for name in sorted(now.keys() | before.keys()):
-        if now.get(name) != before.get(name):
-            raise ValueError(
-                f"{directory} was begun with {name} = {before.get(name)!r}, now it is {now.get(name)!r}; "
-                "put it back, or remove the directory to train anew"
-            )
+    if name := difference(now, before):
+        raise ValueError(
+            f"{directory} was begun with {name} = {before.get(name)!r}, now it is {now.get(name)!r}; "
+            "put it back, or remove the directory to train anew"
+        )
 
 
-def _train(session, directory, checkpoint, lease, report):
-    """From wherever it stands to the last epoch; metrics.csv and the checkpoint are replaced after every epoch."""
-    rows, epochs = [], session.plan.epochs if session.method.trains else 0
-    if checkpoint.exists():
-        session.restore(checkpoint)
-        rows = pd.read_csv(directory / "metrics.csv", dtype={"hidden_kept": str, "gates_live": str}).to_dict("records")
-        rows = [row for row in rows if row["epoch"] <= session.epoch]  # what came after the checkpoint happens again
-        _write(rows, directory / "metrics.csv")
-    else:
-        start = time.perf_counter()
-        fitted = session.method.fit(session.model, session.task, session.plan)
-        if fitted is not None:
-            session.epoch, session.seconds = fitted[-1]["epoch"], round(time.perf_counter() - start, 3)
-            reading = session.read_off()
-            rows = [row if "valid" in row else row | reading for row in fitted]
-            session.note_best(reading["valid"])
-            session.best_epoch = next(row["epoch"] for row in rows if row["chosen"])
-            lease.check()
-            _write(rows, directory / "metrics.csv")
-            session.save(checkpoint)
+def _fit(session, directory, metrics, lease):
+    """What a method does before the first epoch; where no gradient step follows, the run stands at its end then."""
+    start = time.perf_counter()
+    fitted = session.method.fit(session.model, session.task, session.plan)
+    if fitted is not None:
+        session.epoch, session.seconds = fitted[-1]["epoch"], round(time.perf_counter() - start, 3)
+        reading = session.read_off()
+        rows = [row if "valid" in row else row | reading for row in fitted]
+        session.note_best(reading["valid"])
+        session.best_epoch = next(row["epoch"] for row in rows if row["chosen"])
+        lease.check()
+        checkpoint.save(session, directory / "checkpoint.safetensors", metrics.add(*rows))
+
+
+def _train(session, directory, metrics, lease, report):
+    """From wherever it stands to the last epoch, metrics.csv and the checkpoint replaced after every one → nothing, or where
+    it diverged after an epoch that can be kept. Raises `Diverged` where none can."""
+    epochs = session.plan.epochs if session.method.trains else 0
     if session.epoch < epochs:
         report(_forecast(session))
         for line in session.study.ahead():
             report(line)
     while session.epoch < epochs:
         start = time.perf_counter()
-        loss, penalty = (sum(values) / len(values) for values in zip(*session.steps(), strict=True))
+        try:
+            loss, penalty = (sum(values) / len(values) for values in zip(*session.steps(), strict=True))
+            session.refuse_no_numbers()
+        except Diverged as problem:
+            if not session.best:
+                raise
+            report(f"{problem}. The run ends with epoch {session.best_epoch}")
+            return problem.place
         phase = session.phase(session.epoch)
         session.epoch += 1
         row = {"epoch": session.epoch, "step": session.epoch * session.steps_per_epoch, "phase": phase.name}
@@ -193,10 +235,8 @@ def _train(session, directory, checkpoint, lease, report):
             session.note_best(row["valid"])
         row["seconds"] = round(time.perf_counter() - start, 3)
         session.seconds += row["seconds"]
-        rows.append(row)
         lease.check()
-        _write(rows, directory / "metrics.csv")
-        session.save(checkpoint)
+        checkpoint.save(session, directory / "checkpoint.safetensors", metrics.add(row))
         report(
             f"epoch {session.epoch}/{epochs}  loss {loss:.4f} + {penalty:.4f}  valid {session.task.metric} "
             f"{row['valid']:.4f}  {row['compression']:.1f}x  gates {row['gates_live']}  {row['seconds']:.1f} s"
@@ -205,11 +245,11 @@ def _train(session, directory, checkpoint, lease, report):
             report(
                 f"validation was better {session.averages.patience} epochs ago or before: from here on the weights are averaged"
             )
-
-
-def _write(rows, path):
-    with replacing(path) as temporary:
-        pd.DataFrame(rows).to_csv(temporary, index=False)
+    if not session.best:
+        raise ValueError(
+            f"{directory}: validation was a finite number in no epoch that can be chosen; lower lr, or set clip"
+        )
+    return None
 
 
 def _forecast(session, trial=4):
@@ -224,7 +264,7 @@ def _forecast(session, trial=4):
     return f"{left} epochs × {seconds:.0f} s (training alone) = {left * seconds / 60:.1f} min"
 
 
-def _finish(session, directory, lease, report):
+def _finish(session, directory, lease, report, diverged):
     """Masks → compact model, proven equal, measured, recorded. The test split is read here, once, after every choice."""
     config, task, plan, study = session.config, session.task, session.plan, session.study
     masks, means = study.masks(), study.means()
@@ -242,7 +282,11 @@ def _finish(session, directory, lease, report):
     dense = preset(config.task, spec.equivalent or config.model).build(task)
     total, full = (sum(p.numel() for p in part) for part in (weight_matrices(dense).values(), dense.parameters()))
     record = {name: getattr(config, name) for name in ("task", "model", "method", "variant", "profile", "seed")}
-    record |= {"cell": cell_of(session.model), "schedule": schedule(config), "metric": task.metric}
+    record |= {
+        "cell": cell_of(session.model),
+        "schedule": schedule(config) + (f", diverged in {diverged}" if diverged else ""),
+    }
+    record |= {"metric": task.metric}
     record |= {
         "valid": evaluate(small, task, "valid", plan),
         "test": tests["compact"],
@@ -260,12 +304,14 @@ def _finish(session, directory, lease, report):
         "train_seconds": session.seconds,
     }
     record |= {"data_sha256": task.data_sha256, "data_note": task.data_note} | where_and_with(session.device)
-    wrong = mistakes(small, task, plan)
+    wrong, text = mistakes(small, task, plan), records.written(record)
     lease.check()
     if wrong:
         save_counts(wrong, directory / MISTAKES)
+    said = ("checkpoint.safetensors", "metrics.csv", "model.safetensors", *[MISTAKES] * bool(wrong))
+    sums.write(directory, {"record.json": text.encode()}, *said)
     with replacing(directory / "record.json") as temporary:
-        temporary.write_text(json.dumps(record, indent=1) + "\n")
+        temporary.write_text(text)
     report(f"test {task.metric} {record['test']:.4f}  {record['compression']:.1f}x  compact error {error:.1e}")
 
 

@@ -1,15 +1,11 @@
-"""One training: model, method, optimiser and counters, epoch by epoch, and their one-file checkpoint."""
+"""One training: model, method, optimiser and counters, epoch by epoch."""
 
-import json
 import math
 from dataclasses import replace
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from .. import sparsify
-from ..files import replacing
 from ..nets.layers import Recurrent
 from ..nets.masks import paper_count
 from ..records import joined
@@ -89,15 +85,16 @@ class Session:
             loss, penalty = self.task.loss(logits, batch), self.study.penalty()
             self.optimizer.zero_grad()
             (loss + penalty).backward()
-            norm = None
+            costs = {"loss": loss.item(), "penalty": penalty.item() if isinstance(penalty, torch.Tensor) else penalty}
             if self.plan.clip:
-                norm = torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.clip)
-            if not math.isfinite(loss.item()):
-                raise Diverged(self, step, loss.item(), norm)
+                costs["gradient's norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.clip).item()
+            if odd := [name for name, cost in costs.items() if not math.isfinite(cost)]:
+                place = f"epoch {self.epoch + 1}, step {step - first + 1}"
+                raise Diverged(self, f"the {odd[0]} is {costs[odd[0]]}", place)
             self.optimizer.step()
             self.study.after_step()
             self.averages.step()
-            yield loss.item(), penalty.item() if isinstance(penalty, torch.Tensor) else penalty
+            yield costs["loss"], costs["penalty"]
 
     def set_rates(self, step):
         """The rates of a step, for what follows the plan's."""
@@ -112,6 +109,12 @@ class Session:
             return batch
         hidden = (torch.rand(batch.tokens.shape, device=self.device) < self.plan.word_dropout) & (batch.tokens > OOV)
         return replace(batch, inputs=(batch.tokens.masked_fill(hidden, OOV), *batch.inputs[1:]))
+
+    def refuse_no_numbers(self):
+        """Raise `Diverged` where a parameter is no finite number: a last step can do that, and accuracy would not show it."""
+        for name, parameter in self.model.named_parameters():
+            if not bool(parameter.isfinite().all()):
+                raise Diverged(self, f"{name} is not finite", f"epoch {self.epoch + 1}, after its last step")
 
     def read_off(self):
         """Validation metric and counts as the model stands, of its averages where it has some."""
@@ -131,79 +134,28 @@ class Session:
         }
 
     def note_best(self, valid):
-        """Keep a copy of this epoch if it is the best on validation so far."""
+        """Keep a copy of this epoch if it is the best on validation so far, where that is a number."""
+        if not math.isfinite(valid):
+            return
         better = valid > self.best_valid if self.task.better == "higher" else valid < self.best_valid
         if self.best_epoch < 0 or better:
             self.best_epoch, self.best_valid = self.epoch, valid
             with self.averages.in_place():
                 self.best = {name: value.clone() for name, value in self.model.state_dict().items()}
 
-    def save(self, path):
-        """ONE file: weights, optimiser, every RNG state, the best epoch so far, counters."""
-        tensors = {"model." + name: value.clone() for name, value in self.model.state_dict().items()}
-        tensors |= {"best." + name: value for name, value in self.best.items()}
-        for index, state in self.optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-        tensors["rng.cpu"] = torch.get_rng_state()
-        if torch.cuda.is_available():
-            tensors["rng.cuda"] = torch.cuda.get_rng_state()
-        counters = {
-            "epoch": self.epoch,
-            "seconds": self.seconds,
-            "best_epoch": self.best_epoch,
-            "best_valid": self.best_valid,
-            "checks": self.averages.checks,
-            "averaged": self.averages.count,
-        }
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, {"counters": json.dumps(counters)})
-
-    def restore(self, path):
-        with safe_open(path, "pt") as file:
-            counters = json.loads(file.metadata()["counters"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        parts = {part: {} for part in ("model", "best", "optimizer", "rng")}
-        for name, value in tensors.items():
-            part, _, rest = name.partition(".")
-            parts.setdefault(part, {})[rest] = value
-        young = {n: v for n, v in self.model.state_dict().items() if ".carried." in n and n.endswith(".pressure")}
-        for part in ("model", "best"):  # a checkpoint from before there was one: it stands where it starts
-            parts[part] = parts[part] and young | parts[part]
-        if len(parts) > 4 or parts["model"].keys() != self.model.state_dict().keys():
-            raise ValueError(
-                f"{path} was written by another version of the library, whose names of parameters differ: go on with that "
-                "version, or remove the directory to train anew"
-            )
-        self.averages.checks, self.averages.count = counters.pop("checks", []), counters.pop("averaged", 0)
-        for name, value in counters.items():
-            setattr(self, name, value)
-        self.best = parts["best"]
-        self.model.load_state_dict(parts["model"])
-        self.study.load_state_dict({"step": self.epoch * self.steps_per_epoch})
-        state = {}
-        for name, value in parts["optimizer"].items():
-            index, field = name.split(".")
-            state.setdefault(int(index), {})[field] = value
-        self.optimizer.load_state_dict({"state": state, "param_groups": self.optimizer.state_dict()["param_groups"]})
-        torch.set_rng_state(parts["rng"]["cpu"])
-        if "cuda" in parts["rng"] and torch.cuda.is_available():
-            torch.cuda.set_rng_state(parts["rng"]["cuda"])
-
 
 class Diverged(RuntimeError):
-    """The loss is no number any more: says where, how large the gradient was, and which epoch is kept."""
+    """Something is no number any more: says what, where, how large the gradient was, and which epoch is kept.
 
-    def __init__(self, session, step, loss, norm):
-        if norm is None:
-            grads = [p.grad for p in session.parameters if p.grad is not None]
-            norm = torch.nn.utils.get_total_norm(grads)
-        place = f"epoch {session.epoch + 1}, step {step - session.epoch * session.steps_per_epoch + 1}"
-        kept = (
-            f"epoch {session.best_epoch} is the best so far" if session.best_epoch > 0 else "no epoch before it is kept"
-        )
-        super().__init__(
-            f"the loss is {loss} in {place} (gradient norm {float(norm):.3g}); {kept}. Lower lr, or set clip"
-        )
+    place   "epoch 3, step 14", both counted from 1
+    """
+
+    def __init__(self, session, what, place):
+        gradients = [p.grad for p in session.parameters if p.grad is not None]
+        norm = float(torch.nn.utils.get_total_norm(gradients)) if gradients else 0.0
+        kept = f"epoch {session.best_epoch} is the best so far" if session.best else "no epoch before it is kept"
+        self.place = place
+        super().__init__(f"{what} in {place} (gradient norm {norm:.3g}); {kept}. Lower lr, or set clip")
 
 
 def multiplies_bfloat16(device):

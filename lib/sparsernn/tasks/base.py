@@ -57,6 +57,7 @@ class Task:
     name, data_note     what it is; package versions (and "smoke subset" where so)
     metric, better      "accuracy" | "bits_per_char" | "perplexity" | "label_error_rate"; "higher" | "lower"
     vocabulary, classes names of the token ids and of the class ids (no vocabulary: reads floats; no classes: language model)
+    features            floats a step, of a task that reads a spectrum; 0: the model knows by itself what it reads
     more_tests          names of the splits beyond train, valid and test: further test sets, empty for most
     n_examples          training examples as the likelihood counts them: sequences or predicted symbols
     data_sha256         over the id arrays of all splits, with their names, dtypes and shapes
@@ -67,6 +68,7 @@ class Task:
     metric: str
     better: str
     n_examples: int
+    features = 0
     more_scores: Mapping[str, Callable] = {}
 
     def __init__(
@@ -247,7 +249,7 @@ class WordTask(LanguageTask):
     metric = "perplexity"
 
     def metric_of(self, total: float, count: int) -> float:
-        return 2 ** (total / count)
+        return math.inf if total / count >= 1024 else 2 ** (total / count)  # no float is larger
 
     def examples(self, n: int, symbols: int = 40) -> list[tuple[str, str]]:
         words = [self.vocabulary[i] for i in self.splits["train"]["ids"][: n * symbols]]

@@ -1,5 +1,6 @@
 """What happened while runs trained, epoch by epoch."""
 
+import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
@@ -11,7 +12,7 @@ ABSENT = {"train_loss": "no training loss: fitted in one go", "gates_live": "no 
 
 @styled
 def training_curves(table):
-    """Loss and penalty, validation metric, compression, live gates against epoch; one line a method and seed.
+    """Loss and penalty, validation metric, compression, live gates against epoch; one line a run.
 
     table: `tables.metrics_table`. A path of C (no epochs) is drawn against C when alone, as a level line beside others.
     """
@@ -26,7 +27,7 @@ def training_curves(table):
         if column not in runs or runs[column].isna().all():
             say(ax, ABSENT.get(column, "not measured"))
             continue
-        for (method, _), part in runs.groupby(["method", "seed"], sort=False):
+        for method, part in runs.groupby("method", sort=False):
             _curve(ax, part, x, column, method)
         for method, part in table[path & table["chosen"]].groupby("method") if not path.all() else ():
             if part[column].notna().all() and column != "train_loss":
@@ -54,10 +55,15 @@ def training_curves(table):
 
 
 def _curve(ax, part, x, column, method, dash=None, label=None):
+    """A line a run: of several under one another, each begins where x falls back."""
     colour, marker, own_dash = look(method)
-    many = len(part) > 25
-    ax.plot(part[x], part[column], color=colour, ls=dash or own_dash, marker=None if many else marker, ms=4, lw=1.3,
-            label=label or method)  # fmt: skip
+    values = [part[name].to_numpy(float) for name in (x, column)]
+    ends = np.flatnonzero(np.diff(values[0]) <= 0) + 1
+    many = np.diff([0, *ends, len(part)]).max() > 25
+    lines = [np.insert(numbers, ends, np.nan) for numbers in values]
+    ax.plot(
+        *lines, color=colour, ls=dash or own_dash, marker=None if many else marker, ms=4, lw=1.3, label=label or method
+    )
     chosen = part[part["chosen"]]
     if dash is None:
         ax.plot(chosen[x], chosen[column], "o", ms=9, mfc="none", mec=BLACK, mew=1.1, label="chosen")
@@ -67,7 +73,7 @@ def _loss_panel(ax, runs):
     """The penalty beside the loss, on a common logarithmic axis where it is not zero."""
     if not ax.axison or "penalty" not in runs or not (runs["penalty"] > 0).any():
         return
-    for (method, _), part in runs[runs["penalty"] > 0].groupby(["method", "seed"], sort=False):
+    for method, part in runs[runs["penalty"] > 0].groupby("method", sort=False):
         _curve(ax, part, "epoch", "penalty", method, dash=(0, (1, 1)), label="penalty (dotted)")
     ax.set_yscale("log")
     log_counts(ax.yaxis)
