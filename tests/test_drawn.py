@@ -363,7 +363,8 @@ def said_otherwise(drawn, small, before):
     wrong, plan = [], drawn.plan
     example = drawn.example["example"] if "example" in drawn.example else drawn.example["examples"][0]
     for name in engines.available("cpu"):
-        if engines.is_dense(name) and name != "dense-fp32" or plan.use == "greedy loop":  # float32 may choose another
+        exact = engines.engine_class(name).dtype == torch.float32
+        if not exact or plan.use == "greedy loop":  # float32 may choose another
             continue
         for (call, carried), want in zip(drawn.turns, before, strict=True):
             try:

@@ -21,8 +21,15 @@ from sparsernn.nets.models import BagOfWords, Classifier, LanguageModel
 from sparsernn.report import timings
 
 CPU = [name for name in engines.available("cpu") if name != "dense-fp32"]  # the same class as compact-torch
-ROUGH = {"dense-bf16": 2e-2, "dense-int8": 5e-2}  # their error; everything else is fp32
+ROUGH = {
+    "dense-bf16": 2e-2,
+    "dense-int8": 5e-2,
+    "own-dense-int8": 5e-2,
+    "c-int8": 5e-2,
+}  # their error; everything else is fp32
 REFUSED = {"dense-int8": ("hard", "RNN"), "compact-torch": ("hard",), "dense-bf16": ("hard",)}
+FUSED = tuple(REFUSED)
+REFUSED |= {"own-dense-int8": ("relu",), "c-int8": ("relu",)}
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -39,8 +46,8 @@ def test_an_engine_computes_the_formulas_or_refuses(engine, name):
         with pytest.raises(Unsupported):
             engine_class(engine)(layer)
         return
-    run = engine_class(engine)(layer)
     for batch in (1, 6):  # numba goes four at a time, and one by one
+        run = engine_class(engine)(layer)  # int8 goes as far as the first x
         x, ids, *_ = inputs(5, batch)
         assert error(run(x).double(), by_formula(masked, kept, x)) <= ROUGH.get(engine, 1e-6)
         assert error(run(ids).double(), by_formula(masked, kept, ids)) <= ROUGH.get(engine, 1e-6)
@@ -49,13 +56,16 @@ def test_an_engine_computes_the_formulas_or_refuses(engine, name):
 @pytest.mark.parametrize("name", CELLS)
 @pytest.mark.parametrize("engine", [name for name in CPU if LAYERS[name][0] != "fused" or name == "compact-loop"])
 def test_a_padded_step_keeps_the_state_and_returns_nothing(engine, name):
+    if any(word in name for word in REFUSED.get(engine, ())):
+        return
     layer, masked, kept = pruned(name)
     x, _, lengths, live = inputs(6, 5)
-    assert error(engine_class(engine)(layer)(x, live).double(), by_formula(masked, kept, x, lengths)) <= 1e-6
+    wrong = error(engine_class(engine)(layer)(x, live).double(), by_formula(masked, kept, x, lengths))
+    assert wrong <= ROUGH.get(engine, 1e-6)
 
 
 @pytest.mark.parametrize(
-    ("engine", "name"), [(e, n) for e in REFUSED for n in CELLS if not any(word in n for word in REFUSED[e])]
+    ("engine", "name"), [(e, n) for e in FUSED for n in CELLS if not any(word in n for word in REFUSED[e])]
 )
 def test_torch_s_layers_look_many_words_up_instead_of_writing_them_out(engine, name):
     layer, *_ = pruned(name)
@@ -68,7 +78,7 @@ def test_torch_s_layers_look_many_words_up_instead_of_writing_them_out(engine, n
 
 
 @pytest.mark.parametrize("name", CELLS)
-@pytest.mark.parametrize("engine", ["numba", "numba-csr"])
+@pytest.mark.parametrize("engine", ["numba", "numba-csr", "c-blocks"])
 def test_a_layer_that_keeps_every_gate(engine, name):
     layer, masked, kept = pruned(name, live=1.0, keep=1.0)
     assert bool(layer.where.all())
@@ -97,12 +107,14 @@ def test_fused_layers_refuse_padding():
         engine_class("compact-torch")(layer)(x, live)
 
 
-@pytest.mark.parametrize("name", ["dense-fp32", "dense-bf16", "csr-torch", "csr-numba"])
+@pytest.mark.parametrize(
+    "name", ["dense-fp32", "dense-bf16", "dense-int8", "own-dense-int8", "csr-torch", "csr-numba", "c-int8", "c-blocks"]
+)
 @pytest.mark.parametrize("wide", [1, 4, 7, 48, 70])
 def test_a_product_is_that_of_float64(name, wide):
     weight = torch.randn(20, 30, dtype=torch.float64) * (torch.rand(20, 30) < 0.3)
-    x, kind = torch.randn(30, wide), engine_class(name, PRODUCTS)
-    assert error(kind(weight)(x.to(kind.dtype)).double(), weight @ x.double()) <= ROUGH.get(name, 1e-6)
+    x, product = torch.randn(30, wide), engine_class(name, PRODUCTS)(weight)
+    assert error(product(x.to(product.reads)).double(), weight @ x.double()) <= ROUGH.get(name, 1e-6)
 
 
 def test_an_opponent_runs_as_it_is_used_not_trained():
@@ -141,7 +153,7 @@ MODELS = {
 }
 
 
-@pytest.mark.parametrize("engine", ["compact-loop", "csr-torch", "numba", "numba-csr"])
+@pytest.mark.parametrize("engine", ["compact-loop", "csr-torch", "numba", "numba-csr", "c-blocks"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_compact_model_says_the_same_by_any_engine(name, engine):
     model = randomise(MODELS[name]())

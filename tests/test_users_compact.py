@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import sparsernn
-from sparsernn.engines import available, base, is_dense, models
+from sparsernn.engines import available, base, engine_class, models
 
 W = 2 * H
 STACKS = [{}, {"cell": nn.GRU, "bidirectional": True, "layers": 2}]
@@ -691,7 +691,8 @@ def test_a_model_of_ones_own_runs_on_the_engines(shape):
     small, _ = sparsernn.compact(model, FEW)
     choice, answered = sparsernn.choose(small, FEW, device="cpu"), 0
     assert choice.engine in choice.times and all(isinstance(why, str) and why for why in choice.refused.values())
-    for name in ("chosen", *(name for name in available("cpu") if name == "dense-fp32" or not is_dense(name))):
+    exact = [name for name in available("cpu") if engine_class(name).dtype == torch.float32]
+    for name in ("chosen", *exact):
         try:
             run = choice.make(small) if name == "chosen" else models.by_engine(small, name, FEW)
             for x in (FEW, OTHER):

@@ -20,7 +20,8 @@ PATTERNS = ("unstructured", "block", "removed neurons", "removed gates")
 KINDS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 ALLOWED = {"float32": 1e-4, "tf32": 5e-3, "int8": 0.3}  # error an engine may have and still be timed, by its dtype
 ALLOWED_ELSE = 0.1
-WEIGHT_BYTES = {"dense-bf16": 2, "dense-fp16": 2, "dense-int8": 1, "two-to-four": 2, "persistent-fp16": 2}  # others: 4
+WEIGHT_BYTES = {"dense-bf16": 2, "dense-fp16": 2, "two-to-four": 2, "persistent-fp16": 2}  # others: 4
+WEIGHT_BYTES |= {"dense-int8": 1, "own-dense-int8": 1, "c-int8": 1}
 RATES = {
     "dense-tf32": "tf32",
     "dense-bf16": "bf16",
@@ -29,6 +30,8 @@ RATES = {
     "block-16": "tf32",
     "block-32": "tf32",
     "dense-int8": "int8",
+    "own-dense-int8": "int8",
+    "c-int8": "int8",
 }  # of the units an engine computes with (`timing.Roof`); others: fp32
 BLOCK = 32  # side of the blocks of pattern "block"
 
@@ -104,7 +107,8 @@ class ProductCase(Case):
 
     def make(self, name, device):
         (weight, x), kind = self.data, engine_class(name, PRODUCTS)
-        engine, x = kind(weight, device), x.to(device, kind.dtype)
+        engine = kind(weight, device)
+        x = x.to(device, engine.reads)
         return (lambda: engine(x)), dtype_name(kind), None
 
     @cached_property

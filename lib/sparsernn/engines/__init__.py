@@ -14,6 +14,7 @@ LAYERS = {
     "dense-bf16": ("fused", "FusedBF16"),
     "dense-fp16": ("fused", "FusedFP16"),
     "dense-int8": ("fused", "FusedInt8"),
+    "own-dense-int8": ("c.layers", "DenseInt8"),
     "compact-torch": ("fused", "Fused"),  # from here on: what is left of it
     "compact-loop": ("fused", "Loop"),
     "csr-torch": ("stepped", "CsrTorch"),
@@ -22,6 +23,8 @@ LAYERS = {
     "block-32": ("triton_products", "SteppedBlock32"),
     "numba": ("cpu", "Rows"),
     "numba-csr": ("cpu", "Lanes"),
+    "c-blocks": ("c.layers", "Blocks"),
+    "c-int8": ("c.layers", "Int8"),
     "triton-tiny": ("tiny", "Tiny"),
     "persistent": ("persistent", "Persistent"),
     "persistent-fp16": ("persistent", "PersistentFP16"),
@@ -33,6 +36,10 @@ PRODUCTS = {
     "dense-tf32": ("products", "DenseTF32"),
     "dense-bf16": ("products", "DenseBF16"),
     "dense-fp16": ("products", "DenseFP16"),
+    "dense-int8": ("products", "DenseInt8"),
+    "own-dense-int8": ("c.layers", "DenseInt8Product"),
+    "c-blocks": ("c.layers", "BlocksProduct"),
+    "c-int8": ("c.layers", "Int8Product"),
     "csr-torch": ("products", "Csr"),
     "two-to-four": ("products", "TwoToFour"),
     "csr-numba": ("cpu", "CsrNumba"),
@@ -47,13 +54,14 @@ OPPONENTS = (
     "dense-bf16",
     "dense-fp16",
     "dense-int8",
+    "own-dense-int8",
     "compact-torch",
 )  # a timing row for each
 
 
 def is_dense(name):
     """Whether an engine of this name is an opponent that runs the layer whole, zeros and all."""
-    return name.startswith("dense-")
+    return name.startswith(("dense-", "own-dense-"))
 
 
 def engine_class(name, table=LAYERS):

@@ -117,6 +117,7 @@ class Engine:
     dtype = torch.float32  # of its products; x and y are float32
     reads_ids = False  # whether ids cost a row of a table, not a product
     activations = ("logistic", "hard", "tanh", "relu")  # those it computes (`Cell.activation`)
+    carries = False  # whether it goes on from a state and hands one out: `carry(x, live, state)` → y, [h, c]
 
     def __init__(self, layer, device="cpu"):
         if layer.cell.activation not in self.activations:
@@ -134,10 +135,15 @@ class Engine:
 
     def check(self, x, live):
         """Raises ValueError or IndexError for what no kernel may be given: other widths, ids that are not there."""
+        self.check_shapes(x, live)
+        if x.dtype == torch.int64:
+            check_ids(x, self.layer.inputs)
+
+    def check_shapes(self, x, live):
+        """The first half of `check`: but for the ids themselves."""
         if x.dtype == torch.int64:
             if x.dim() != 2 or not x.numel():
                 raise ValueError(f"token ids have shape {tuple(x.shape)}, expected (T, B), at least one of each")
-            check_ids(x, self.layer.inputs)
         elif x.dim() != 3 or x.shape[2] != self.layer.inputs or not x.shape[0] * x.shape[1]:
             raise ValueError(
                 f"input has shape {tuple(x.shape)}, expected (T, B, {self.layer.inputs}), at least one of each"

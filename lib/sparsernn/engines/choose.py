@@ -12,6 +12,7 @@ from . import available, engine_class, is_dense, timing
 from .base import Layer, oracle
 from .models import by_engine
 
+COARSE = 1e-3  # an error that is asked for by whoever wants int8
 _choices = {}
 
 
@@ -83,10 +84,10 @@ def choose(thing, example, device="cpu", tolerance=1e-5, seconds=0.6):
 
     thing    a model with a recurrent layer, or `engines.base.Layer`
     example  what a model is called with (a tensor, or a tuple or dict of arguments); of a layer x [T, B, I]
-    Every engine of the device that is within `tolerance` of float64 is tried three times, and those within three times
-    the best for about `seconds` together; the least time counts, which a disturbance does not touch. The answer is kept
-    for the next model of the same shapes. Raises ValueError where none runs it, with each one's reason, and for a device
-    that is not here.
+    Every engine of the device that is within `tolerance` of float64 (int8 only where that is at least 1e-3) is tried three
+    times, and those within three times the best for about `seconds` together; the least time counts, which a disturbance
+    does not touch. The answer is kept for the next model of the same shapes. Raises ValueError where none runs it, with
+    each one's reason, and for a device that is not here.
     """
     timing.check_device(device)
     key = _signature(thing, example), str(device), tolerance, torch.get_num_threads()
@@ -97,6 +98,8 @@ def choose(thing, example, device="cpu", tolerance=1e-5, seconds=0.6):
     here = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, here)
     for name in available(torch.device(device).type):
         if is_dense(name):  # the same layers as compact-torch's, or fewer digits
+            continue
+        if engine_class(name).dtype == torch.int8 and tolerance < COARSE:  # one example may hide what it costs
             continue
         try:
             built = _built(thing, name, example, device)

@@ -1,7 +1,6 @@
 """torch's own fused layer (cuDNN, oneDNN) on what is left of a layer, in five precisions; and the plain step loop."""
 
 import copy
-import warnings
 
 import torch
 from torch import nn
@@ -10,6 +9,7 @@ from torch.nn import functional as F
 
 from .base import Engine, Unsupported, one_hot
 from .parts import run
+from .products import quantised
 from .timing import tf32
 
 MODULES = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
@@ -125,19 +125,13 @@ class FusedInt8(Fused):
         super().__init__(layer, device)
 
     def ready(self, module):
-        return _quantised(super().ready(module))
+        return quantised(super().ready(module))
 
     @classmethod
     def linear(cls, weight, bias, device="cpu"):
         linear = nn.Linear(*weight.T.shape).requires_grad_(False)
         linear.weight.copy_(weight), linear.bias.copy_(bias)
-        return _quantised(linear)
-
-
-def _quantised(module):
-    with warnings.catch_warnings():  # it announces that it will move to another package
-        warnings.simplefilter("ignore")
-        return torch.ao.quantization.quantize_dynamic(nn.Sequential(module), {type(module)})[0]
+        return quantised(linear)
 
 
 class Loop(Engine):

@@ -3,6 +3,7 @@
 import warnings
 
 import torch
+from torch import nn
 
 from .base import Unsupported
 from .timing import tf32
@@ -20,6 +21,11 @@ class Product:
 
     def __init__(self, weight, device="cpu"):
         self.weight = self.prepare(weight.to(device, self.dtype))
+
+    @property
+    def reads(self):
+        """The dtype that it takes x in."""
+        return self.dtype
 
     def prepare(self, weight):
         return weight
@@ -44,6 +50,28 @@ class DenseBF16(Product):
 
 class DenseFP16(Product):
     devices, dtype = ("cuda",), torch.float16
+
+
+class DenseInt8(Product):
+    """int8 weights, x quantised as it comes (torch's dynamic quantisation, CPU)."""
+
+    devices, dtype, reads = ("cpu",), torch.int8, torch.float32
+
+    def __init__(self, weight, device="cpu"):
+        linear = nn.Linear(*weight.T.shape, bias=False).requires_grad_(False)
+        linear.weight.copy_(weight)
+        self.linear = quantised(linear)
+
+    @torch.no_grad()
+    def __call__(self, x):
+        return self.linear(x.T).T
+
+
+def quantised(module):
+    """The module with weights in int8, by torch."""
+    with warnings.catch_warnings():  # it announces that it will move to another package
+        warnings.simplefilter("ignore")
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(module), {type(module)})[0]
 
 
 class Csr(Product):

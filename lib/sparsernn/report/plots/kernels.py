@@ -43,6 +43,9 @@ ENGINE_STYLE = {
     "block-32": (GREEN, "p", "-"),
     "two-to-four": (PINK, "h", "-"),
     "numba": (PURPLE, "P", "-"),
+    "own-dense-int8": (GREY, "D", "-"),
+    "c-blocks": (GREEN, "o", "-"),
+    "c-int8": (GREEN, "v", ":"),
     "triton-tiny": (PURPLE, "*", "-"),
 }
 AXES = {"density": "density: share of weights left", "batch": "batch: sequences at once"}

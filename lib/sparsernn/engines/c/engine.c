@@ -1,0 +1,138 @@
+/* A recurrent layer without its zeros: whole sequences or a step, from a state to a state; and a product on its own.
+
+   Compiled once for each path of simd.h, as shared libraries that Python calls (build.py), from what pack.py laid down. Eight
+   sequences at a time, so that a weight that was read is used eight times; of fewer sequences, the products with the
+   input take several steps at a time for the same reason. */
+
+#include <stdlib.h>
+
+#include "format.h"
+#include "simd.h"
+#include "nonlinear.h"
+#include "products.h"
+#include "cells.h"
+
+enum { TOGETHER = 8 }; /* x of one product: 16 rows of eight are half of the registers of AVX-512 */
+enum { NO_MEMORY = -1, NO_SUCH_WORD = -2 };
+
+static char *piece(char **room, long bytes)
+{
+    char *start = *room;
+    *room += (bytes + 63) / 64 * 64;
+    return start;
+}
+
+/* Rows x [rows, columns] times a matrix, added to a [rows, ·]; q: room for them in int8 → how many numbers were cut off. */
+static int64_t rows_times(const char *base, const struct matrix *m, int rows, const float *x, int8_t *q, float *a,
+                          long to_a, long to_x)
+{
+    if (m->kind == NOTHING)
+        return 0;
+    if (!in_bytes(m)) {
+        multiply(base, m, rows, x, to_x, a, to_a);
+        return 0;
+    }
+    long to_q = FILLED(m->columns) + 64;
+    int64_t outside = 0;
+    for (int row = 0; row < rows; row++)
+        outside += quantise(x + row * to_x, m->columns, m->step, q + row * to_q);
+    multiply(base, m, rows, q, to_q, a, to_a);
+    return outside;
+}
+
+/* x float [steps, batch, inputs] or, where that is not given, ids int64 [steps, batch] of words, `words` for a removed one.
+   live: bool [steps, batch], false where a step is padding, or NULL. y float [steps, batch, hidden].
+   h, c: float [batch, hidden], the state to begin with, replaced by the last one; NULL: zeros, and handed to nobody.
+   → how many numbers an int8 product cut off, or what was wrong (below 0); then nothing was done. */
+int64_t sparsernn_run(const char *base, const float *x, const int64_t *ids, const uint8_t *live, float *y, float *h,
+                      float *c, int64_t steps, int64_t batch)
+{
+    const struct layer *l = AT(0);
+    long hidden = l->hidden, filled = FILLED(hidden), to_a = ROOM(l->rows), outside = 0;
+    int most_rows = batch < TOGETHER ? TOGETHER : (int)TOGETHER;
+    if (ids)
+        for (long i = 0; i < steps * batch; i++)
+            if (ids[i] < 0 || ids[i] > l->words)
+                return NO_SUCH_WORD;
+    long widest = FILLED(l->inputs > hidden ? l->inputs : hidden) + 64;
+    long of_a = most_rows * to_a * 4 + 64, of_state = TOGETHER * filled * 4 + 64;
+    char *memory = malloc(of_a + 2 * of_state + 16 * filled + 64 + TOGETHER * widest + 128);
+    if (!memory)
+        return NO_MEMORY;
+    char *room = (char *)(((uintptr_t)memory + 63) / 64 * 64);
+    float *a = (float *)piece(&room, of_a), *own_h = (float *)piece(&room, of_state);
+    float *own_c = (float *)piece(&room, of_state), *gathered = (float *)piece(&room, 16 * filled);
+    int8_t *q = (int8_t *)piece(&room, TOGETHER * widest);
+    memset(gathered, 0, 16 * filled);
+    if (in_bytes(&l->state) || in_bytes(&l->input))
+        memset(q, 0, TOGETHER * widest);
+    for (long begin = 0; begin < batch; begin += TOGETHER) {
+        int group = batch - begin < TOGETHER ? (int)(batch - begin) : TOGETHER;
+        int at_once = group == batch ? TOGETHER / group : 1;
+        memset(own_h, 0, of_state);
+        memset(own_c, 0, of_state);
+        for (int b = 0; h && b < group; b++)
+            memcpy(own_h + b * filled, h + (begin + b) * hidden, hidden * sizeof *h);
+        for (int b = 0; c && b < group; b++)
+            memcpy(own_c + b * filled, c + (begin + b) * hidden, hidden * sizeof *c);
+        for (long t = 0; t < steps; t++) {
+            float *here = a;
+            long row = t * batch + begin;
+            if (ids) {
+                const float *table = AT(l->table);
+                for (int b = 0; b < group; b++)
+                    memcpy(a + b * to_a, table + ids[row + b] * to_a, to_a * sizeof *a);
+            } else {
+                if (t % at_once == 0) {
+                    int rows = group * (int)(steps - t < at_once ? steps - t : at_once);
+                    for (int i = 0; i < rows; i++)
+                        memcpy(a + i * to_a, AT(l->bias), to_a * sizeof *a);
+                    outside += rows_times(base, &l->input, rows, x + row * l->inputs, q, a, to_a, l->inputs);
+                }
+                here += t % at_once * group * to_a;
+            }
+            outside += rows_times(base, &l->state, group, own_h, q, here, to_a, filled);
+            for (int b = 0; b < group; b++) {
+                float *to = y + (row + b) * hidden;
+                if (live && !live[row + b]) {
+                    memset(to, 0, hidden * sizeof *to);
+                    continue;
+                }
+                advance(base, l, here + b * to_a, gathered, own_h + b * filled, own_c + b * filled);
+                memcpy(to, own_h + b * filled, hidden * sizeof *to);
+            }
+        }
+        for (int b = 0; h && b < group; b++)
+            memcpy(h + (begin + b) * hidden, own_h + b * filled, hidden * sizeof *h);
+        for (int b = 0; c && b < group; b++)
+            memcpy(c + (begin + b) * hidden, own_c + b * filled, hidden * sizeof *c);
+    }
+    free(memory);
+    return outside;
+}
+
+/* y [count, rows] = x [count, inputs] Wᵀ + bias, `times` times over, which only a clock has a use for. */
+int64_t sparsernn_linear(const char *base, const float *x, float *y, int64_t count, int64_t times)
+{
+    const struct layer *l = AT(0);
+    long to_a = ROOM(l->rows), of_a = TOGETHER * to_a * 4 + 64, widest = FILLED(l->inputs) + 64;
+    int64_t outside = 0;
+    char *memory = malloc(of_a + TOGETHER * widest + 128);
+    if (!memory)
+        return NO_MEMORY;
+    char *room = (char *)(((uintptr_t)memory + 63) / 64 * 64);
+    float *a = (float *)piece(&room, of_a);
+    int8_t *q = (int8_t *)piece(&room, TOGETHER * widest);
+    memset(q, 0, TOGETHER * widest);
+    for (int64_t time = 0; time < times; time++)
+        for (long begin = 0; begin < count; begin += TOGETHER) {
+            int rows = count - begin < TOGETHER ? (int)(count - begin) : TOGETHER;
+            for (int i = 0; i < rows; i++)
+                memcpy(a + i * to_a, AT(l->bias), to_a * sizeof *a);
+            outside += rows_times(base, &l->input, rows, x + begin * l->inputs, q, a, to_a, l->inputs);
+            for (int i = 0; i < rows; i++)
+                memcpy(y + (begin + i) * l->rows, a + i * to_a, l->rows * sizeof *y);
+        }
+    free(memory);
+    return outside;
+}
