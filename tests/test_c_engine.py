@@ -1,6 +1,8 @@
 """The C engine computes the formulas by every path that runs here, whatever the zeros; what it must not be given it refuses."""
 
+import ctypes
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -382,6 +384,13 @@ def test_without_a_compiler_it_says_what_to_install(tmp_path):
     assert "install gcc or clang so that `cc` is found, or pip install ziglang" in problem.splitlines()[-1]
 
 
+def test_without_cc_it_is_the_compiler_of_ziglang(tmp_path, monkeypatch):
+    pytest.importorskip("ziglang", reason="the package ziglang is not here")
+    monkeypatch.setenv("PATH", str(tmp_path)), monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert "ziglang" in build.compiler()
+    assert ctypes.CDLL(build.compiled("which", "")).sparsernn_paths() & 8
+
+
 def test_what_the_compiler_says_is_handed_on(tmp_path, monkeypatch):
     monkeypatch.setattr(build, "SOURCES", tmp_path)
     (tmp_path / "which.c").write_text("not C\n")
@@ -402,3 +411,79 @@ def test_the_source_compiles_without_a_warning(tmp_path):
             [*build.compiler(), *words, source, "-o", tmp_path / "out.so"], capture_output=True, text=True
         )
         assert done.returncode == 0, done.stderr
+
+
+# ---- where Python does not call it: under sanitizers, on another processor
+
+
+def cases(path):
+    """Layers and products of every kind, laid down for a path, and what they are called with → (head of the case, its
+    arrays, what this processor's fastest path answers)."""
+    for name in CELLS:
+        for kind in (layers.Blocks, layers.Int8):
+            if kind is layers.Int8 and "relu" in name:
+                continue
+            for hidden, batch in ((1, 1), (9, 3), (33, 9), (40, 8)):
+                layer, *_ = pruned(name, hidden, live=0.8)
+                made, reference = by_path(path, kind)(layer), by_path(None, kind)(layer)
+                x, ids, _, live = inputs(5, batch, seed=hidden)
+                states = [0.3 * torch.randn(batch, layer.hidden) for _ in range(made.states)]
+                for given in (x, ids):
+                    memory = made.prepare(None if given is ids else x)
+                    head = [len(memory), 0, given is ids, 1, len(states), 5, batch, V, layer.hidden]
+                    y, final = reference.carry(given, live, states)
+                    yield head, [memory, given, live, *states], [y, *final]
+    for zeros in ZEROS:
+        for kind in (layers.Linear, layers.LinearInt8):
+            for size in ((1, 1), (7, 5), (40, 33), (129, 70)):
+                weight, bias, x = blocky(*size, *ZEROS[zeros][:2]), randn(size[0], seed=5), randn(9, size[1]).float()
+                made = kind(weight, bias, path)
+                made.prepare(x)
+                head = [len(made.memory), 1, 0, 0, 0, 1, 9, size[1], size[0]]
+                yield head, [made.memory, x], [kind(weight, bias)(x)]
+
+
+def run_elsewhere(program, path, folder):
+    """Runs every case by a program (a command) and compares what it says."""
+    found, (given, said) = list(cases(path)), (folder / "cases", folder / "answers")
+    raw = [
+        np.array(head, np.int64).tobytes() + b"".join(np.asarray(part).tobytes() for part in parts)
+        for head, parts, *_ in found
+    ]
+    given.write_bytes(b"".join(raw))
+    done = subprocess.run([*program, given, said], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-3000:]
+    answers = said.read_bytes()
+    for _, _, expected in found:
+        result, answers = int.from_bytes(answers[:8], "little", signed=True), answers[8:]
+        assert result == 0
+        for tensor in expected:
+            size = 4 * tensor.numel()
+            got, answers = torch.frombuffer(bytearray(answers[:size]), dtype=torch.float32), answers[size:]
+            assert error(got.view(tensor.shape), tensor) <= EXACT
+    assert not answers and len(found) > 100
+
+
+def program(folder, command, flags):
+    """tests/run_engine.c compiled → the program."""
+    source, made = Path(__file__).with_name("run_engine.c"), folder / "run_engine"
+    words = f"-std=gnu99 -ffp-contract=fast -Wno-psabi {flags} -I{build.SOURCES}".split()
+    done = subprocess.run([*command, *words, source, "-o", made], capture_output=True, text=True)
+    return made if done.returncode == 0 else pytest.skip(f"{command[-1]} cannot: {done.stderr[-200:]}")
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_no_sanitizer_finds_a_fault(path, tmp_path):
+    flags = f"-O0 -g -fsanitize=address,undefined -fno-sanitize-recover=all {build.PATHS[path]}"
+    run_elsewhere([program(tmp_path, ["cc"], flags)], path, tmp_path)
+
+
+def test_an_arm_processor_says_the_same(tmp_path):
+    """By the compiler of the package ziglang, under qemu."""
+    pytest.importorskip("ziglang", reason="the package ziglang is not here")
+    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
+    if not emulator:
+        pytest.skip("qemu-aarch64 is not here")
+    flags = "-O2 -static -target aarch64-linux-musl -mcpu=generic+dotprod -DSIMD=128"
+    made = program(tmp_path, [sys.executable, "-m", "ziglang", "cc"], flags)
+    run_elsewhere([emulator, made], "plain", tmp_path)  # both store x as it is
