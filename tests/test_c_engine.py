@@ -418,7 +418,8 @@ def test_the_source_compiles_without_a_warning(tmp_path):
 
 def cases(path):
     """Layers and products of every kind, laid down for a path, and what they are called with → (head of the case, its
-    arrays, what this processor's fastest path answers)."""
+    arrays, what this processor's fastest path answers, how far sums in another order, and for int8 a number on the other side
+    of a half, may be from it)."""
     for name in CELLS:
         for kind in (layers.Blocks, layers.Int8):
             if kind is layers.Int8 and "relu" in name:
@@ -427,12 +428,12 @@ def cases(path):
                 layer, *_ = pruned(name, hidden, live=0.8)
                 made, reference = by_path(path, kind)(layer), by_path(None, kind)(layer)
                 x, ids, _, live = inputs(5, batch, seed=hidden)
-                states = [0.3 * torch.randn(batch, layer.hidden) for _ in range(made.states)]
+                states = [randn(batch, layer.hidden, seed=n).tanh().float() for n in range(made.states)]
                 for given in (x, ids):
                     memory = made.prepare(None if given is ids else x)
                     head = [len(memory), 0, given is ids, 1, len(states), 5, batch, V, layer.hidden]
                     y, final = reference.carry(given, live, states)
-                    yield head, [memory, given, live, *states], [y, *final]
+                    yield head, [memory, given, live, *states], [y, *final], 5e-6 if kind is layers.Blocks else 2e-2
     for zeros in ZEROS:
         for kind in (layers.Linear, layers.LinearInt8):
             for size in ((1, 1), (7, 5), (40, 33), (129, 70)):
@@ -440,7 +441,7 @@ def cases(path):
                 made = kind(weight, bias, path)
                 made.prepare(x)
                 head = [len(made.memory), 1, 0, 0, 0, 1, 9, size[1], size[0]]
-                yield head, [made.memory, x], [kind(weight, bias)(x)]
+                yield head, [made.memory, x], [kind(weight, bias)(x)], EXACT
 
 
 def run_elsewhere(program, path, folder):
@@ -454,13 +455,13 @@ def run_elsewhere(program, path, folder):
     done = subprocess.run([*program, given, said], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-3000:]
     answers = said.read_bytes()
-    for _, _, expected in found:
+    for _, _, expected, allowed in found:
         result, answers = int.from_bytes(answers[:8], "little", signed=True), answers[8:]
         assert result == 0
         for tensor in expected:
             size = 4 * tensor.numel()
             got, answers = torch.frombuffer(bytearray(answers[:size]), dtype=torch.float32), answers[size:]
-            assert error(got.view(tensor.shape), tensor) <= EXACT
+            assert error(got.view(tensor.shape), tensor) <= allowed
     assert not answers and len(found) > 100
 
 
