@@ -49,13 +49,12 @@ int64_t sparsernn_run(const char *base, const float *x, const int64_t *ids, cons
 {
     const struct layer *l = AT(0);
     long hidden = l->hidden, filled = FILLED(hidden), to_a = ROOM(l->rows), outside = 0;
-    int most_rows = batch < TOGETHER ? TOGETHER : (int)TOGETHER;
     if (ids)
         for (long i = 0; i < steps * batch; i++)
             if (ids[i] < 0 || ids[i] > l->words)
                 return NO_SUCH_WORD;
     long widest = FILLED(l->inputs > hidden ? l->inputs : hidden) + 64;
-    long of_a = most_rows * to_a * 4 + 64, of_state = TOGETHER * filled * 4 + 64;
+    long of_a = TOGETHER * to_a * 4 + 64, of_state = TOGETHER * filled * 4 + 64;
     char *memory = malloc(of_a + 2 * of_state + 16 * filled + 64 + TOGETHER * widest + 128);
     if (!memory)
         return NO_MEMORY;
@@ -127,10 +126,13 @@ int64_t sparsernn_linear(const char *base, const float *x, float *y, int64_t cou
     for (int64_t time = 0; time < times; time++)
         for (long begin = 0; begin < count; begin += TOGETHER) {
             int rows = count - begin < TOGETHER ? (int)(count - begin) : TOGETHER;
+            int in_place = l->input.reach <= l->rows;
+            float *to = in_place ? y + begin * l->rows : a;
+            long next = in_place ? l->rows : to_a;
             for (int i = 0; i < rows; i++)
-                memcpy(a + i * to_a, AT(l->bias), to_a * sizeof *a);
-            outside += rows_times(base, &l->input, rows, x + begin * l->inputs, q, a, to_a, l->inputs);
-            for (int i = 0; i < rows; i++)
+                memcpy(to + i * next, AT(l->bias), next * sizeof *to);
+            outside += rows_times(base, &l->input, rows, x + begin * l->inputs, q, to, next, l->inputs);
+            for (int i = 0; !in_place && i < rows; i++)
                 memcpy(y + (begin + i) * l->rows, a + i * to_a, l->rows * sizeof *y);
         }
     free(memory);

@@ -164,18 +164,20 @@ class Memory:
         return raw
 
 
-MATRIX, LAYER = "8qd", "6qd2q12q"
+MATRIX, LAYER = "9qd", "6qd2q12q"
 HEAD = struct.calcsize(LAYER + 2 * MATRIX)
 
 
 def _matrix(memory, arrays, columns, step):
     """A struct matrix: what `pack_floats` or `pack_bytes` gave, in memory."""
     if arrays["kind"] == "nothing":
-        return [0] * 8 + [0.0]
+        return [0] * 9 + [0.0]
     start = memory.add(arrays["start"].astype(np.int32))
     at = [memory.add(arrays["first"]), start, memory.add(arrays["index"]), memory.add(arrays["values"])]
     scale = memory.add(arrays["scale"] * np.float32(step)) if "scale" in arrays else 0
-    return [KINDS[arrays["kind"]], arrays["panels"], columns, *at, scale, step]
+    height = 1 if arrays["kind"] == "scattered" else int(arrays["kind"].split()[-1].split("x")[0])
+    reach = int(arrays["first"].max()) + height
+    return [KINDS[arrays["kind"]], arrays["panels"], columns, reach, *at, scale, step]
 
 
 def room(rows):
@@ -193,7 +195,7 @@ def pack_linear(bias, arrays, inputs, step=0.0):
     """A struct layer with nothing but one product → uint8 [·], 64 bytes aligned."""
     memory = Memory(HEAD)
     head = [0, 0, 0, len(bias), inputs, 0, 0.0, memory.add(in_room(bias)), 0] + [0] * 12
-    return memory.whole(struct.pack(LAYER + 2 * MATRIX, *head, *_matrix(memory, arrays, inputs, step), *[0] * 8, 0.0))
+    return memory.whole(struct.pack(LAYER + 2 * MATRIX, *head, *_matrix(memory, arrays, inputs, step), *[0] * 9, 0.0))
 
 
 def pack_layer(cell, hard, limit, row_of, fixed, bias, table, inputs, of_input, of_state, steps):

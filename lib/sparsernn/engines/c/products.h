@@ -100,16 +100,14 @@ INLINE int in_bytes(const struct matrix *m) { return m->kind == BYTES_16x4 || m-
 /* x [count] as whole numbers of steps, to the nearest, from −127 to 127 → how many were further out. */
 static int64_t quantise(const float *x, long count, float step, int8_t *q)
 {
-    typedef int8_t bytes __attribute__((vector_size(LANES)));
     VF times = (VF){0} + 1.0f / step, bound = (VF){0} + 127.0f, end = (VF){0} + 127.5f;
     VI over = {0};
     long i = 0;
     for (; i + LANES <= count; i += LANES) {
         VF t = load(x + i) * times;
         over += ~((t <= end) & (t >= -end));
-        VF shifted = most(-bound, least(bound, t)) + ROUND;
-        bytes all = __builtin_convertvector((VI)shifted, bytes) ^ (int8_t)FLIP;
-        memcpy(q + i, &all, sizeof all);
+        VI whole = (VI)(most(-bound, least(bound, t)) + ROUND) - (VI)((VF){0} + ROUND);
+        to_bytes(q + i, whole + FLIP);
     }
     int64_t outside = 0;
     for (int lane = 0; lane < LANES; lane++)

@@ -1,7 +1,7 @@
 /* What the paths differ in: vectors of LANES numbers, the least and the largest of two, dot products of four int8.
 
    Vectors are GCC's and clang's extension; with AVX-512, AVX2 and FMA, NEON with dot products, or none of them (SIMD 512, 256,
-   128, 0, given to the compiler). Bytes of x are stored as the path multiplies them: q XOR FLIP, for VNNI wants them unsigned.
+   128, 0, given to the compiler). Bytes of x are stored as the path multiplies them: q + FLIP, for VNNI wants them unsigned.
    That adds 128 times the sum of a row's weights, which its bias takes off again. */
 
 #include <stdint.h>
@@ -31,7 +31,7 @@ typedef int32_t i16 __attribute__((vector_size(64)));
 #define VF f16
 #define VI i16
 #undef FLIP
-#define FLIP 0x80
+#define FLIP 128
 
 /* Of the bound and x; x where that is NaN, in all of these. */
 INLINE f16 least(f16 bound, f16 x) { return (f16)_mm512_min_ps((__m512)bound, (__m512)x); }
@@ -46,6 +46,9 @@ INLINE i8 dot8(i8 sum, int32_t quad, const int8_t *w)
 {
     return (i8)_mm256_dpbusd_epi32((__m256i)sum, _mm256_set1_epi32(quad), _mm256_loadu_si256((const __m256i *)w));
 }
+
+/* LANES whole numbers from −127 to 127 as bytes. */
+INLINE void to_bytes(int8_t *to, i16 whole) { _mm_storeu_si128((__m128i *)to, _mm512_cvtepi32_epi8((__m512i)whole)); }
 
 #elif SIMD == 256
 #include <immintrin.h>
@@ -64,8 +67,20 @@ INLINE i8 dot8(i8 sum, int32_t quad, const int8_t *w)
     return sum + (i8)_mm256_madd_epi16(pairs, _mm256_set1_epi16(1));
 }
 
+INLINE void to_bytes(int8_t *to, i8 whole)
+{
+    __m256i all = (__m256i)whole;
+    __m128i pairs = _mm_packs_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
+    _mm_storel_epi64((__m128i *)to, _mm_packs_epi16(pairs, pairs));
+}
+
 #else
 #define LANES 4
+INLINE void to_bytes(int8_t *to, i4 whole)
+{
+    for (int lane = 0; lane < LANES; lane++)
+        to[lane] = (int8_t)whole[lane];
+}
 #define VF f4
 #define VI i4
 
