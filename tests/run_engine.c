@@ -28,7 +28,7 @@ int main(int count, char **names)
         float *h = n[4] > 0 ? next(in, of_state) : NULL, *c = n[4] > 1 ? next(in, of_state) : NULL, *y = malloc(of_y);
         int64_t result = n[1] ? sparsernn_linear(layer, (float *)x, y, rows, 1)
                               : sparsernn_run(layer, n[2] ? NULL : (float *)x, n[2] ? (int64_t *)x : NULL, (uint8_t *)live,
-                                              y, h, c, n[5], n[6]);
+                                              y, h, c, h, c, n[5], n[6]);
         fwrite(&result, 8, 1, out);
         fwrite(y, 1, of_y, out);
         if (h)

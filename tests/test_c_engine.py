@@ -431,17 +431,17 @@ def cases(path):
                 states = [randn(batch, layer.hidden, seed=n).tanh().float() for n in range(made.states)]
                 for given in (x, ids):
                     memory = made.prepare(None if given is ids else x)
-                    head = [len(memory), 0, given is ids, 1, len(states), 5, batch, V, layer.hidden]
+                    head = [len(memory.raw), 0, given is ids, 1, len(states), 5, batch, V, layer.hidden]
                     y, final = reference.carry(given, live, states)
-                    yield head, [memory, given, live, *states], [y, *final], 5e-6 if kind is layers.Blocks else 2e-2
+                    yield head, [memory.raw, given, live, *states], [y, *final], 5e-6 if kind is layers.Blocks else 2e-2
     for zeros in ZEROS:
         for kind in (layers.Linear, layers.LinearInt8):
             for size in ((1, 1), (7, 5), (40, 33), (129, 70)):
                 weight, bias, x = blocky(*size, *ZEROS[zeros][:2]), randn(size[0], seed=5), randn(9, size[1]).float()
                 made = kind(weight, bias, path)
                 made.prepare(x)
-                head = [len(made.memory), 1, 0, 0, 0, 1, 9, size[1], size[0]]
-                yield head, [made.memory, x], [kind(weight, bias)(x)], EXACT
+                head = [len(made.memory.raw), 1, 0, 0, 0, 1, 9, size[1], size[0]]
+                yield head, [made.memory.raw, x], [kind(weight, bias)(x)], EXACT
 
 
 def run_elsewhere(program, path, folder):

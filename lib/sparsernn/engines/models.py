@@ -49,23 +49,30 @@ def layers_of(module):
 class Levels:
     """The levels of a small recurrent layer, each direction by an engine, in the place of `SmallRecurrent.level`.
 
-    states  whether the model has a use for final states: then h is that of the last real step. An LSTM's c, which no engine
-            hands out, and states that were not asked for, are NaN.
-    Raises Unsupported for a state to go on from.
+    states  whether the model has a use for final states: then h is that of the last real step. An LSTM's c where the engine
+            does not hand it out, and states that were not asked for, are NaN.
+    Raises Unsupported for a state to go on from, unless the engine `carries` one.
     """
 
     def __init__(self, layers, module, make):
         self.engines = {suffix: make(layer) if layer.hidden else None for suffix, layer in layers.items()}
         self.ends, self.last, self.pair = module.ends(), module.num_layers - 1, isinstance(module, nn.LSTM)
         self.widths, self.states, self.summed = module._small.widths, False, module.summed
+        self.carries = all(engine is None or engine.carries for engine in self.engines.values())
 
     def __call__(self, number, x, initial, ours):
-        if initial is not None:
-            raise Unsupported("engines start from zeros; the model itself goes on from a state")
+        if initial is not None and not self.carries:
+            raise Unsupported("this engine starts from zeros; the model itself goes on from a state")
         live, (steps, batch), outputs, states = ours[0], x.shape[:2], [], []
         live = None if live is None else live[:, :, 0]
-        for end in self.ends:
+        for direction, end in enumerate(self.ends):
             engine, reverse = self.engines[f"_l{number}{end}"], bool(end)
+            if self.carries:
+                state = None if initial is None else [s[direction] for s in initial]
+                y, state = self._carried(engine, number, x, live, state, reverse)
+                states.append(state)
+                outputs.append(y)
+                continue
             if engine is None:
                 y = torch.zeros(steps, batch, 0, device=x.device)
             elif reverse:
@@ -81,10 +88,24 @@ class Levels:
         y = sum(outputs) if self.summed else outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
         if not (y.shape[2] or number == self.last):  # the level above reads one column of zeros
             y = y.new_zeros(steps, batch, 1)
+        if self.carries:
+            return y, [torch.stack(each) for each in zip(*states, strict=True)]
         if not self.states:
             return y, None
         h = torch.stack(states)
         return y, [h, torch.full_like(h, torch.nan)] if self.pair else [h]
+
+    def _carried(self, engine, number, x, live, state, reverse):
+        """One direction by an engine that goes on from a state of the level's width, or zeros → y, the state after it."""
+        width, batch = self.widths[number], x.shape[1]
+        if engine is None:
+            kept = x.new_zeros(batch, width, dtype=torch.float32)
+            return x.new_zeros(len(x), batch, 0, dtype=torch.float32), [kept] * (1 + self.pair)
+        state = None if state is None else [s[:, : engine.layer.hidden] for s in state]
+        if reverse:
+            x, live = x.flip(0), None if live is None else live.flip(0)
+        y, state = engine.carry(x, live, state, final=True)
+        return (y.flip(0) if reverse else y), [nn.functional.pad(s, (0, width - s.shape[1])) for s in state]
 
 
 class ByEngine(nn.Module):

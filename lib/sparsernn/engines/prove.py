@@ -16,6 +16,7 @@ from ..nets.small import SmallEmbedding, SmallLinear, SmallRecurrent, zeros_stay
 from ..nets.wiring import left_as_they_are, readings, wired
 from ..sparsify.attach import Study
 from .compare import ROUNDED, Calls, in_float64
+from .stand_in import Tried, quickest
 from .timing import wait
 
 
@@ -30,6 +31,8 @@ class Proof:
     ms_*       a forward pass of the first example, median of nine, interleaved
     layers     name → what became of it
     warnings   what is worse than before, and what happens when the small model is trained on
+    engine     what answers for its recurrent layers (`stand_in.Tried`), or None: they do themselves
+    metric     what the `metric` that was given said of the small model, by its engine
     """
 
     error: float
@@ -43,6 +46,8 @@ class Proof:
     ms_after: float
     layers: dict
     warnings: list = field(default_factory=list)
+    engine: Tried | None = None
+    metric: object = None
 
     def __str__(self):
         smaller, faster = self.bytes_before / max(1, self.bytes_after), self.ms_before / self.ms_after
@@ -57,10 +62,20 @@ class Proof:
             f"{'milliseconds':20} {self.ms_before:.3f} → {self.ms_after:.3f}"
             + (f" ({faster:.1f}× faster)" if faster > 1.05 else ""),
         ]
-        return "\n".join(lines)
+        return "\n".join(lines + self._engine_lines())
+
+    def _engine_lines(self):
+        by, lines = self.engine, [f"{'engine':20} none: its layers are as fast"]
+        if by:
+            step, layers = by.us[1]
+            lines = [
+                f"{'engine':20} {by.engine} while gradients are off, for up to {by.most} sequences; error {by.error:.1e}",
+                f"{'':20} {1e3 * by.ms_layers:.1f} → {1e3 * by.ms:.1f} µs the example, {layers:.1f} → {step:.1f} µs a step",
+            ]
+        return lines + ([] if self.metric is None else [f"{'metric':20} {self.metric}"])
 
 
-def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=False):
+def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=False, metric=None):
     """A smaller model that computes what `model` computes in evaluation, and the proof → (small, Proof).
 
     model       with a method attached: its masks and means are used; without: its zeros are (torch.nn.utils.prune's too)
@@ -68,8 +83,11 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     examples    a list of them, where one does not show all ways through the model
     consumers   layer → names of the modules that alone read its output, as it is, where running examples cannot show it
     keep_zeros  zeros inside the small layers stay zero when it is trained on
+    metric      function of a model → a task's metric; the small one's, by the engine that runs it, goes into the proof
     Both are compared in float64, from the same start, on the examples, each twice in a row, and on what is made of them: other
     batch sizes, lengths, words and numbers where the model takes them, and a state given to each recurrent layer.
+    On a CPU and in float32, an engine answers for the small recurrent layers where it is the faster one (`stand_in.quickest`),
+    in evaluation and without gradients, until their weights change.
     A layer whose readers are not all known keeps its outer width: inside it shrinks, removed neurons come out as zeros.
     Raises ValueError where there is nothing to make smaller or to compare, RuntimeError if the result were not equal.
     """
@@ -108,7 +126,9 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     small, layers = swapped(plain, Found(plain), whole, means, ways, outside)
     if any(parameter.dtype != torch.float64 for parameter in small.parameters()):
         compared = compared | calls.as_returned(small)
-    return small, _proof(model, before, small, examples[0], compared, layers | outside, keep_zeros)
+    proof = _proof(model, before, small, examples[0], compared, layers | outside, keep_zeros)
+    proof = replace(proof, engine=quickest(small, examples[0]))
+    return small, proof if metric is None else replace(proof, metric=metric(small))
 
 
 def _examples(example, examples):

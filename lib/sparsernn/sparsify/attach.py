@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from ..files import nearest
+from ..nets import quick
 from ..nets.found import Found, is_computed, parameter_names
 from ..nets.layers import kind_of, stand_in
 from ..nets.outside import Watch, calls_of, deep_copy
@@ -71,6 +72,7 @@ def put_on(
     """`attach` of a `Method` that is made already. strict: the last step refuses a density that was missed."""
     check("steps", int, steps, least=1), check("n_examples", int, n_examples, least=1)
     check("steps_per_epoch", int, steps_per_epoch, least=1)
+    quick.remove(model)
     found = Found(model)
     left = dict(found.left) | _not_wanted(found, only, skip)
     for name, why in found.refused.items():

@@ -86,7 +86,7 @@ def library(path=None):
         raise ValueError(nearest("path", path, paths()))
     loaded = ctypes.CDLL(compiled("engine", PATHS[path]))
     pointer, number = ctypes.c_void_p, ctypes.c_int64
-    loaded.sparsernn_run.argtypes = [pointer] * 7 + [number] * 2
+    loaded.sparsernn_run.argtypes = [pointer] * 9 + [number] * 2
     loaded.sparsernn_linear.argtypes = [pointer] * 3 + [number] * 2
     loaded.sparsernn_run.restype = loaded.sparsernn_linear.restype = number
     return loaded

@@ -42,10 +42,10 @@ static int64_t rows_times(const char *base, const struct matrix *m, int rows, co
 
 /* x float [steps, batch, inputs] or, where that is not given, ids int64 [steps, batch] of words, `words` for a removed one.
    live: bool [steps, batch], false where a step is padding, or NULL. y float [steps, batch, hidden].
-   h, c: float [batch, hidden], the state to begin with, replaced by the last one; NULL: zeros, and handed to nobody.
+   h, c: float [batch, hidden], the state to begin with, NULL for zeros; last_…: where the last one goes, NULL for nowhere.
    → how many numbers an int8 product cut off, or what was wrong (below 0); then nothing was done. */
-int64_t sparsernn_run(const char *base, const float *x, const int64_t *ids, const uint8_t *live, float *y, float *h,
-                      float *c, int64_t steps, int64_t batch)
+int64_t sparsernn_run(const char *base, const float *x, const int64_t *ids, const uint8_t *live, float *y,
+                      const float *h, const float *c, float *last_h, float *last_c, int64_t steps, int64_t batch)
 {
     const struct layer *l = AT(0);
     long hidden = l->hidden, filled = FILLED(hidden), to_a = ROOM(l->rows), outside = 0;
@@ -101,10 +101,10 @@ int64_t sparsernn_run(const char *base, const float *x, const int64_t *ids, cons
                 memcpy(to, own_h + b * filled, hidden * sizeof *to);
             }
         }
-        for (int b = 0; h && b < group; b++)
-            memcpy(h + (begin + b) * hidden, own_h + b * filled, hidden * sizeof *h);
-        for (int b = 0; c && b < group; b++)
-            memcpy(c + (begin + b) * hidden, own_c + b * filled, hidden * sizeof *c);
+        for (int b = 0; last_h && b < group; b++)
+            memcpy(last_h + (begin + b) * hidden, own_h + b * filled, hidden * sizeof *h);
+        for (int b = 0; last_c && b < group; b++)
+            memcpy(last_c + (begin + b) * hidden, own_c + b * filled, hidden * sizeof *c);
     }
     free(memory);
     return outside;

@@ -74,7 +74,6 @@ class Linear(InFloat32):
         step = self.step_of(x)
         bias = self.without_flip(self.bias, self.arrays, step)
         self.memory = pack.pack_linear(bias, self.arrays, self.inputs, step)
-        self.address = self.memory.ctypes.data
 
     def __call__(self, x, times=1):
         if x.shape[-1] != self.inputs:
@@ -83,7 +82,7 @@ class Linear(InFloat32):
         if self.memory is None:
             self.prepare(x)
         count, y = x.numel() // self.inputs, torch.empty(*x.shape[:-1], len(self.bias))
-        result = self.call(self.address, x.data_ptr(), y.data_ptr(), count, times)
+        result = self.call(self.memory.address, x.data_ptr(), y.data_ptr(), count, times)
         self.saturated += _done(result, f"a product of {len(self.bias)} rows")
         return y
 
@@ -143,7 +142,7 @@ class Blocks(InFloat32, Engine):
         return self.carry(x, live)[0]
 
     def carry(self, x, live=None, state=None, final=False):
-        """→ y, and the final state [h, c] (GRU, RNN: [h]), each [B, H], where a state is given or `final`; else None."""
+        """→ y, and the last state [h, c] (GRU, RNN: [h]), each [B, H], where a state is given or `final`; else None."""
         ids, shape = x.dtype == torch.int64, x.shape
         if ids or live is not None or len(shape) != 3 or shape[2] != self.inputs or not x.numel():
             self.check_shapes(x, live)
@@ -152,11 +151,10 @@ class Blocks(InFloat32, Engine):
             if len(state) != self.states or any(s.shape != (batch, self.hidden) for s in state):
                 shapes = [tuple(s.shape) for s in state]
                 raise ValueError(f"state is {shapes}, expected {self.states} of {(batch, self.hidden)}")
-            state = [s.detach().to(torch.float32, copy=True).contiguous() for s in state]
-        elif final:
-            state = [torch.zeros(batch, self.hidden) for _ in range(self.states)]
-        x, y = x.detach().contiguous(), torch.empty(steps, batch, self.hidden)
+            state = [s.detach().float().contiguous() for s in state]
+        last = [torch.empty(batch, self.hidden) for _ in range(self.states)] if final or state is not None else ()
         live = None if live is None else live.contiguous()
+        x, y = x.detach().contiguous(), torch.empty(steps, batch, self.hidden)
         if ids:
             if self.by_ids is None:
                 self.by_ids = self.prepare()
@@ -166,16 +164,15 @@ class Blocks(InFloat32, Engine):
             if self.by_numbers is None:
                 self.by_numbers = self.prepare(x)
             memory = self.by_numbers
-        address, at = memory.ctypes.data, x.data_ptr()
-        pointers = [s.data_ptr() for s in state or ()] + [None] * (2 - len(state or ()))
-        result = self.call(
-            address, None if ids else at, at if ids else None, None if live is None else live.data_ptr(), y.data_ptr(),
-            *pointers, steps, batch,
-        )  # fmt: skip
+        at = x.data_ptr()
+        numbers, words = (None, at) if ids else (at, None)
+        before, after = ([s.data_ptr() for s in states] + [None] * (2 - len(states)) for states in (state or (), last))
+        mask = None if live is None else live.data_ptr()
+        result = self.call(memory.address, numbers, words, mask, y.data_ptr(), *before, *after, steps, batch)
         if result == NO_SUCH_WORD:
             check_ids(x, self.inputs)
         self.saturated += _done(result, f"{batch} sequences of {self.hidden} neurons")
-        return y, state
+        return y, list(last) or None
 
 
 class Int8(InInt8, Blocks):

@@ -143,6 +143,13 @@ def _blocks(cut, values, index, kind):
     return {"kind": cut.kind, "panels": len(cut.first), "values": np.ascontiguousarray(values, kind)} | arrays
 
 
+class Laid:
+    """What was laid down: `raw` uint8, 64 bytes aligned, and its address."""
+
+    def __init__(self, raw):
+        self.raw, self.address = raw, raw.ctypes.data
+
+
 class Memory:
     """Arrays after each other, 64 bytes aligned, behind a head; `add` says where one stands."""
 
@@ -161,7 +168,7 @@ class Memory:
         raw[: len(head)] = np.frombuffer(head, np.uint8)
         for here, array in self.pieces:
             raw[here : here + array.nbytes] = array.reshape(-1).view(np.uint8)
-        return raw
+        return Laid(raw)
 
 
 MATRIX, LAYER = "9qd", "6qd2q12q"
@@ -192,14 +199,14 @@ def in_room(rows):
 
 
 def pack_linear(bias, arrays, inputs, step=0.0):
-    """A struct layer with nothing but one product → uint8 [·], 64 bytes aligned."""
+    """A struct layer with nothing but one product → `Laid`."""
     memory = Memory(HEAD)
     head = [0, 0, 0, len(bias), inputs, 0, 0.0, memory.add(in_room(bias)), 0] + [0] * 12
     return memory.whole(struct.pack(LAYER + 2 * MATRIX, *head, *_matrix(memory, arrays, inputs, step), *[0] * 9, 0.0))
 
 
 def pack_layer(cell, hard, limit, row_of, fixed, bias, table, inputs, of_input, of_state, steps):
-    """A struct layer → uint8 [·], 64 bytes aligned.
+    """A struct layer → `Laid`.
 
     cell     LSTM 0, GRU 1, RNN 2; hard: its gates; limit: of an RNN's h, 0 for tanh
     row_of   int [blocks, hidden]: the row of each block and neuron, −1 for none; fixed [blocks, hidden]: NaN where live

@@ -1,0 +1,168 @@
+"""An engine in the place of a model's small recurrent layers: the model is called as before, and runs faster.
+
+Every layer is still there, weights, names, hooks and all; `nets.quick` has the engine answer as long as the weights are
+those it was made of. A layer over one level, in one direction, with all of its neurons goes to the engine at once; any other
+through a private copy of itself whose levels the engine runs.
+"""
+
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence
+
+from ..files import error
+from ..nets import quick
+from ..nets.layers import kind_of
+from ..nets.outside import Start, deep_copy
+from ..nets.readers import answer
+from ..nets.small import SmallRecurrent
+from . import available, engine_class
+from .base import Unsupported
+from .choose import reference
+from .models import Levels, as_small, layers_of, recurrent_layers
+from .timing import interleaved
+
+BATCHES = (1, 8, 32, 128)  # sequences that are tried, a step each
+
+
+@dataclass(frozen=True)
+class Tried:
+    """An engine in the place of a model's layers, and what was measured, the least of some times each.
+
+    error          on the example, against float64
+    ms, ms_layers  milliseconds of the example by the engine, by the layers as they are
+    us             sequences → microseconds of a step of the first layer that goes on from a state, by engine and layer
+    most           sequences up to which it answers: the most for which it was the faster one
+    """
+
+    engine: str
+    error: float
+    ms: float
+    ms_layers: float
+    us: dict
+    most: int
+
+
+def run_by(model, name, most=BATCHES[-1]):
+    """Have an engine that goes on from states answer for a model's recurrent layers, in place, for up to `most` sequences.
+
+    Raises Unsupported for a layer it does not run.
+    """
+    kind, layers = engine_class(name), recurrent_layers(model)
+    if not kind.carries:
+        raise Unsupported(f"engine {name!r} starts from zeros; a layer goes on from a state")
+    for module in layers.values():
+        quick.quicken(module, partial(_up_to, most, module.batch_first, _runner(module, kind)))
+
+
+def _up_to(most, batch_first, run, input, hx=None, scales=None, **more):
+    """A call for few sequences; ValueError for more, and for scales."""
+    if scales is not None:
+        raise ValueError("an engine knows no scales")
+    if isinstance(input, PackedSequence):
+        batch = int(input.batch_sizes[0])
+    elif input.dtype == torch.int64:
+        batch = input.shape[1]
+    else:
+        batch = 1 if input.dim() == 2 else input.shape[0 if batch_first else 1]
+    if batch > most:
+        raise ValueError(f"{batch} sequences; the engine is faster for up to {most}")
+    return run(input, hx, **more)
+
+
+def _runner(module, kind):
+    """What runs a recurrent layer by an engine of this kind: (input, hx, …) → output, state."""
+    shadow = deep_copy(module).float().cpu().eval().requires_grad_(False)
+    layers = layers_of(shadow)
+    as_small(shadow, one_hot=kind_of(module) is not type(module) and not isinstance(module, SmallRecurrent))
+    object.__setattr__(shadow, "level", Levels(layers, shadow, partial(kind, device="cpu")))
+    for number in range(shadow.num_layers):  # an engine gives no neuron that stays at zero
+        sends, last = shadow._small.sends, number == shadow.num_layers - 1
+        whole = not last or len(sends) == sum(map(len, shadow.kept(number)))
+        shadow._small.follows(f"places_l{number}", None if whole else sends)
+    small, engines, width = shadow._small, shadow.level.engines, len(shadow.ends()) * module.hidden_size
+    whole = all(engine is not None and engine.layer.hidden == module.hidden_size for engine in engines.values())
+    if not whole or len(small.sends) < width or any(x is not None for x in (small.reads, small.words, small.scale)):
+        return shadow.forward
+    levels = [[(engines[f"_l{n}{end}"], bool(end)) for end in shadow.ends()] for n in range(shadow.num_layers)]
+    return partial(_at_once, levels, shadow)
+
+
+def _at_once(levels, shadow, input, hx=None, **more):
+    """A batch of numbers by the engines themselves; packed sequences, ids and padding, and one sequence alone, by the copy.
+
+    levels  a list of (engine, whether it is the reverse direction) each
+    """
+    if more or isinstance(input, PackedSequence) or input.dim() != 3 or input.dtype != torch.float32:
+        return shadow.forward(input, hx, **more)
+    x, pair = input.transpose(0, 1) if shadow.batch_first else input, shadow.level.pair
+    given, lasts = hx if pair or hx is None else (hx,), []
+    for level in levels:
+        outputs = []
+        for engine, reverse in level:
+            state = None if given is None else [s[len(lasts)] for s in given]
+            y, last = engine.carry(x.flip(0) if reverse else x, None, state, final=True)
+            outputs.append(y.flip(0) if reverse else y)
+            lasts.append(last)
+        x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+    state = (
+        [s.unsqueeze(0) for s in lasts[0]] if len(lasts) == 1 else [torch.stack(s) for s in zip(*lasts, strict=True)]
+    )
+    return x.transpose(0, 1) if shadow.batch_first else x, tuple(state) if pair else state[0]
+
+
+@torch.no_grad()
+def quickest(model, example, tolerance=1e-5, seconds=0.2):
+    """→ `Tried` of the engine that is put in the place of the model's recurrent layers, None where they are left as they are.
+
+    Only engines in float32, within `tolerance` of float64, and faster than the layers, both on the example and for a single
+    step. Tried on copies: the model has not been called when it gets one.
+    """
+    layers, best = recurrent_layers(model), None
+    single = all(p.dtype == torch.float32 and p.is_cpu for layer in layers.values() for p in layer.parameters())
+    names = [
+        name for name in available("cpu") if engine_class(name).carries and engine_class(name).dtype == torch.float32
+    ]
+    for name in names if layers and single else ():
+        try:
+            found = _tried(model, name, example, tolerance, seconds)
+        except Exception:  # what does not compile or run here is one engine less; the layers run as they are
+            continue
+        if found and found.most and found.ms < min(found.ms_layers, best.ms if best else found.ms_layers):
+            best = found
+    if best:
+        run_by(model, best.engine, best.most)
+    return best
+
+
+def _tried(model, name, example, tolerance, seconds):
+    start = Start(model)
+    with start.again() as fast, start.again() as plain:
+        run_by(fast, name)
+        said, expected = answer(fast, example), reference(model, example)
+        wrong = max((error(a, b) for a, b in zip(said, expected, strict=True) if a.is_floating_point()), default=0.0)
+        if not wrong <= tolerance:
+            return None
+        calls = {"engine": partial(answer, fast, example), "layers": partial(answer, plain, example)}
+        ms = {by: float(samples.min()) for by, samples in interleaved(calls, seconds=seconds, rounds=(3, 30)).items()}
+        us, most = {}, 0
+        for batch in BATCHES:
+            calls = {"engine": _step(fast, batch), "layers": _step(plain, batch)}
+            samples = interleaved(calls, seconds=seconds / 4, rounds=(3, 30))
+            us[batch] = tuple(1e3 * float(samples[by].min()) for by in calls)
+            if us[batch][0] >= us[batch][1]:
+                break
+            most = batch
+    return Tried(name, wrong, ms["engine"], ms["layers"], us, most)
+
+
+def _step(model, batch):
+    """A call of one step of a model's first recurrent layer, from a state."""
+    layer = next(iter(recurrent_layers(model).values()))
+    shape = (batch, 1) if layer.batch_first else (1, batch)
+    words = getattr(getattr(layer, "_small", None), "words", None)
+    x = torch.zeros(*shape, layer.input_size) if words is None else torch.zeros(1, batch, dtype=torch.int64)
+    h = torch.zeros(layer.num_layers * (1 + layer.bidirectional), batch, layer.hidden_size)
+    return partial(layer, x, (h, h) if isinstance(layer, nn.LSTM) else h)
