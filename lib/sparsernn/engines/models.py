@@ -62,50 +62,48 @@ class Levels:
 
     def __call__(self, number, x, initial, ours):
         if initial is not None and not self.carries:
-            raise Unsupported("this engine starts from zeros; the model itself goes on from a state")
-        live, (steps, batch), outputs, states = ours[0], x.shape[:2], [], []
-        live = None if live is None else live[:, :, 0]
+            raise Unsupported("this engine can only start from zeros; the model itself goes on from a state")
+        live, outputs, states, width = ours[0], [], [], self.widths[number]
+        live, way = None if live is None else live[:, :, 0], self._carried if self.carries else self._from_zeros
         for direction, end in enumerate(self.ends):
-            engine, reverse = self.engines[f"_l{number}{end}"], bool(end)
-            if self.carries:
-                state = None if initial is None else [s[direction] for s in initial]
-                y, state = self._carried(engine, number, x, live, state, reverse)
-                states.append(state)
-                outputs.append(y)
-                continue
-            if engine is None:
-                y = torch.zeros(steps, batch, 0, device=x.device)
-            elif reverse:
-                y = engine(x.flip(0), None if live is None else live.flip(0)).flip(0)
-            else:
-                y = engine(x, live)
-            if self.states:
-                time = torch.arange(steps, device=x.device)[:, None].expand(steps, batch)
-                time = time if live is None else time.masked_fill(~live, steps - 1 if reverse else 0)
-                h = y[time.amin(0) if reverse else time.amax(0), torch.arange(batch, device=x.device)]
-                states.append(nn.functional.pad(h, (0, self.widths[number] - h.shape[1])))
-            outputs.append(y)
+            state = None if initial is None else [s[direction] for s in initial]
+            turned, mask = (x, live) if not end else (x.flip(0), None if live is None else live.flip(0))
+            y, state = way(self.engines[f"_l{number}{end}"], turned, mask, state)
+            outputs.append(y.flip(0) if end else y)
+            states.append(state and [_as_wide(s, width) for s in state])
         y = sum(outputs) if self.summed else outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
         if not (y.shape[2] or number == self.last):  # the level above reads one column of zeros
-            y = y.new_zeros(steps, batch, 1)
-        if self.carries:
-            return y, [torch.stack(each) for each in zip(*states, strict=True)]
+            y = y.new_zeros(*x.shape[:2], 1)
+        if states[0] is None:
+            return y, None
+        return y, [s[0].unsqueeze(0) if len(s) == 1 else torch.stack(s) for s in zip(*states, strict=True)]
+
+    def _carried(self, engine, x, live, state):
+        """One direction by an engine that goes on from a state of the level's width, or zeros → y, the state after it."""
+        if engine is None:
+            return self._nothing(x), [x.new_zeros(x.shape[1], 0, dtype=torch.float32)] * (1 + self.pair)
+        return engine.carry(
+            x, live, None if state is None else [s[:, : engine.layer.hidden] for s in state], final=True
+        )
+
+    def _from_zeros(self, engine, x, live, state):
+        """One direction by an engine that does not → y, and h after it, if that was asked for: the last y."""
+        y = self._nothing(x) if engine is None else engine(x, live)
         if not self.states:
             return y, None
-        h = torch.stack(states)
+        (steps, batch), device = y.shape[:2], y.device
+        time = torch.arange(steps, device=device)[:, None].expand(steps, batch)
+        time = time if live is None else time.masked_fill(~live, 0)
+        h = y[time.amax(0), torch.arange(batch, device=device)]
         return y, [h, torch.full_like(h, torch.nan)] if self.pair else [h]
 
-    def _carried(self, engine, number, x, live, state, reverse):
-        """One direction by an engine that goes on from a state of the level's width, or zeros → y, the state after it."""
-        width, batch = self.widths[number], x.shape[1]
-        if engine is None:
-            kept = x.new_zeros(batch, width, dtype=torch.float32)
-            return x.new_zeros(len(x), batch, 0, dtype=torch.float32), [kept] * (1 + self.pair)
-        state = None if state is None else [s[:, : engine.layer.hidden] for s in state]
-        if reverse:
-            x, live = x.flip(0), None if live is None else live.flip(0)
-        y, state = engine.carry(x, live, state, final=True)
-        return (y.flip(0) if reverse else y), [nn.functional.pad(s, (0, width - s.shape[1])) for s in state]
+    @staticmethod
+    def _nothing(x):
+        return torch.zeros(*x.shape[:2], 0, device=x.device)
+
+
+def _as_wide(state, width):
+    return state if state.shape[1] == width else nn.functional.pad(state, (0, width - state.shape[1]))
 
 
 class ByEngine(nn.Module):

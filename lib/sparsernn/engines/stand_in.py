@@ -114,7 +114,7 @@ def _at_once(levels, shadow, input, hx=None, **more):
 
 
 @torch.no_grad()
-def quickest(model, example, tolerance=1e-5, seconds=0.2):
+def quickest(model, example, tolerance=1e-5, seconds=0.05):
     """→ `Tried` of the engine that is put in the place of the model's recurrent layers, None where they are left as they are.
 
     Only engines in float32, within `tolerance` of float64, and faster than the layers, both on the example and for a single
