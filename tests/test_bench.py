@@ -14,6 +14,7 @@ from oracles import random_masks, randomise
 from sparsernn import bench, records
 from sparsernn.bench import __main__ as command
 from sparsernn.bench import cases as bench_cases
+from sparsernn.bench import goals
 from sparsernn.bench import training as training_steps
 from sparsernn.engines import PRODUCTS, choose, engine_class, timing
 from sparsernn.nets.compact import compact
@@ -351,3 +352,18 @@ def test_training_steps_and_layer_steps_are_timed_beside_dense_with_their_errors
     for row in rows:
         assert row["error"] <= 1e-5 and row["speedup"] == pytest.approx(row["opponent_ms"] / row["median_ms"])
         assert set(row) <= set(records.TIMING_FIELDS)
+
+
+def test_the_goals_say_what_blocks_are_worth_beside_dense_and_scattered(monkeypatch, capsys):
+    for name, small in (("HIDDEN", 64), ("STEPS", 3), ("TIMES", 2)):
+        monkeypatch.setattr(goals, name, small)
+    for found in (goals.products(0.1, 0.01), goals.layers(0.1, 0.01)):
+        assert {name for name, _ in found} == {"dense-int8", "own-dense-int8", "c-int8", "c-blocks", "numba-csr"}
+        assert all(
+            us > 0 and wrong <= (1e-5 if name in ("c-blocks", "numba-csr") else 0.2)
+            for (name, _), (us, wrong) in found.items()
+        )
+    goals.main(["--densities", "0.1", "--seconds", "0.01"])
+    said = capsys.readouterr().out.splitlines()
+    assert len(said) == 2 * (1 + 8) and said[0].endswith("10% of weights left")
+    assert "own-dense-int8 /" in said[3] and "numba-csr /" in said[3]

@@ -22,21 +22,23 @@ static char *piece(char **room, long bytes)
     return start;
 }
 
-/* Rows x [rows, columns] times a matrix, added to a [rows, ·]; q: room for them in int8 → how many numbers were cut off. */
-static int64_t rows_times(const char *base, const struct matrix *m, int rows, const float *x, int8_t *q, float *a,
+/* Rows x [rows, columns] times a matrix, added to a [rows, ·]; side: room for their numbers, in float or int8 → how many of
+   them int8 cut off. */
+static int64_t rows_times(const char *base, const struct matrix *m, int rows, const float *x, void *side, float *a,
                           long to_a, long to_x)
 {
     if (m->kind == NOTHING)
         return 0;
     if (!in_bytes(m)) {
-        multiply(base, m, rows, x, to_x, a, to_a);
+        multiply(base, m, rows, x, to_x, a, to_a, side);
         return 0;
     }
     long to_q = FILLED(m->columns) + 64;
     int64_t outside = 0;
+    int8_t *q = side;
     for (int row = 0; row < rows; row++)
         outside += quantise(x + row * to_x, m->columns, m->step, q + row * to_q);
-    multiply(base, m, rows, q, to_q, a, to_a);
+    multiply(base, m, rows, q, to_q, a, to_a, side);
     return outside;
 }
 
@@ -55,16 +57,16 @@ int64_t sparsernn_run(const char *base, const float *x, const int64_t *ids, cons
                 return NO_SUCH_WORD;
     long widest = FILLED(l->inputs > hidden ? l->inputs : hidden) + 64;
     long of_a = TOGETHER * to_a * 4 + 64, of_state = TOGETHER * filled * 4 + 64;
-    char *memory = malloc(of_a + 2 * of_state + 16 * filled + 64 + TOGETHER * widest + 128);
+    char *memory = malloc(of_a + 2 * of_state + 16 * filled + 64 + TOGETHER * widest * 4 + 128);
     if (!memory)
         return NO_MEMORY;
     char *room = (char *)(((uintptr_t)memory + 63) / 64 * 64);
     float *a = (float *)piece(&room, of_a), *own_h = (float *)piece(&room, of_state);
     float *own_c = (float *)piece(&room, of_state), *gathered = (float *)piece(&room, 16 * filled);
-    int8_t *q = (int8_t *)piece(&room, TOGETHER * widest);
+    void *side = piece(&room, TOGETHER * widest * 4);
     memset(gathered, 0, 16 * filled);
     if (in_bytes(&l->state) || in_bytes(&l->input))
-        memset(q, 0, TOGETHER * widest);
+        memset(side, 0, TOGETHER * widest);
     for (long begin = 0; begin < batch; begin += TOGETHER) {
         int group = batch - begin < TOGETHER ? (int)(batch - begin) : TOGETHER;
         int at_once = group == batch ? TOGETHER / group : 1;
@@ -86,11 +88,11 @@ int64_t sparsernn_run(const char *base, const float *x, const int64_t *ids, cons
                     int rows = group * (int)(steps - t < at_once ? steps - t : at_once);
                     for (int i = 0; i < rows; i++)
                         memcpy(a + i * to_a, AT(l->bias), to_a * sizeof *a);
-                    outside += rows_times(base, &l->input, rows, x + row * l->inputs, q, a, to_a, l->inputs);
+                    outside += rows_times(base, &l->input, rows, x + row * l->inputs, side, a, to_a, l->inputs);
                 }
                 here += t % at_once * group * to_a;
             }
-            outside += rows_times(base, &l->state, group, own_h, q, here, to_a, filled);
+            outside += rows_times(base, &l->state, group, own_h, side, here, to_a, filled);
             for (int b = 0; b < group; b++) {
                 float *to = y + (row + b) * hidden;
                 if (live && !live[row + b]) {
@@ -116,13 +118,13 @@ int64_t sparsernn_linear(const char *base, const float *x, float *y, int64_t cou
     const struct layer *l = AT(0);
     long to_a = ROOM(l->rows), of_a = TOGETHER * to_a * 4 + 64, widest = FILLED(l->inputs) + 64;
     int64_t outside = 0;
-    char *memory = malloc(of_a + TOGETHER * widest + 128);
+    char *memory = malloc(of_a + TOGETHER * widest * 4 + 128);
     if (!memory)
         return NO_MEMORY;
     char *room = (char *)(((uintptr_t)memory + 63) / 64 * 64);
     float *a = (float *)piece(&room, of_a);
-    int8_t *q = (int8_t *)piece(&room, TOGETHER * widest);
-    memset(q, 0, TOGETHER * widest);
+    void *side = piece(&room, TOGETHER * widest * 4);
+    memset(side, 0, TOGETHER * widest);
     for (int64_t time = 0; time < times; time++)
         for (long begin = 0; begin < count; begin += TOGETHER) {
             int rows = count - begin < TOGETHER ? (int)(count - begin) : TOGETHER;
@@ -131,7 +133,7 @@ int64_t sparsernn_linear(const char *base, const float *x, float *y, int64_t cou
             long next = in_place ? l->rows : to_a;
             for (int i = 0; i < rows; i++)
                 memcpy(to + i * next, AT(l->bias), next * sizeof *to);
-            outside += rows_times(base, &l->input, rows, x + begin * l->inputs, q, to, next, l->inputs);
+            outside += rows_times(base, &l->input, rows, x + begin * l->inputs, side, to, next, l->inputs);
             for (int i = 0; !in_place && i < rows; i++)
                 memcpy(y + (begin + i) * l->rows, a + i * to_a, l->rows * sizeof *y);
         }

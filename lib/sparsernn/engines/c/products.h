@@ -56,10 +56,34 @@ INLINE void scattered(const int nb, const char *base, const struct matrix *m, co
     }
 }
 
+/* The same for several x side by side in a vector, from `side` [columns, 8]: a weight's x is then one load. */
+INLINE void scattered_side_by_side(int nb, const char *base, const struct matrix *m, const float *x, long to_x, float *a,
+                                   long to_a, float *side)
+{
+    const int32_t *row = AT(m->first), *start = AT(m->start);
+    const uint16_t *index = AT(m->index);
+    const float *values = AT(m->values);
+    memset(side, 0, m->columns * 8 * sizeof *side);
+    for (int b = 0; b < nb; b++)
+        for (long column = 0; column < m->columns; column++)
+            side[column * 8 + b] = x[b * to_x + column];
+    for (long p = 0; p < m->panels; p++) {
+        f8 sum[SIDE];
+        EACH(lane, SIDE) sum[lane] = (f8){0};
+        for (long i = start[p] * SIDE; i < (long)start[p + 1] * SIDE; i += SIDE)
+            EACH(lane, SIDE) {
+                f8 all;
+                memcpy(&all, side + index[i + lane] * 8, sizeof all);
+                sum[lane] += values[i + lane] * all;
+            }
+        EACH(lane, SIDE) for (int b = 0; b < nb; b++) a[b * to_a + row[p * SIDE + lane]] += sum[lane][b];
+    }
+}
+
 /* The product for a kind of block, both it and the number of x constants for the compiler. */
 #define BY_KIND(nb)                                                                                                    \
     switch (m->kind) {                                                                                                 \
-    case SCATTERED: scattered(nb, base, m, x, to_x, a, to_a); break;                                                   \
+    case SCATTERED: SCATTER(nb); break;                                                                                \
     case FLOAT_16x1: FLOATS16(1, nb); break;                                                                           \
     case FLOAT_16x4: FLOATS16(4, nb); break;                                                                           \
     case FLOAT_8x4: FLOATS8(4, nb); break;                                                                             \
@@ -68,6 +92,8 @@ INLINE void scattered(const int nb, const char *base, const struct matrix *m, co
     }                                                                                                                  \
     break
 
+#define SCATTER(nb)                                                                                                    \
+    nb < 3 ? scattered(nb, base, m, x, to_x, a, to_a) : scattered_side_by_side(nb, base, m, x, to_x, a, to_a, side)
 #define JOIN3(a, b, c) a##b##c
 #define JOIN(a, b, c) JOIN3(a, b, c)
 #define FLOATS16(group, nb) JOIN(matrix_floats16, _, LANES)(group, nb, base, m, x, to_x, a, to_a)
@@ -80,8 +106,10 @@ INLINE void scattered(const int nb, const char *base, const struct matrix *m, co
 #define BYTES8(nb) matrix_bytes8_8(nb, base, m, x, to_x, a, to_a)
 #endif
 
-/* x: float, or int8 where the matrix is; of the first of nb ≤ 8, the next at a distance (in numbers), as with a. */
-static void multiply(const char *base, const struct matrix *m, int nb, const void *x, long to_x, float *a, long to_a)
+/* x: float, or int8 where the matrix is; of the first of nb ≤ 8, the next at a distance (in numbers), as with a. side: room
+   for 8 floats a column. */
+static void multiply(const char *base, const struct matrix *m, int nb, const void *x, long to_x, float *a, long to_a,
+                     float *side)
 {
     switch (nb) {
     case 1: BY_KIND(1);
