@@ -5,7 +5,7 @@ import io
 
 import pytest
 import torch
-from oracles import error
+from oracles import error, randomise
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
@@ -17,6 +17,7 @@ from sparsernn.engines.base import Unsupported
 from sparsernn.engines.c import build, layers
 from sparsernn.engines.models import by_engine
 from sparsernn.nets import quick
+from sparsernn.nets.models import Classifier, LanguageModel
 
 X = torch.randn(3, 7, 5, generator=torch.Generator().manual_seed(0))
 
@@ -319,3 +320,21 @@ def test_removing_it_leaves_the_layers():
     stand_in.run_by(small, "c-blocks")
     quick.remove(small)
     assert not any("forward" in vars(module) for module in small.modules())
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: Classifier(9, 2, embedding=4, hidden=6), lambda: LanguageModel(9, hidden=6, layers=2)]
+)
+@torch.no_grad()
+def test_the_study_s_own_models_run_by_it_too(make, ran):
+    """Words embedded, and words as one-hot input; carried on from the state of the last call."""
+    model = randomise(make()).float()
+    tokens = torch.randint(9, (5, 3), generator=torch.Generator().manual_seed(0))
+    small, _ = sparsernn.compact(model, tokens)
+    stand_in.run_by(small, "c-blocks")
+    ran.clear()
+    y, state = small(tokens)
+    expected, last = model(tokens)
+    assert error(y, expected) <= 1e-5 and ran
+    if isinstance(model, LanguageModel):
+        assert error(small(tokens, state=state)[0], model(tokens, state=last)[0]) <= 1e-5

@@ -158,12 +158,8 @@ def by_engine(model, engine, example, device="cpu"):
             reads = module._small.reads if isinstance(module, SmallRecurrent) else None
             table = table if reads is None else table[:, reads]
             layers |= {suffix: layer.reading(table) for suffix, layer in layers.items() if suffix.startswith("_l0")}
-        as_small(module, one_hot=kind_of(module) is not type(module) and name not in straight)
-        object.__setattr__(module, "level", Levels(layers, module, lambda layer: kind(layer, device)))
-        for number in range(module.num_layers):  # an engine gives no neuron that stays at zero
-            sends, last = module._small.sends, number == module.num_layers - 1
-            whole = not last or len(sends) == sum(map(len, module.kept(number)[: len(module.abreast())]))
-            module._small.follows(f"places_l{number}", None if whole else sends)
+        one_hot = kind_of(module) is not type(module) and name not in straight
+        put_levels(module, layers, lambda layer: kind(layer, device), one_hot)
     found = Found(copied)
     for name, module in list(copied.named_modules()):
         known = name in found.layers and kind_of(module) is nn.Linear and not found.is_tied(name)
@@ -213,6 +209,16 @@ def _only_bias(bias, y):
 def _put(model, name, module):
     place, _, leaf = name.rpartition(".")
     setattr(model.get_submodule(place), leaf, module.eval())
+
+
+def put_levels(module, layers, make, one_hot):
+    """Turn a recurrent layer, in place, into a small one whose levels `make`'s engines run. one_hot: it reads ids."""
+    as_small(module, one_hot)
+    object.__setattr__(module, "level", Levels(layers, module, make))
+    for number in range(module.num_layers):  # an engine gives no neuron that stays at zero
+        sends, last = module._small.sends, number == module.num_layers - 1
+        whole = not last or len(sends) == sum(map(len, module.kept(number)[: len(module.abreast())]))
+        module._small.follows(f"places_l{number}", None if whole else sends)
 
 
 def as_small(module, one_hot):

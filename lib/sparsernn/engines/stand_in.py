@@ -17,11 +17,10 @@ from ..nets import quick
 from ..nets.layers import kind_of
 from ..nets.outside import Start, deep_copy
 from ..nets.readers import answer
-from ..nets.small import SmallRecurrent
 from . import available, engine_class
 from .base import Unsupported
 from .choose import reference
-from .models import Levels, as_small, layers_of, recurrent_layers
+from .models import layers_of, put_levels, recurrent_layers
 from .timing import interleaved
 
 BATCHES = (1, 8, 32, 128)  # sequences that are tried, a step each
@@ -75,16 +74,10 @@ def _up_to(most, batch_first, run, input, hx=None, scales=None, **more):
 def _runner(module, kind):
     """What runs a recurrent layer by an engine of this kind: (input, hx, …) → output, state."""
     shadow = deep_copy(module).float().cpu().eval().requires_grad_(False)
-    layers = layers_of(shadow)
-    as_small(shadow, one_hot=kind_of(module) is not type(module) and not isinstance(module, SmallRecurrent))
-    object.__setattr__(shadow, "level", Levels(layers, shadow, partial(kind, device="cpu")))
-    for number in range(shadow.num_layers):  # an engine gives no neuron that stays at zero
-        sends, last = shadow._small.sends, number == shadow.num_layers - 1
-        whole = not last or len(sends) == sum(map(len, shadow.kept(number)))
-        shadow._small.follows(f"places_l{number}", None if whole else sends)
+    put_levels(shadow, layers_of(shadow), kind, one_hot=kind_of(module) is not type(module))
     small, engines, width = shadow._small, shadow.level.engines, len(shadow.ends()) * module.hidden_size
     whole = all(engine is not None and engine.layer.hidden == module.hidden_size for engine in engines.values())
-    if not whole or len(small.sends) < width or any(x is not None for x in (small.reads, small.words, small.scale)):
+    if not whole or len(small.sends) < width or small.reads is not None or small.scale is not None:
         return shadow.forward
     levels = [[(engines[f"_l{n}{end}"], bool(end)) for end in shadow.ends()] for n in range(shadow.num_layers)]
     return partial(_at_once, levels, shadow)
@@ -107,9 +100,7 @@ def _at_once(levels, shadow, input, hx=None, **more):
             outputs.append(y.flip(0) if reverse else y)
             lasts.append(last)
         x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
-    state = (
-        [s.unsqueeze(0) for s in lasts[0]] if len(lasts) == 1 else [torch.stack(s) for s in zip(*lasts, strict=True)]
-    )
+    state = [s[0].unsqueeze(0) if len(s) == 1 else torch.stack(s) for s in zip(*lasts, strict=True)]
     return x.transpose(0, 1) if shadow.batch_first else x, tuple(state) if pair else state[0]
 
 
