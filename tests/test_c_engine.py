@@ -1,7 +1,9 @@
 """The C engine computes the formulas by every path that runs here, whatever the zeros; what it must not be given it refuses."""
 
+import copy
 import ctypes
 import os
+import pickle
 import shutil
 import subprocess
 import sys
@@ -488,3 +490,18 @@ def test_an_arm_processor_says_the_same(tmp_path):
     flags = "-O2 -static -target aarch64-linux-musl -mcpu=generic+dotprod -DSIMD=128"
     made = program(tmp_path, [sys.executable, "-m", "ziglang", "cc"], flags)
     run_elsewhere([emulator, made], "plain", tmp_path)  # both store x as it is
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))])
+def test_a_copy_of_an_engine_outlives_it(again):
+    layer, *_ = pruned("GRU", 33)
+    run, product, x = layers.Blocks(layer), layers.LinearInt8(torch.eye(8), torch.zeros(8)), inputs(4, 3)[0]
+    y, z = run(x), product(torch.ones(2, 8))
+    other, product_again = again(run), again(product)
+    del run, product
+    assert torch.equal(other(x), y) and torch.equal(product_again(torch.ones(2, 8)), z)
+    assert other.by_numbers.address % 64 == 0
+
+
+def test_a_product_of_no_lines_has_none():
+    assert layers.Linear(torch.ones(3, 4), torch.zeros(3))(torch.zeros(2, 0, 4)).shape == (2, 0, 3)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from oracles import error, randomise
 from torch import nn
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
@@ -192,8 +193,23 @@ def test_with_gradients_on_the_layers_run_and_give_them(ran):
     x = X.clone().requires_grad_()
     small.requires_grad_(False)(x)[0].sum().backward()
     assert not ran and x.grad.abs().sum() > 0
+    state = torch.zeros(1, 3, 12, requires_grad=True)
+    small(X, None, state)[0].sum().backward()
+    assert not ran and state.grad.abs().sum() > 0
     small(X)
     assert ran, "without a gradient to give, the engine answers"
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script")  # torch's own
+@torch.no_grad()
+def test_a_derivative_in_forward_mode_goes_through_the_layers(ran):
+    small, _ = sparsernn.compact(net(nn.RNN), X)
+    stand_in.run_by(small, "c-blocks")
+    ran.clear()
+    with forward_ad.dual_level():
+        y = small(forward_ad.make_dual(X, torch.ones_like(X)))[0]
+        assert forward_ad.unpack_dual(y).tangent.abs().sum() > 0
+    assert not ran
 
 
 @pytest.mark.filterwarnings("ignore:The tensor attributes", "ignore:.*jit.trace", "ignore::torch.jit.TracerWarning")

@@ -18,7 +18,7 @@ from ..files import error
 from ..nets.layers import GRU
 from ..sparsify.block_shapes import shape_of, to_entries
 
-HIDDEN, STEPS, TIMES = 1024, 50, 20
+HIDDEN, STEPS, TIMES = 1024, 50, 50
 DENSE = ("dense-int8", "own-dense-int8")
 SPARSE = (("c-int8", "16x4"), ("c-int8", "8x4"), ("c-blocks", "16x1"), ("c-blocks", "16x4"))
 SPARSE += (("c-blocks", "1x1"), ("numba-csr", "1x1"))

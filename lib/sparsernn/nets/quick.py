@@ -6,6 +6,7 @@ other case, and in every copy, the layer runs as it is.
 """
 
 import torch
+from torch.autograd import forward_ad
 from torch.nn.utils.rnn import PackedSequence
 
 
@@ -27,28 +28,34 @@ class Quick:
     def __reduce__(self):
         return Quick, (self.module, None)
 
-    def may(self, input):
+    def may(self, input, hx=None):
         module, values = self.module, input.data if isinstance(input, PackedSequence) else input
         if not self.held or module.training or type(values) is not torch.Tensor or not values.is_cpu:
             return False
         if values.dtype not in (torch.float32, torch.int64) or torch.is_autocast_enabled("cpu"):
             return False
-        if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        if torch.jit.is_tracing() or torch.compiler.is_compiling() or _transformed():
             return False
         weights, asked = module._parameters, torch.is_grad_enabled()
         for name, weight, address, version in self.held:
             now = weights.get(name)
             if now is not weight or now._version != version or now.data_ptr() != address or asked and now.requires_grad:
                 return False
-        return not (asked and values.requires_grad)
+        states = hx if isinstance(hx, tuple | list) else () if hx is None else (hx,)
+        return not (asked and any(tensor.requires_grad for tensor in (values, *states)))
 
     def __call__(self, input, hx=None, *rest, **more):
-        if not rest and self.may(input):
+        if not rest and self.may(input, hx):
             try:
                 return self.run(input, hx, **more)
             except ValueError:
                 pass
         return type(self.module).forward(self.module, input, hx, *rest, **more)
+
+
+def _transformed():
+    """Whether torch.func or forward-mode differentiation wants to see every operation."""
+    return forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
 
 
 def quicken(module, run):

@@ -68,7 +68,8 @@ class Linear(InFloat32):
             raise Unsupported(f"{weight.shape[1]} columns; the C engine's blocks have room for {pack.MOST - 1}")
         self.path, self.saturated, self.inputs = path, 0, weight.shape[1]
         self.arrays, self.bias = self.packed(_float32(weight).numpy()), _float32(bias).numpy().astype(np.float64)
-        self.call, self.memory = build.library(path).sparsernn_linear, None
+        self.memory = None
+        build.library(path)  # compiled when an engine is made, not when it is called
 
     def prepare(self, x):
         step = self.step_of(x)
@@ -79,10 +80,14 @@ class Linear(InFloat32):
         if x.shape[-1] != self.inputs:
             raise ValueError(f"input has width {x.shape[-1]}, expected {self.inputs}")
         x = _float32(x)
+        if not x.numel():
+            return x.new_zeros(*x.shape[:-1], len(self.bias))
         if self.memory is None:
             self.prepare(x)
         count, y = x.numel() // self.inputs, torch.empty(*x.shape[:-1], len(self.bias))
-        result = self.call(self.memory.address, x.data_ptr(), y.data_ptr(), count, times)
+        result = build.library(self.path).sparsernn_linear(
+            self.memory.address, x.data_ptr(), y.data_ptr(), count, times
+        )
         self.saturated += _done(result, f"a product of {len(self.bias)} rows")
         return y
 
@@ -112,7 +117,8 @@ class Blocks(InFloat32, Engine):
         self.saturated, self.hidden, self.inputs = 0, layer.hidden, layer.inputs
         self.states = 2 if layer.kind == "LSTM" else 1
         self.of_state = self.packed(_float32(layer.weight_hh).numpy())
-        self.call, self.by_ids, self.by_numbers = build.library(self.path).sparsernn_run, None, None
+        self.by_ids = self.by_numbers = None
+        build.library(self.path)  # compiled when an engine is made, not when it is called
 
     @classmethod
     def linear(cls, weight, bias, device="cpu"):
@@ -168,7 +174,9 @@ class Blocks(InFloat32, Engine):
         numbers, words = (None, at) if ids else (at, None)
         before, after = ([s.data_ptr() for s in states] + [None] * (2 - len(states)) for states in (state or (), last))
         mask = None if live is None else live.data_ptr()
-        result = self.call(memory.address, numbers, words, mask, y.data_ptr(), *before, *after, steps, batch)
+        result = build.library(self.path).sparsernn_run(
+            memory.address, numbers, words, mask, y.data_ptr(), *before, *after, steps, batch
+        )
         if result == NO_SUCH_WORD:
             check_ids(x, self.inputs)
         self.saturated += _done(result, f"{batch} sequences of {self.hidden} neurons")

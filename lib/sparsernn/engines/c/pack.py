@@ -144,10 +144,20 @@ def _blocks(cut, values, index, kind):
 
 
 class Laid:
-    """What was laid down: `raw` uint8, 64 bytes aligned, and its address."""
+    """What was laid down, copied to where it is 64 bytes aligned: `raw` uint8, and its address. Nobody writes to it, so that
+    a copy is the same one."""
 
     def __init__(self, raw):
-        self.raw, self.address = raw, raw.ctypes.data
+        room = np.empty(len(raw) + 64, np.uint8)
+        self.raw = room[-room.ctypes.data % 64 :][: len(raw)]
+        self.raw[:] = raw
+        self.address = self.raw.ctypes.data
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        return Laid, (self.raw,)
 
 
 class Memory:
@@ -163,8 +173,7 @@ class Memory:
         return here
 
     def whole(self, head):
-        raw = np.zeros(self.size + 64, np.uint8)
-        raw = raw[-raw.ctypes.data % 64 :][: self.size]
+        raw = np.zeros(self.size, np.uint8)
         raw[: len(head)] = np.frombuffer(head, np.uint8)
         for here, array in self.pieces:
             raw[here : here + array.nbytes] = array.reshape(-1).view(np.uint8)
