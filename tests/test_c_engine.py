@@ -183,7 +183,7 @@ def test_blocks_outlive_the_neurons_that_are_removed_between_them(zeros):
 
 @pytest.mark.parametrize("path", PATHS)
 @pytest.mark.parametrize("zeros", ZEROS)
-@pytest.mark.parametrize("size", [(1, 1), (3, 2), (7, 5), (17, 4), (40, 33), (129, 70)])
+@pytest.mark.parametrize("size", [(1, 1), (3, 2), (7, 5), (17, 4), (40, 33), (64, 300), (129, 70)])
 def test_a_product_of_any_blocks_is_that_of_float64(path, zeros, size):
     weight, bias = blocky(*size, *ZEROS[zeros][:2]), randn(size[0], seed=5)
     weight[0, 0] = 1
@@ -505,3 +505,17 @@ def test_a_copy_of_an_engine_outlives_it(again):
 
 def test_a_product_of_no_lines_has_none():
     assert layers.Linear(torch.ones(3, 4), torch.zeros(3))(torch.zeros(2, 0, 4)).shape == (2, 0, 3)
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("kind", [layers.Linear, layers.LinearInt8])
+@pytest.mark.parametrize("starts", [(8, 16), (0, 16), (0, 9), (3,), (16,)])
+def test_rows_without_weights_and_panels_that_begin_anywhere_keep_their_bias(path, kind, starts):
+    weight, bias = torch.zeros(32, 64), randn(32, seed=5).float()
+    for place, start in enumerate(starts):
+        end = (*starts, 32)[place + 1]
+        weight[start:end, 12 * place : 12 * place + 8] = 1
+    product = kind(weight, bias, path)
+    for count in (1, 2, 9):
+        x = torch.ones(count, 64)
+        assert error(product(x), torch.nn.functional.linear(x, weight, bias)) <= EXACT

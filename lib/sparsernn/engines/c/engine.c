@@ -22,15 +22,15 @@ static char *piece(char **room, long bytes)
     return start;
 }
 
-/* Rows x [rows, columns] times a matrix, added to a [rows, ·]; side: room for their numbers, in float or int8 → how many of
+/* a [rows, ·] = from + rows x [rows, columns] times a matrix; side: room for their numbers, in float or int8 → how many of
    them int8 cut off. */
-static int64_t rows_times(const char *base, const struct matrix *m, int rows, const float *x, void *side, float *a,
-                          long to_a, long to_x)
+static int64_t rows_times(const char *base, const struct matrix *m, int rows, const float *x, long to_x, void *side,
+                          const float *from, long to_from, float *a, long to_a)
 {
     if (m->kind == NOTHING)
         return 0;
     if (!in_bytes(m)) {
-        multiply(base, m, rows, x, to_x, a, to_a, side);
+        multiply(base, m, rows, x, to_x, from, to_from, a, to_a, side);
         return 0;
     }
     long to_q = FILLED(m->columns) + 64;
@@ -38,7 +38,7 @@ static int64_t rows_times(const char *base, const struct matrix *m, int rows, co
     int8_t *q = side;
     for (int row = 0; row < rows; row++)
         outside += quantise(x + row * to_x, m->columns, m->step, q + row * to_q);
-    multiply(base, m, rows, q, to_q, a, to_a, side);
+    multiply(base, m, rows, q, to_q, from, to_from, a, to_a, side);
     return outside;
 }
 
@@ -88,11 +88,11 @@ int64_t sparsernn_run(const char *base, const float *x, const int64_t *ids, cons
                     int rows = group * (int)(steps - t < at_once ? steps - t : at_once);
                     for (int i = 0; i < rows; i++)
                         memcpy(a + i * to_a, AT(l->bias), to_a * sizeof *a);
-                    outside += rows_times(base, &l->input, rows, x + row * l->inputs, side, a, to_a, l->inputs);
+                    outside += rows_times(base, &l->input, rows, x + row * l->inputs, l->inputs, side, a, to_a, a, to_a);
                 }
                 here += t % at_once * group * to_a;
             }
-            outside += rows_times(base, &l->state, group, own_h, side, here, to_a, filled);
+            outside += rows_times(base, &l->state, group, own_h, filled, side, here, to_a, here, to_a);
             for (int b = 0; b < group; b++) {
                 float *to = y + (row + b) * hidden;
                 if (live && !live[row + b]) {
@@ -131,9 +131,10 @@ int64_t sparsernn_linear(const char *base, const float *x, float *y, int64_t cou
             int in_place = l->input.reach <= l->rows;
             float *to = in_place ? y + begin * l->rows : a;
             long next = in_place ? l->rows : to_a;
-            for (int i = 0; i < rows; i++)
+            for (int i = 0; !l->input.whole && i < rows; i++)
                 memcpy(to + i * next, AT(l->bias), next * sizeof *to);
-            outside += rows_times(base, &l->input, rows, x + begin * l->inputs, side, to, next, l->inputs);
+            outside += rows_times(base, &l->input, rows, x + begin * l->inputs, l->inputs, side,
+                                  l->input.whole ? AT(l->bias) : to, l->input.whole ? 0 : next, to, next);
             for (int i = 0; !in_place && i < rows; i++)
                 memcpy(y + (begin + i) * l->rows, a + i * to_a, l->rows * sizeof *y);
         }

@@ -10,6 +10,7 @@ enum { LSTM, GRU, RNN };
 struct matrix {
     int64_t kind, panels, columns;
     int64_t reach;  /* rows that are written: panels go on to their full height */
+    int64_t whole;  /* whether each row is written, and by one panel alone */
     int64_t first;  /* int32 [panels]: the first of a panel's rows; SCATTERED: int32 [8·panels], each row */
     int64_t start;  /* int32 [panels + 1]: the first of a panel's blocks */
     int64_t index;  /* uint16: the first column of each block; SCATTERED: of each weight */

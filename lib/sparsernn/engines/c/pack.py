@@ -180,20 +180,21 @@ class Memory:
         return Laid(raw)
 
 
-MATRIX, LAYER = "9qd", "6qd2q12q"
+MATRIX, LAYER = "10qd", "6qd2q12q"
 HEAD = struct.calcsize(LAYER + 2 * MATRIX)
 
 
-def _matrix(memory, arrays, columns, step):
-    """A struct matrix: what `pack_floats` or `pack_bytes` gave, in memory."""
+def _matrix(memory, arrays, rows, columns, step):
+    """A struct matrix [rows, columns]: what `pack_floats` or `pack_bytes` gave, in memory."""
     if arrays["kind"] == "nothing":
-        return [0] * 9 + [0.0]
+        return [0] * 10 + [0.0]
     start = memory.add(arrays["start"].astype(np.int32))
     at = [memory.add(arrays["first"]), start, memory.add(arrays["index"]), memory.add(arrays["values"])]
     scale = memory.add(arrays["scale"] * np.float32(step)) if "scale" in arrays else 0
     height = 1 if arrays["kind"] == "scattered" else int(arrays["kind"].split()[-1].split("x")[0])
     reach = int(arrays["first"].max()) + height
-    return [KINDS[arrays["kind"]], arrays["panels"], columns, reach, *at, scale, step]
+    whole = height > 1 and reach == rows and np.array_equal(np.sort(arrays["first"]), np.arange(0, rows, height))
+    return [KINDS[arrays["kind"]], arrays["panels"], columns, reach, whole, *at, scale, step]
 
 
 def room(rows):
@@ -211,7 +212,9 @@ def pack_linear(bias, arrays, inputs, step=0.0):
     """A struct layer with nothing but one product → `Laid`."""
     memory = Memory(HEAD)
     head = [0, 0, 0, len(bias), inputs, 0, 0.0, memory.add(in_room(bias)), 0] + [0] * 12
-    return memory.whole(struct.pack(LAYER + 2 * MATRIX, *head, *_matrix(memory, arrays, inputs, step), *[0] * 9, 0.0))
+    return memory.whole(
+        struct.pack(LAYER + 2 * MATRIX, *head, *_matrix(memory, arrays, len(bias), inputs, step), *[0] * 10, 0.0)
+    )
 
 
 def pack_layer(cell, hard, limit, row_of, fixed, bias, table, inputs, of_input, of_state, steps):
@@ -234,5 +237,5 @@ def pack_layer(cell, hard, limit, row_of, fixed, bias, table, inputs, of_input, 
     words = 0 if table is None else len(table) - 1
     head = [cell, hard, hidden, rows, inputs, words, limit, memory.add(in_room(bias))]
     head += [0 if table is None else memory.add(in_room(table)), *places, *begins, *constants]
-    head += _matrix(memory, of_input, inputs, steps[0]) + _matrix(memory, of_state, hidden, steps[1])
+    head += _matrix(memory, of_input, rows, inputs, steps[0]) + _matrix(memory, of_state, rows, hidden, steps[1])
     return memory.whole(struct.pack(LAYER + 2 * MATRIX, *head))

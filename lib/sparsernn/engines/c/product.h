@@ -1,4 +1,4 @@
-/* a += W x for up to eight x at once, by panels of HEIGHT rows; included once for each height, with PART lanes a vector.
+/* a = from + W x for up to eight x at once, by panels of HEIGHT rows; included once for each height, with PART lanes a vector.
 
    A panel's sums stay in registers. A single x has several sums a row, added up at the end: each has to wait for the one
    before. The rows beyond a panel's last have weights of zero and are written back as they were. */
@@ -10,7 +10,7 @@
 
 /* Blocks of `group` columns. x and a: those of the first of `nb`, the others at a distance. */
 INLINE void NAME(floats)(const int group, const int nb, const float *w, const uint16_t *index, long count,
-                         const float *x, long to_x, float *a, long to_a)
+                         const float *x, long to_x, const float *from, long to_from, float *a, long to_a)
 {
     const int ways = nb * PARTS >= 4 ? 1 : 4 / (nb * PARTS), blocks = group >= ways ? 1 : ways / group;
     PF sum[8][4][PARTS];
@@ -32,7 +32,7 @@ INLINE void NAME(floats)(const int group, const int nb, const float *w, const ui
         PF total = sum[b][0][part], old;
         EACH(way, ways - 1) total += sum[b][way + 1][part];
         float *to = a + b * to_a + part * PART;
-        memcpy(&old, to, sizeof old);
+        memcpy(&old, from + b * to_from + part * PART, sizeof old);
         old += total;
         memcpy(to, &old, sizeof old);
     }
@@ -40,7 +40,7 @@ INLINE void NAME(floats)(const int group, const int nb, const float *w, const ui
 
 /* The same in int8: blocks of four columns, a sum of products times the row's scale. */
 INLINE void NAME(bytes)(const int nb, const int8_t *w, const uint16_t *index, long count, const float *scale,
-                        const int8_t *x, long to_x, float *a, long to_a)
+                        const int8_t *x, long to_x, const float *from, long to_from, float *a, long to_a)
 {
     const int ways = nb * PARTS >= 4 ? 1 : 4 / (nb * PARTS);
     PI sum[8][4][PARTS];
@@ -63,7 +63,7 @@ INLINE void NAME(bytes)(const int nb, const int8_t *w, const uint16_t *index, lo
         PF old, times;
         EACH(way, ways - 1) total += sum[b][way + 1][part];
         float *to = a + b * to_a + part * PART;
-        memcpy(&old, to, sizeof old);
+        memcpy(&old, from + b * to_from + part * PART, sizeof old);
         memcpy(&times, scale + part * PART, sizeof times);
         old += __builtin_convertvector(total, PF) * times;
         memcpy(to, &old, sizeof old);
@@ -72,18 +72,18 @@ INLINE void NAME(bytes)(const int nb, const int8_t *w, const uint16_t *index, lo
 
 /* All panels of a matrix. */
 INLINE void NAME(matrix_floats)(const int group, const int nb, const char *base, const struct matrix *m,
-                                const float *x, long to_x, float *a, long to_a)
+                                const float *x, long to_x, const float *from, long to_from, float *a, long to_a)
 {
     const int32_t *first = AT(m->first), *start = AT(m->start);
     const uint16_t *index = AT(m->index);
     const float *values = AT(m->values);
     for (long p = 0; p < m->panels; p++)
         NAME(floats)(group, nb, values + (long)start[p] * group * HEIGHT, index + start[p], start[p + 1] - start[p],
-                     x, to_x, a + first[p], to_a);
+                     x, to_x, from + first[p], to_from, a + first[p], to_a);
 }
 
 INLINE void NAME(matrix_bytes)(const int nb, const char *base, const struct matrix *m,
-                               const int8_t *x, long to_x, float *a, long to_a)
+                               const int8_t *x, long to_x, const float *from, long to_from, float *a, long to_a)
 {
     const int32_t *first = AT(m->first), *start = AT(m->start);
     const uint16_t *index = AT(m->index);
@@ -91,7 +91,7 @@ INLINE void NAME(matrix_bytes)(const int nb, const char *base, const struct matr
     const float *scale = AT(m->scale);
     for (long p = 0; p < m->panels; p++)
         NAME(bytes)(nb, values + (long)start[p] * 4 * HEIGHT, index + start[p], start[p + 1] - start[p],
-                    scale + first[p], x, to_x, a + first[p], to_a);
+                    scale + first[p], x, to_x, from + first[p], to_from, a + first[p], to_a);
 }
 
 #undef PASTE

@@ -1,4 +1,4 @@
-/* a += W x, W laid down as format.h says, for 1 to 8 x at a time. */
+/* a = from + W x, W laid down as format.h says, for 1 to 8 x at a time. */
 
 #define AT(distance) ((const void *)(base + (distance)))
 
@@ -96,20 +96,20 @@ INLINE void scattered_side_by_side(int nb, const char *base, const struct matrix
     nb < 3 ? scattered(nb, base, m, x, to_x, a, to_a) : scattered_side_by_side(nb, base, m, x, to_x, a, to_a, side)
 #define JOIN3(a, b, c) a##b##c
 #define JOIN(a, b, c) JOIN3(a, b, c)
-#define FLOATS16(group, nb) JOIN(matrix_floats16, _, LANES)(group, nb, base, m, x, to_x, a, to_a)
-#define BYTES16(nb) JOIN(matrix_bytes16, _, LANES)(nb, base, m, x, to_x, a, to_a)
+#define FLOATS16(group, nb) JOIN(matrix_floats16, _, LANES)(group, nb, base, m, x, to_x, from, to_from, a, to_a)
+#define BYTES16(nb) JOIN(matrix_bytes16, _, LANES)(nb, base, m, x, to_x, from, to_from, a, to_a)
 #if LANES == 4
-#define FLOATS8(group, nb) matrix_floats8_4(group, nb, base, m, x, to_x, a, to_a)
-#define BYTES8(nb) matrix_bytes8_4(nb, base, m, x, to_x, a, to_a)
+#define FLOATS8(group, nb) matrix_floats8_4(group, nb, base, m, x, to_x, from, to_from, a, to_a)
+#define BYTES8(nb) matrix_bytes8_4(nb, base, m, x, to_x, from, to_from, a, to_a)
 #else
-#define FLOATS8(group, nb) matrix_floats8_8(group, nb, base, m, x, to_x, a, to_a)
-#define BYTES8(nb) matrix_bytes8_8(nb, base, m, x, to_x, a, to_a)
+#define FLOATS8(group, nb) matrix_floats8_8(group, nb, base, m, x, to_x, from, to_from, a, to_a)
+#define BYTES8(nb) matrix_bytes8_8(nb, base, m, x, to_x, from, to_from, a, to_a)
 #endif
 
-/* x: float, or int8 where the matrix is; of the first of nb ≤ 8, the next at a distance (in numbers), as with a. side: room
-   for 8 floats a column. */
-static void multiply(const char *base, const struct matrix *m, int nb, const void *x, long to_x, float *a, long to_a,
-                     float *side)
+/* x: float, or int8 where the matrix is; of the first of nb ≤ 8, the next at a distance (in numbers), as with from, which may be
+   a itself and for scattered weights is, and a. side: room for 8 floats a column. */
+static void multiply(const char *base, const struct matrix *m, int nb, const void *x, long to_x, const float *from,
+                     long to_from, float *a, long to_a, float *side)
 {
     switch (nb) {
     case 1: BY_KIND(1);
