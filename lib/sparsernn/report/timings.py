@@ -30,7 +30,7 @@ def fastest(table):
     rows = table[(table["opponent"] == "dense-fp32") & (table["engine"] != "choose")]
     keys, found = [name for name in CELL if name in rows], []
     for _, cell in rows.groupby(keys, dropna=False, sort=False):
-        dense = cell["engine"].str.startswith("dense-")
+        dense = cell["engine"].map(is_dense)
         if dense.any() and not dense.all():
             ours, theirs = (part.loc[part["speedup"].idxmax()] for part in (cell[~dense], cell[dense]))
             row = ours[[*keys, "engine", "median_ms"]].to_dict() | {
