@@ -5,13 +5,14 @@ import math
 import numpy as np
 import torch
 
+from ...nets.cells import CEILING
 from ..base import KINDS, Engine, Unsupported, check_ids
 from ..products import Product
 from . import build, pack
 
 build.compiler()  # without one there are no such engines: better known when this file is imported than when one is made
 
-LIMITS = {"tanh": 0.0, "relu": math.inf, "clipped_relu": 20.0}  # of an RNN's h; 0: none is needed
+LIMITS = {"tanh": 0.0, "relu": math.inf, "clipped_relu": CEILING}  # of an RNN's h; 0: none is needed
 NO_MEMORY, NO_SUCH_WORD = -1, -2
 FLIP = {"avx512": 128}  # what is added to every q of x, by path (simd.h)
 
@@ -108,6 +109,7 @@ class Blocks(InFloat32, Engine):
     """
 
     devices, reads_ids, carries = ("cpu",), True, True
+    activations = (*Engine.activations, "clipped_relu")
     path, product = None, Linear
 
     def __init__(self, layer, device="cpu"):
