@@ -22,7 +22,7 @@ ELSEWHERE = {
     "README.md": {
         *"1,827 1,691".split(),  # reviews that W, or the list, alone gets right
         *"1760 2304".split(),  # neurons that a GPU's registers hold (tests/test_kernels.py, tests/test_persistent_cuda.py)
-        *"4,110 523".split(),  # damaged model files (tests/test_hostile_files.py), malformed sets (tests/test_config.py)
+        *"4,000 523".split(),  # damaged model files (tests/test_hostile_files.py), malformed sets (tests/test_config.py)
     },
     "results/README.md": {
         *"1,827 1,691 1,757 1,629".split(),  # the same, two seeds
