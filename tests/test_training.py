@@ -327,7 +327,7 @@ def test_what_a_killed_process_left_is_removed_when_the_run_is_taken_up():
     for path in left:
         path.write_text("half")
     ensure(config(method="dense"))
-    assert not any(path.exists() for path in left) and (directory / ".lock").exists()
+    assert not any(path.exists() for path in left) and not (directory / ".lock").exists()
     with replacing(directory / "thresholds.csv") as temporary:  # one that is being written stays
         temporary.write_text("whole")
         clear(directory)
