@@ -1,7 +1,9 @@
 """One writer at a time: among the processes of a machine, and among nodes, of which one may be lost without a word."""
 
+import errno
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -184,3 +186,13 @@ def test_a_file_system_without_hard_links_is_named(tmp_path, monkeypatch):
         with held(tmp_path / "lease", print):
             pass
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, monkeypatch):
+    def full(handle):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match=re.escape(str(tmp_path / "lease"))):
+        lease.Lease(tmp_path / "lease").take()
+    assert not list(tmp_path.iterdir())

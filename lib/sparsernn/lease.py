@@ -7,6 +7,7 @@ node says nothing, and locks of another node may stay for ever or never have bee
 and comes back finds that the lease is not its own any more and stops before it writes (`Lease.check`).
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -20,6 +21,8 @@ from pathlib import Path
 
 BEAT, POLL = 10.0, 2.0  # seconds: how often a lease is touched, and asked for again
 SILENT, SETTLE = 120.0, 2.0  # seconds: when another machine is given up, and how far apart two may have done so
+
+NO_LINKS = (errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK)
 
 
 @contextmanager
@@ -77,6 +80,8 @@ class Lease:
                 with suppress(FileNotFoundError):  # given back just now: once more
                     return self._take_over(draft)
             except OSError as problem:
+                if problem.errno not in NO_LINKS:
+                    raise
                 raise OSError(
                     f"{self.path.parent} lies on a file system without hard links ({problem.strerror}), where no two "
                     "processes can be kept from writing one run: let SPARSERNN_RUNS name a folder on another"
@@ -89,9 +94,15 @@ class Lease:
         handle, name = tempfile.mkstemp(dir=self.path.parent, prefix=f".{self.path.name}.")
         os.close(handle)
         file = open(name, "r+")
-        file.write(json.dumps(self.me))
-        file.flush()
-        os.fsync(file.fileno())
+        try:
+            file.write(json.dumps(self.me))
+            file.flush()
+            os.fsync(file.fileno())
+        except OSError as problem:  # a disk that is full names no file
+            Path(name).unlink(missing_ok=True)
+            with suppress(OSError):
+                file.close()
+            raise type(problem)(problem.errno, problem.strerror, str(self.path)) from problem
         _locks(file)
         return file
 
