@@ -202,13 +202,17 @@ def _with_sizes(presets, *sizes):
 
 def _recognisers(*sizes):
     """The two nets of 1704.05119 in small, the first of the sizes and others that count against it: `rnn-…` in both
-    directions, `gru-…` forward under a row convolution. Table 3 there has 1760, 704, 2560 and 3072 units, and 2560 and 3568."""
+    directions, `gru-…` forward under a row convolution. Table 3 there has 1760, 704, 2560 and 3072 units, and 2560 and 3568.
+
+    A step is 40 ms: of steps of 20 ms, ten a word more, nets of 48 answer with the blank alone for eight epochs."""
     gru = {"cell": "GRU", "activation": "logistic", "bidirectional": False, "window": 8}
     profiles, found = {"smoke": SMOKE_SPOKEN, "quick": SPOKEN}, {}
     for cell, shape in (("rnn", {}), ("gru", gru)):
         for size in sizes:
             equivalent = None if size == sizes[0] else f"{cell}-{sizes[0]}"
-            found[f"{cell}-{size}"] = Preset(SpeechModel, {"hidden": size, "layers": 3} | shape, profiles, equivalent)
+            found[f"{cell}-{size}"] = Preset(
+                SpeechModel, {"hidden": size, "layers": 3, "stride": 4} | shape, profiles, equivalent
+            )
     return found
 
 
