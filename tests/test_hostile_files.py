@@ -27,6 +27,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import sparsernn
 from sparsernn import engines
 from sparsernn.engines.base import Unsupported
+from sparsernn.engines.c import build
 from sparsernn.engines.models import by_engine
 from sparsernn.files import error
 from sparsernn.nets.compact import compact
@@ -220,6 +221,12 @@ def file_of(good, case):
 
 # ---- the process
 
+SANITIZER = "-g -fsanitize=address,undefined -fno-sanitize-recover=all"
+RUNTIME = "libasan.so", "libstdc++.so.6"  # before all others, the second so that C++ can throw past the first
+SANITIZED = "SANITIZED" in os.environ  # this process: C engines are compiled with it
+if SANITIZED:
+    build.FLAGS += f" {SANITIZER}"
+
 
 def runs(small):
     """Engine → what runs a model by it, if it does."""
@@ -278,8 +285,9 @@ def work(folder, cases):
         by[name] = runs(small)
         for run in by[name].values():  # numba compiles once
             run(example(small))
-    used = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) << 10
-    resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
+    if not SANITIZED:  # which has a limit of its own, and takes terabytes of addresses
+        used = int(re.search(r"VmSize:\s+(\d+)", Path("/proc/self/status").read_text())[1]) << 10
+        resource.setrlimit(resource.RLIMIT_AS, (used + ROOM, used + ROOM))
     warnings.simplefilter("error"), torch.set_grad_enabled(False)
     print(json.dumps(["", "ready"]), flush=True)
     for case in cases:
@@ -302,12 +310,11 @@ WHAT, ENGINES = [*DAMAGED, *REFUSED, *POSSIBLE, *CALLS], ["itself", *engines.ava
 CASES = [(n, w, s) for n in GOOD for w in WHAT for s in (ENGINES if w in CALLS else [*range(5), "old digest"])]
 
 
-@pytest.fixture(scope="module")
-def verdicts(tmp_path_factory):
+def verdicts_of(folder, cases, **environment):
     """Case → what came of it. A process that ended is followed by another, and the case that it was at has failed."""
-    left, found, folder = [" | ".join(map(str, case)) for case in CASES], {}, tmp_path_factory.mktemp("files")
+    left, found = [" | ".join(map(str, case)) for case in cases], {}
     while left:
-        given = {"input": "\n".join(left), "env": os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}}
+        given = {"input": "\n".join(left), "env": os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment}
         done = subprocess.run([sys.executable, __file__, folder], capture_output=True, text=True, **given)
         found |= dict(json.loads(line) for line in done.stdout.splitlines())
         assert found.pop("", None), done.stderr
@@ -320,14 +327,48 @@ def verdicts(tmp_path_factory):
     return found
 
 
+def wrong(verdicts):
+    # whose widths fit whose is a stranger's own business: torch says it when the model is called
+    said = {
+        case for case, result in verdicts.items() if case.startswith("stranger") and "cannot be multiplied" in result
+    }
+    return [f"{case}: {result}" for case, result in verdicts.items() if result not in FINE and case not in said]
+
+
+@pytest.fixture(scope="module")
+def verdicts(tmp_path_factory):
+    return verdicts_of(tmp_path_factory.mktemp("files"), CASES)
+
+
 @pytest.mark.parametrize("what", WHAT)
 def test_it_is_refused_in_words_or_runs(what, verdicts):
     mine = {case: result for case, result in verdicts.items() if case.split(" | ")[1] == what}
-    # whose widths fit whose is a stranger's own business: torch says it when the model is called
-    said = {case for case, result in mine.items() if case.startswith("stranger") and "cannot be multiplied" in result}
-    wrong = [f"{case}: {result}" for case, result in mine.items() if result not in FINE and case not in said]
-    assert not wrong, "\n".join(wrong)
+    assert not wrong(mine), "\n".join(wrong(mine))
     assert set(mine.values()) != {"does not apply"}
+
+
+@pytest.fixture
+def checking_addresses():
+    """What a process needs whose C engines are compiled with the sanitizer."""
+    found = [subprocess.run(["cc", f"-print-file-name={name}"], capture_output=True, text=True) for name in RUNTIME]
+    paths = [one.stdout.strip() for one in found]
+    if not all(Path(path).exists() for path in paths):
+        pytest.skip("this compiler has no address sanitizer")
+    room = f"max_allocation_size_mb={ROOM >> 20}:allocator_may_return_null=1"
+    return {"SANITIZED": "1", "LD_PRELOAD": " ".join(paths), "ASAN_OPTIONS": f"detect_leaks=0:{room}"}
+
+
+@pytest.mark.slow
+def test_no_file_makes_a_c_engine_leave_its_memory(tmp_path, checking_addresses):
+    """Every file and call, C engines under address checking; which sees a number that is read beyond its end."""
+    beyond = "import test_hostile_files, torch; from sparsernn.engines.c import build, layers as c; "
+    beyond += "run, x = c.Linear(torch.ones(3, 64), torch.ones(3)), torch.ones(1, 64); run(x); y = torch.empty(3); "
+    beyond += "build.library().sparsernn_linear(run.memory.address, x.data_ptr(), y.data_ptr(), 2, 1)"
+    given = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)} | checking_addresses
+    done = subprocess.run([sys.executable, "-c", beyond], capture_output=True, text=True, env=given)
+    assert "AddressSanitizer: heap-buffer-overflow" in done.stderr, done.stderr
+    found = verdicts_of(tmp_path, CASES, **checking_addresses)
+    assert not wrong(found), "\n".join(wrong(found))
 
 
 if __name__ == "__main__":

@@ -16,6 +16,7 @@ import tiny
 import torch
 
 from sparsernn import records, sparsify, tasks
+from sparsernn.report import page
 from sparsernn.report import publish as report
 from sparsernn.report.tables import gate_table, save, score_table, threshold_table, tidy_metrics
 from sparsernn.study.config import RunConfig
@@ -229,6 +230,7 @@ def several(root, methods=("dense", "hard"), seeds=3, variants=1):
             "seed": given[-1],
         }
         record |= {"compression": 1000 / record["weights_kept"], "data_sha256": "made up"}
+        record |= {"vocabulary_kept": 30, "input_kept": 8, "hidden_kept": "8", "gates_live": "32"}
         folder = root / records.run_key(record)
         folder.mkdir(parents=True)
         (folder / "record.json").write_text(records.written(record))
@@ -348,6 +350,7 @@ def test_ten_thousand_records_are_gathered_reported_and_drawn_in_a_minute(tmp_pa
     assert publish(tmp_path / "runs") == []
     tracked = records.read(tmp_path / "results" / "quick.csv")
     table = report.comparison(rows, tracked)
+    assert page.write(tmp_path / "results").stat().st_size > 100_000
     spent = time.process_time() - processor
     print(f"{time.perf_counter() - start:.0f} s, {spent:.0f} s of the processor")  # pytest -rP shows it
     assert len(made) == len(tracked) == len(table) == 10_000 and set(table["verdict"]) == {"same to the last digit"}

@@ -156,17 +156,19 @@ def _copy(source, target, problem):
 
 def count_tests(rows, results):
     """Write down in results/tests.csv how many items the tests behind these records have, where an accuracy was measured:
-    task, data_sha256, items, classes (their names, joined by |). What is there already is not loaded again."""
+    task, data_sha256, items, classes (their names, joined by |). What is there already is not loaded again, and nothing twice
+    for the sake of rows that were made from other data."""
     path = Path(results) / "tests.csv"
     table = (
         records.read_table(path) if path.exists() else pd.DataFrame(columns=["task", "data_sha256", "items", "classes"])
     )
     known, found = set(table["data_sha256"]), []
-    for row in rows:
-        if row["metric"] == "accuracy" and row["data_sha256"] not in known:
-            task = tasks.load(row["task"], row["profile"])
+    asked = [row for row in rows if row["metric"] == "accuracy" and row["data_sha256"] not in known]
+    for name, profile in dict.fromkeys((row["task"], row["profile"]) for row in asked):
+        task = tasks.load(name, profile)
+        if task.data_sha256 not in known:
             known.add(task.data_sha256)
-            found.append((row["task"], task.data_sha256, len(task.splits["test"]["labels"]), "|".join(task.classes)))
+            found.append((name, task.data_sha256, len(task.splits["test"]["labels"]), "|".join(task.classes)))
     if found:
         table = pd.concat(
             [table, pd.DataFrame(found, columns=table.columns)]
