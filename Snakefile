@@ -1,6 +1,7 @@
 # The study as a graph of notebook runs (study.yaml says which, or another). `make study` starts it, here or with a profile of
-# profiles/ on a cluster. A run's record is its output; its executed notebooks and run.log are its log: a failure leaves
-# the notebook with the error in it and does not stop the others; what was begun goes on where it stood.
+# profiles/ on a cluster. The file `drawn` says that a run's notebooks went through; its record is no output, for snakemake
+# removes those of a job that fails, and a drawing may. Executed notebooks and run.log are a log: a failure leaves the notebook
+# with the error in it and does not stop the others; what was begun goes on where it stood.
 import os
 import re
 import shlex
@@ -37,7 +38,8 @@ def more_each_time(first):
 
 rule all:
     input:
-        [f"{run}/record.json" for run in [*CONFIGS, *NGRAMS]],
+        [f"{run}/drawn" for run in CONFIGS],
+        [f"{run}/record.json" for run in NGRAMS],
 
 
 # A rule a run, because only a rule has a priority: what study.yaml lists first starts first.
@@ -47,9 +49,9 @@ for number, (run, one) in enumerate(CONFIGS.items()):
         name:
             f"train_prune_gates_{number}"
         input:
-            [f"{before.directory}/record.json" for before in needed(one)],
+            [f"{before.directory}/drawn" for before in needed(one)],
         output:
-            f"{run}/record.json",
+            touch(f"{run}/drawn"),
         log:
             train=f"{run}/train.ipynb",
             prune=f"{run}/prune.ipynb",

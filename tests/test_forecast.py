@@ -17,7 +17,8 @@ def tiny_tasks(as_it_was):
 
 def row(method="dense", seconds=120.0, epochs=2, size=4 << 20, **more):
     key = {"task": "tiny-topic", "model": "lstm-8", "variant": "", "profile": "quick", "seed": 0}
-    return key | {"method": method, "train_seconds": seconds, "epochs": epochs, "size_bytes_dense": size} | more
+    said = {"metric": "accuracy", "valid": 0.5, "test": 0.5, "data_sha256": "made up"}
+    return key | said | {"method": method, "train_seconds": seconds, "epochs": epochs, "size_bytes_dense": size} | more
 
 
 def test_minutes_are_three_times_the_longest_measured_epoch_and_ten_to_start():
@@ -54,6 +55,15 @@ def test_tracked_rows_and_finished_runs_are_read(tmp_path, monkeypatch):
     (config.directory / "benchmark.tsv").write_text("s\tmax_rss\n5.1\t2000.5\n3.0\t-\n")
     forecast = Forecast.gather()
     assert forecast.minutes(config) == 10 + 3 * 10 * 4 and forecast.memory_mb(config) == 3001
+
+
+@pytest.mark.parametrize("text", ["", "{", "3", "[]", "{}", '{"task": "tiny-topic"}'])
+def test_a_damaged_record_is_nothing_to_measure_by_and_does_not_stop_a_study(tmp_path, monkeypatch, text):
+    monkeypatch.setenv("SPARSERNN_ROOT", str(tmp_path))
+    config = RunConfig("tiny-topic", method="dense", profile="quick", epochs=4)
+    config.directory.mkdir(parents=True)
+    (config.directory / "record.json").write_text(text)
+    assert Forecast.gather().minutes(config) == 240
 
 
 def test_the_figures_of_this_repository_cover_what_its_runs_took():

@@ -8,7 +8,6 @@ moments and best epoch, each for the noise too, and what a step adds. Both are g
 stopped by one is asked for again with twice as much, and goes on where it stood.
 """
 
-import json
 import math
 
 import pandas as pd
@@ -37,7 +36,10 @@ class Forecast:
         rows = [row for path in sorted(project_root().glob("results/*.csv")) for row in _rows(path)]
         peaks = {}
         for path in sorted(runs_root().glob("*/*/*/*/record.json")):
-            record = json.loads(path.read_text())
+            try:
+                record = records.read_record(path)
+            except ValueError:  # the run itself refuses it, by name
+                continue
             rows.append(record)
             measured = path.with_name("benchmark.tsv")
             if measured.exists():
