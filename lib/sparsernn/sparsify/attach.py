@@ -22,6 +22,7 @@ from . import make, options_of
 from .carried import Carried, Group, Weight
 from .options import check, names_of
 from .plan import Plan
+from .rounding import rounding
 
 
 def attach(
@@ -376,6 +377,11 @@ class Study:
         """Whether an optimiser has moved the weights and nothing that the method learns beside them."""
         (learnt, weights), (learnt_before, weights_before) = self._sums(), self.start
         return any(True for _ in self.parameters()) and learnt == learnt_before and weights != weights_before
+
+    def rounding(self, masks=None):
+        """A context for forward and backward of one step, towards the end of a training: weights that are kept stand beside
+        themselves as int8 would put them (`rounding.rounding`). masks: what is kept, where it is known already."""
+        return rounding(self.model, self.masks() if masks is None else masks)
 
     def masks(self, threshold=None):
         """What is kept (`Masks`), at `threshold` or the options'."""

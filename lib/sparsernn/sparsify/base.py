@@ -82,6 +82,7 @@ class Method:
     begins         what begins, and the option that says when: for a training that would end before
     continues      whether the model goes on with the weights of the finished run it starts from
     trains         whether it is trained by gradient steps; else `fit` is all there is
+    cuts           whether what is pruned is cut out of the training (`without_pruned`)
     listens        whether it hears at the moment what layers read in training (`hear`)
     or_else        what may stand in for the finished runs it needs, for an error
     """
@@ -97,7 +98,7 @@ class Method:
     a_draw_each = False
     reading: Reading | None = None
     begins = "the penalty", "kl_start"
-    continues, trains, listens = False, True, False
+    continues, trains, listens, cuts = False, True, False, False
     or_else = ""
 
     def __init__(self, options=None):

@@ -51,6 +51,13 @@ class Plan(Options):
     lr_every: int = option(1, "step: epochs from one division to the next", least=1)
     lr_factor: float = option(1.0, "step: what the rate is divided by, the first time after lr_from epochs", least=1)
     word_dropout: float = option(0.0, "share of a batch's words that are hidden (id 2)", least=0, below=1)
+    int8_noise: float = option(
+        0.0,
+        "share of the epochs, at the end, in which every weight that is left stands at each step anywhere within half a step of "
+        "int8; an epoch is chosen among these",
+        least=0,
+        below=1,
+    )
     products: str = option(
         "float32",
         "bfloat16: products with the input and in the head are rounded while training; bfloat16-state: those with the "

@@ -241,6 +241,10 @@ class SparseVD(Pressed):
                 layer.carried.lookup = None
 
     @property
+    def cuts(self):
+        return bool(self.options.sleep_above)
+
+    @property
     def sleeps(self):
         """Whether words and neurons are pruned during training: no longer once the penalty has ended."""
         return bool(self.options.sleep_above and self.pressure and not self.fixed)

@@ -226,12 +226,12 @@ def _train(session, directory, metrics, lease, report):
                 raise
             report(f"{problem}. The run ends with epoch {session.best_epoch}")
             return problem.place
-        phase = session.phase(session.epoch)
+        phase, may_choose = session.phase(session.epoch), session.may_choose(session.epoch)
         session.epoch += 1
         row = {"epoch": session.epoch, "step": session.epoch * session.steps_per_epoch, "phase": phase.name}
         row |= {"train_loss": loss, "penalty": penalty} | session.read_off()
         averaged = session.averages.told(row["valid"])
-        if phase.selectable:
+        if may_choose:
             session.note_best(row["valid"])
         row["seconds"] = round(time.perf_counter() - start, 3)
         session.seconds += row["seconds"]
@@ -338,7 +338,7 @@ def schedule(config):
     falls = "" if plan.lr_schedule == "linear" else f" {plan.lr_schedule}"
     pulls = "".join(
         f" {name.replace('_', ' ')} {getattr(plan, name):g}"
-        for name in ("momentum", "weight_decay")
+        for name in ("momentum", "weight_decay", "int8_noise")
         if getattr(plan, name)
     )
     return f"{plan.optimiser} {rates}{falls}{pulls} batch {plan.batch_size}{window} {method.says()}".strip()

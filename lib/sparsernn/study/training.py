@@ -1,7 +1,9 @@
 """One training: model, method, optimiser and counters, epoch by epoch."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -47,6 +49,11 @@ class Session:
             strict=False,
         )
         self.method = self.study.method
+        if self.plan.int8_noise and self.method.cuts:
+            raise ValueError(
+                f"int8_noise is {self.plan.int8_noise}, but this method cuts what it prunes out of the training; set sleep_above "
+                "to 0"
+            )
         self.model.to(device)
         groups = [group | {"initial_lr": group["lr"]} for group in self.study.parameter_groups(self.plan.lr)]
         self.optimizer = OPTIMISERS[self.plan.optimiser](groups, self.plan)
@@ -63,6 +70,15 @@ class Session:
                 return phase
         return phases[-1]
 
+    def is_rounding(self, epoch):
+        """Whether weights stand beside themselves in an epoch (0-based) as int8 would put them; in the last one, if in any."""
+        noisy = self.plan.int8_noise * self.plan.epochs
+        return noisy > 0 and epoch >= min(round(self.plan.epochs - noisy), self.plan.epochs - 1)
+
+    def may_choose(self, epoch):
+        """Whether an epoch (0-based) may be chosen on validation."""
+        return self.phase(epoch).selectable and (not self.plan.int8_noise or self.is_rounding(epoch))
+
     def steps(self):
         """One epoch, a training step at a time: yields (loss, penalty), nats per example."""
         self.model.train()
@@ -74,17 +90,21 @@ class Session:
         state = None
         batches = self.task.batches("train", self.plan.batch_size, self.plan.steps or None, order)
         first = self.epoch * self.steps_per_epoch
+        beside = partial(self.study.rounding, self.study.masks()) if self.is_rounding(self.epoch) else nullcontext
         for step, batch in enumerate(batches, first):
             self.set_rates(step)
             self.study.step = self.method.step = step  # a random offset may make an epoch a step shorter
             batch = self.hide_words(batch.to(self.device))
-            with torch.autocast(torch.device(self.device).type, torch.bfloat16, self.rounds):
-                logits, state = self.model(*batch.inputs, lengths=batch.lengths, state=state if batch.carry else None)
-            logits = logits.to(torch.get_default_dtype())
-            state = detached(state)
-            loss, penalty = self.task.loss(logits, batch), self.study.penalty()
-            self.optimizer.zero_grad()
-            (loss + penalty).backward()
+            with beside():
+                with torch.autocast(torch.device(self.device).type, torch.bfloat16, self.rounds):
+                    logits, state = self.model(
+                        *batch.inputs, lengths=batch.lengths, state=state if batch.carry else None
+                    )
+                logits = logits.to(torch.get_default_dtype())
+                state = detached(state)
+                loss, penalty = self.task.loss(logits, batch), self.study.penalty()
+                self.optimizer.zero_grad()
+                (loss + penalty).backward()
             costs = {"loss": loss.item(), "penalty": penalty.item() if isinstance(penalty, torch.Tensor) else penalty}
             if self.plan.clip:
                 costs["gradient's norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.clip).item()
