@@ -41,6 +41,10 @@ TIMING_FIELDS = (*TIMING_KEY[:-1], "median_ms", "iqr_ms", "best_ms", "error", "o
 TIMING_TEXTS = {"task", "model", "method", "variant", "engine", "device", "dtype", "pattern", "opponent", "floor_note",
                 "torch", "commit"}  # fmt: skip
 
+ENGINE_KEY = (*KEY, "engine", "device")
+ENGINE_FIELDS = (*ENGINE_KEY, "metric", "test", "through", "change", "data_sha256", "file_sha256", "torch", "commit")
+ENGINE_TEXTS = {*ENGINE_FIELDS} - {"seed", "test", "through", "change"}
+
 
 def run_key(record):
     """`task/model/method/profile-s0[-variant]`: a run's place under runs/ and results/runs/.
@@ -212,6 +216,21 @@ def read_table(path, texts=()):
 def read_timings(path):
     """The rows of a timings table, as `read`."""
     return _table(path, TIMING_FIELDS, TIMING_TEXTS, timing_key)
+
+
+def read_engines(path):
+    """The rows of a table of what tests say through engines (`bench.quality`), as `read`."""
+    return _table(path, ENGINE_FIELDS, ENGINE_TEXTS, engine_key)
+
+
+def upsert_engines(rows, path):
+    """`upsert` of such rows."""
+    _upsert(rows, path, ENGINE_FIELDS, engine_key, read_engines)
+
+
+def engine_key(row):
+    """What identifies such a row, as texts."""
+    return tuple(_text(row.get(name)) for name in ENGINE_KEY)
 
 
 def _table(path, fields, texts, key):

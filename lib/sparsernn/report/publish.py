@@ -251,6 +251,8 @@ def draw(profile, results, figures, study=None):
         keep(plots.fronts(paths, theirs), f"{stem}-fronts")
         if len(theirs) and not shown["method"].isin(plots.OPPONENTS).all():
             keep(plots.beside_published(curves, theirs), f"{stem}-beside-authors")
+    if len(through := timings.through_engines(results)):
+        keep(plots.rounding_cost(through), "int8")
     return written
 
 

@@ -76,6 +76,11 @@ def timing_rows(results, kind):
     return table[ours & table["device"].str.startswith(kind)].reset_index(drop=True)
 
 
+def through_engines(results=None):
+    """The tracked rows of what tests say through each engine (`bench.quality`)."""
+    return records.read_engines(Path(results or project_root() / "results") / "engines.csv")
+
+
 def cusparse_figures():
     """cuSPARSE on a TITAN Xp, fp32, from DeepBench (the group of 1704.05119): hidden, input, density, batch, speedup."""
     rows = [(7680, 2560, 0.05, {1: 6.24, 2: 5.28, 4: 3.79, 1500: 0.16}), (10752, 3584, 0.05, {1: 6.28, 4: 2.79})]

@@ -9,6 +9,7 @@ from .style import (
     BROWN,
     GREEN,
     GREY,
+    METRICS,
     ORANGE,
     PINK,
     PURPLE,
@@ -49,6 +50,7 @@ ENGINE_STYLE = {
     "triton-tiny": (PURPLE, "*", "-"),
 }
 AXES = {"density": "density: share of weights left", "batch": "batch: sequences at once"}
+ROUNDS = ("c-int8",)  # engines that round the weights of what is left
 CLAIM = (2, 7)  # the speed-up 1704.05119 states for its sparse products
 
 
@@ -181,4 +183,34 @@ def product_claim(table, published=None, ax=None):
         f"{(best['over_fp32'] <= 1).sum()} slower; {(best['over_dense'] <= 1).sum()} lose to a dense one of fewer bits"
     )
     title(ax, text)
+    return ax
+
+
+@styled
+def rounding_cost(table, ax=None):
+    """By how much the test is worse through an engine that rounds weights than recorded, a dot a net.
+
+    table: rows as `timings.through_engines` gives them.
+    """
+    ax = ax or subplots(6.4, 3.2)[1]
+    table = table[table["engine"].isin(ROUNDS)]
+    if table.empty:
+        return say(ax, "no test was taken through an engine that rounds yet")
+    up = table["metric"].map(lambda metric: METRICS[metric][1] == "higher")
+    table = table.assign(worse=table["change"].where(~up, -table["change"]) / table["test"])
+    places = sorted(table["task"].unique())
+    for engine, part in table.groupby("engine"):
+        colour, marker, _ = ENGINE_STYLE[engine]
+        beside = part.groupby("task").cumcount() - part.groupby("task")["task"].transform("size") / 2
+        ax.plot(part["task"].map(places.index) + 0.02 * beside, 100 * part["worse"], marker, color=colour, mfc="none",
+                ls="none", label=engine)  # fmt: skip
+    ax.axhline(0, color=BLACK, lw=0.8)
+    ax.set(xticks=range(len(places)), xlim=(-0.6, len(places) - 0.4), ylabel="test worse by, % of it")
+    ax.set_xticklabels([f"{name}\n{table[table['task'] == name]['metric'].iloc[0]}" for name in places], fontsize=8)
+    unique_legend(ax)
+    worst = table.loc[table["worse"].idxmax()]
+    title(
+        ax,
+        f"{len(table)} nets in int8: the worst loses {worst['worse']:.2%} of its {worst['metric']} ({worst['task']})",
+    )
     return ax

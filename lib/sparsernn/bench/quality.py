@@ -1,0 +1,89 @@
+"""What a task's test says of the tracked small nets through each engine: int8 rounds, so its speed has a price, said here.
+
+python -m sparsernn.bench.quality [task …]   (all tasks whose corpus is the one that a record was made from)
+
+Rows go to results/engines.csv, a net at a time; what is there already, of the same file of weights, is skipped.
+"""
+
+import argparse
+import hashlib
+import sys
+from contextlib import suppress
+
+import torch
+
+from .. import records, tasks
+from ..engines import available, is_dense
+from ..engines.base import Unsupported
+from ..engines.models import by_engine
+from ..files import clear, project_root
+from ..nets.file import load
+from ..study.config import RunConfig
+from ..study.evaluation import evaluate, example_of
+
+STEPPED = ("compact-loop", "csr-torch")  # a call of torch for every step: nobody's choice, and slow over a whole test
+
+
+def engines():
+    """Names of the CPU's engines that run what is left of a net, but STEPPED."""
+    return [name for name in available("cpu") if not is_dense(name) and name not in STEPPED]
+
+
+def digest(path):
+    """sha256 of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def plan_of(record):
+    """The plan of a run as far as a test needs it: the sequences and the window that its state was carried by."""
+    given = dict(part.split("=", 1) for part in record["variant"].split(",") if part)
+    changed = {name: int(given[name]) for name in ("batch_size", "steps") if name in given}
+    return RunConfig(record["task"], record["model"], record["method"], record["profile"], **changed).plan
+
+
+def rows_of(record, path, task, names):
+    """A row for each engine that runs the compact model at `path`, with the metric over the whole test through it."""
+    small, plan = load(path), plan_of(record)
+    common = {name: record[name] for name in (*records.KEY, "metric", "test", "data_sha256")}
+    common |= {"file_sha256": digest(path)} | records.where_and_with("cpu")
+    for name in names:
+        with suppress(Unsupported):
+            by = by_engine(small, name, example_of(task, plan))
+            through = evaluate(by, task, "test", plan)
+            yield common | {"engine": name, "through": through, "change": through - record["test"]}
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(prog="python -m sparsernn.bench.quality", description=__doc__.splitlines()[0])
+    parser.add_argument("tasks", nargs="*", help=f"of {', '.join(tasks.names())}; all of them if not given")
+    given, results = parser.parse_args(arguments), project_root() / "results"
+    clear(results)
+    torch.set_num_threads(1)
+    loaded, table = {}, results / "engines.csv"
+    for path in sorted(results.glob("runs/*/*/*/*/model.safetensors")):
+        record = records.read_record(path.with_name("record.json"))
+        if (given.tasks and record["task"] not in given.tasks) or record["task"] not in tasks.names():
+            continue
+        there = records.read_engines(table)
+        there = there[there["file_sha256"] == digest(path)]
+        if not (names := [name for name in engines() if name not in set(there["engine"])]):
+            continue
+        key = record["task"], record["profile"]
+        if key not in loaded:
+            loaded[key] = tasks.load(*key)
+        if loaded[key].data_sha256 != record["data_sha256"]:
+            sys.stdout.write(f"{records.run_key(record)}: made from other data, left out\n")
+            continue
+        rows = list(rows_of(record, path, loaded[key], names))
+        if not rows and len(there):  # what is left to try does not run it
+            continue
+        records.upsert_engines(rows, table)
+        said = ", ".join(f"{row['engine']} {row['change']:+.2g}" for row in rows)
+        sys.stdout.write(
+            f"{records.run_key(record)}: {record['metric']} {record['test']:.4f}; {said or 'none runs it'}\n"
+        )
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()
