@@ -94,6 +94,55 @@ def test_without_an_error_a_figure_is_ahead_or_behind_and_no_more():
     assert found["dense"].tolist() == ["worse"] and found["seeds"].tolist() == [3]
 
 
+def wrong(errors):
+    return {"test.errors": np.array(errors), "test.of": np.ones(len(errors), int)}
+
+
+def judged(mistakes, *rows):
+    """mistakes: method → what its run got wrong, or (method, seed) →."""
+    find = lambda one: mistakes.get(one["method"], mistakes.get((one["method"], one["seed"])))  # noqa: E731
+    return decisions.decide(decisions.configurations(pd.DataFrame(rows), {"abc": 1000}, find)).set_index("asked")
+
+
+def test_kept_mistakes_are_compared_item_by_item():
+    """20 of 1,000 items apart, all on one side: two tables of right and wrong would call that level."""
+    dense, other = np.zeros(1000, int), np.zeros(1000, int)
+    dense[:200], other[:220] = 1, 1
+    rows = row("dense", 0.80, 1.0), row("gradual", 0.78, 20.0)
+    assert judged({}, *rows)["dense"].iloc[0] == "level"
+    assert judged({"dense": wrong(dense), "gradual": wrong(other)}, *rows)["dense"].iloc[0] == "worse"
+    assert judged({"dense": wrong(dense)}, *rows)["dense"].iloc[0] == "level", (
+        "of one alone nothing is paired"
+    )
+    short = {"dense": wrong(dense), "gradual": wrong(other[:500])}
+    assert judged(short, *rows)["dense"].iloc[0] == "level", "and of other items neither"
+
+
+def test_p_values_of_several_answers_are_held_to_their_number():
+    """Seven items to none are p = 0.016: worse when asked once, level as the better of three answers by Holm."""
+    dense, other = np.zeros(1000, int), np.zeros(1000, int)
+    dense[:200], other[:207] = 1, 1
+    one = row("dense", 0.80, 1.0), row("gradual", 0.793, 20.0)
+    mistakes = {name: wrong(other) for name in ("gradual", "hard", "l0", "iss")} | {"dense": wrong(dense)}
+    assert judged(mistakes, *one)["dense"].iloc[0] == "worse"
+    more = row("hard", 0.793, 5.0, valid=0.9), row("l0", 0.793, 60.0, valid=0.7), row("iss", 0.793, 2000.0, valid=0.6)
+    assert set(judged(mistakes, *one, *more)["dense"]) == {"level"}
+
+
+def test_from_three_seeds_on_a_difference_has_to_outlast_another_draw_of_seeds():
+    rows, mistakes = [], {}
+    for seed, (theirs, ours) in enumerate([(200, 180), (205, 260), (195, 250)]):
+        rows += [row("dense", 1 - theirs / 1000, 1.0, seed=seed), row("gradual", 1 - ours / 1000, 20.0, seed=seed)]
+        for name, count in (("dense", theirs), ("gradual", ours)):
+            mistakes[name, seed] = wrong(np.arange(1000) < count)
+    table = decisions.configurations(
+        pd.DataFrame(rows), {"abc": 1000}, lambda one: mistakes[one["method"], one["seed"]]
+    )
+    pair = [table[table["method"] == name].iloc[0] for name in ("gradual", "dense")]
+    assert decisions.paired.p_value(pair[0]["wrong"], pair[1]["wrong"]) < 1e-4
+    assert decisions.p_value(*pair) == intervals.p_value(pair[0]["by_seed"], pair[1]["by_seed"]) > 0.05
+
+
 def test_an_opponent_that_is_no_network_is_compared_and_never_chosen():
     found = decided(row("dense", 0.9, 1), row("a", 0.80, 20), row("linear", 0.9, 100))
     assert "linear" not in found["method"].tolist() and found["other"].iloc[0] == "worse"

@@ -1,15 +1,17 @@
 """Two runs are compared by the items both answered: the interval is that of drawing other items of the same kind."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import yaml
+from scipy import stats
 
 from sparsernn import records
 from sparsernn.report import claims
-from sparsernn.report.paired import difference
+from sparsernn.report.paired import difference, p_value
 
 
 def counts(errors, of=None, groups=None, split="test"):
@@ -55,6 +57,38 @@ def test_items_that_share_recordings_are_drawn_together():
     assert difference(counts(none, of, groups), counts(wrong, of, groups)) == pytest.approx(once)
     _, low, high = difference(counts(none, of), counts(wrong, of))  # as if the copies were news
     assert high - low < 0.7 * (once[2] - once[1])
+
+
+def test_right_and_wrong_items_are_judged_by_those_that_one_alone_gets_right():
+    """McNemar: of 10 items that one of them alone gets right the first has 9, whatever 1,000 others say."""
+    first, second = np.zeros(1010, int), np.zeros(1010, int)
+    first[:1], second[1:10] = 1, 1
+    first[500:700] = second[500:700] = 1
+    assert p_value([counts(first)], [counts(second)]) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert p_value([counts(second)], [counts(first)]) == pytest.approx(2 * (1 + 10) / 2**10)
+    assert p_value([counts(first)], [counts(first)]) == 1.0
+    assert p_value([counts([0, 0])], [counts([0, 0])]) == 1.0
+
+
+def test_items_of_a_group_count_as_one_and_seeds_as_their_mean():
+    rng = np.random.default_rng(3)
+    groups = np.repeat(np.arange(12), 5)
+    ours, theirs = (rng.integers(0, 4, (2, 60)) for _ in range(2))
+    theirs += np.repeat(rng.integers(0, 2, 12), 5)
+    given = [[counts(one, [4] * 60, groups) for one in runs] for runs in (ours, theirs)]
+    gaps = (ours.mean(0) - theirs.mean(0)).reshape(12, 5).sum(1)
+    t = gaps.mean() / (gaps.std(ddof=1) / math.sqrt(12))
+    assert p_value(*given) == pytest.approx(2 * stats.t.sf(abs(t), 11))
+    with pytest.raises(ValueError, match="test.of differs"):
+        p_value([counts([0, 1], [3, 4])], [counts([0, 1], [3, 5])])
+
+
+def test_equal_nets_are_told_apart_as_seldom_as_is_said():
+    rng, found = np.random.default_rng(4), 0
+    for _ in range(400):
+        hard = rng.random(300)
+        found += p_value(*([counts((rng.random(300) < hard).astype(int))] for _ in range(2))) < 0.05
+    assert found <= 30  # 5 % of 400 and two standard deviations
 
 
 def test_the_same_answers_differ_by_nothing_and_others_items_are_refused():

@@ -2,7 +2,8 @@
 
 python -m sparsernn.bench.quality [task …]   (all tasks whose corpus is the one that a record was made from)
 
-Rows go to results/engines.csv, a net at a time; what is there already, of the same file of weights, is skipped.
+Rows go to results/engines.csv, a net at a time; what is there already, of the same file of weights, is skipped. Where a run is
+older than the file of what it got wrong (mistakes.npz), that is written too, if it adds up to the recorded figure.
 """
 
 import argparse
@@ -19,7 +20,7 @@ from ..engines.models import by_engine
 from ..files import clear, project_root
 from ..nets.file import load
 from ..study.config import RunConfig
-from ..study.evaluation import evaluate, example_of
+from ..study.evaluation import evaluate, example_of, mistakes
 
 STEPPED = ("compact-loop", "csr-torch")  # a call of torch for every step: nobody's choice, and slow over a whole test
 
@@ -53,6 +54,19 @@ def rows_of(record, path, task, names):
             yield common | {"engine": name, "through": through, "change": through - record["test"]}
 
 
+def keep_mistakes(record, path, task):
+    """Write what the compact model at `path` gets wrong in the test beside it. Raises ValueError where its record says
+    another figure."""
+    counts = mistakes(load(path), task, plan_of(record))
+    if not counts:
+        return
+    rate = counts["test.errors"].sum() / counts["test.of"].sum()
+    found = rate if task.better == "lower" else 1 - rate
+    if abs(found - record["test"]) > 1e-9:
+        raise ValueError(f"{path}: its test says {found}, its record {record['test']}")
+    records.save_counts(counts, path.with_name(records.MISTAKES))
+
+
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m sparsernn.bench.quality", description=__doc__.splitlines()[0])
     parser.add_argument("tasks", nargs="*", help=f"of {', '.join(tasks.names())}; all of them if not given")
@@ -66,7 +80,9 @@ def main(arguments=None):
             continue
         there = records.read_engines(table)
         there = there[there["file_sha256"] == digest(path)]
-        if not (names := [name for name in engines() if name not in set(there["engine"])]):
+        names = [name for name in engines() if name not in set(there["engine"])]
+        counted = path.with_name(records.MISTAKES).exists()
+        if not names and counted:
             continue
         key = record["task"], record["profile"]
         if key not in loaded:
@@ -74,14 +90,14 @@ def main(arguments=None):
         if loaded[key].data_sha256 != record["data_sha256"]:
             sys.stdout.write(f"{records.run_key(record)}: made from other data, left out\n")
             continue
+        if not counted:
+            keep_mistakes(record, path, loaded[key])
         rows = list(rows_of(record, path, loaded[key], names))
-        if not rows and len(there):  # what is left to try does not run it
+        if not rows:  # none runs it, a list of words for example
             continue
         records.upsert_engines(rows, table)
         said = ", ".join(f"{row['engine']} {row['change']:+.2g}" for row in rows)
-        sys.stdout.write(
-            f"{records.run_key(record)}: {record['metric']} {record['test']:.4f}; {said or 'none runs it'}\n"
-        )
+        sys.stdout.write(f"{records.run_key(record)}: {record['metric']} {record['test']:.4f}; {said}\n")
         sys.stdout.flush()
 
 

@@ -2,15 +2,17 @@
 
 A configuration is a method with a plan; its figures are means over seeds. What is kept at most is asked for (`RUNGS`), the
 configuration is chosen on validation, and only then is its test figure compared, with the dense net's and with that of the
-best opponent that is no network. "Level" is a difference within chance at 95 %, and where no error is known it is said so.
+best opponent that is no network: item by item where both say what they got wrong (`paired`), with p values of a table's answers
+held to their number by Holm. "Level" is a difference within chance at 95 %, and where no error is known it is said so.
 """
 
 import math
 
 import numpy as np
 import pandas as pd
+from statsmodels.stats.multitest import multipletests
 
-from . import intervals
+from . import intervals, paired
 from .plots.style import METRICS, OPPONENTS
 
 RUNGS = (2, 10, 50, 1000)  # times fewer weights that somebody may ask for
@@ -20,12 +22,13 @@ MEANS = ("valid", "test", "compression", "weights_kept", "size_bytes", "size_byt
 KEYS = ["task", "model", "method", "variant"]
 
 
-def configurations(rows, items):
+def configurations(rows, items, mistakes=lambda row: None):
     """Finished rows of one task's comparable models → a row a configuration, in the rows' order.
 
-    items: data_sha256 → how many items the test of a task with an accuracy has (results/tests.csv).
-    → KEYS, metric, profile, the means of MEANS (train_seconds: the median), seeds, tests and kept (a tuple, one a seed), items,
-    item_low and item_high, seed_low and seed_high (`intervals`), device, data_note.
+    items     data_sha256 → how many items the test of a task with an accuracy has (results/tests.csv)
+    mistakes  what a row's run got wrong, item by item (`study.evaluation.mistakes`), or None
+    → KEYS, metric, profile, the means of MEANS (train_seconds: the median), seeds, tests, kept and wrong (a tuple, one a seed),
+    items, item_low and item_high, seed_low and seed_high (`intervals`), device, data_note.
     """
     found = []
     for keys, part in rows.assign(variant=rows["variant"].fillna("")).groupby(KEYS, sort=False):
@@ -34,6 +37,7 @@ def configurations(rows, items):
         row |= {name: first[name] for name in ("metric", "profile", "device")}
         row |= {"train_seconds": part["train_seconds"].median(), "seeds": len(part), "by_seed": tuple(part["test"])}
         row |= {"kept": tuple(part["weights_kept"]), "data_note": first["data_note"]}
+        row["wrong"] = tuple(mistakes(one) for one in part.to_dict("records"))
         row["items"] = items.get(first["data_sha256"], math.nan) if first["metric"] == "accuracy" else math.nan
         row["item_low"], row["item_high"] = intervals.over_items(row["test"], row["items"])
         row["seed_low"], row["seed_high"] = intervals.over_seeds(row["by_seed"])
@@ -63,13 +67,41 @@ def opponent(table):
     return best(table[table["method"].isin(OPPONENTS)])
 
 
-def against(one, other):
-    """better | level | worse on test, at 95 %; where no error is known "ahead" or "behind", which claims no more than that."""
-    p = intervals.p_value(one["by_seed"], other["by_seed"], one["items"])
+def p_value(one, other):
+    """Of equal test figures of two configurations; NaN where no error is known.
+
+    Item by item where both kept what they got wrong, and from three seeds each on by the seeds' figures as well: the larger of
+    the two, since a difference has to outlast another draw of the items and another of the seeds.
+    """
+    ours, theirs = one["by_seed"], other["by_seed"]
+    if any(wrong is None for wrong in (*one["wrong"], *other["wrong"])):
+        return intervals.p_value(ours, theirs, one["items"])
+    try:
+        p = paired.p_value(one["wrong"], other["wrong"])
+    except ValueError:  # runs on other data: nothing to pair
+        return intervals.p_value(ours, theirs, one["items"])
+    return max(p, intervals.p_value(ours, theirs)) if min(len(ours), len(theirs)) >= 3 else p
+
+
+def against(one, other, p):
+    """better | level | worse on test, at 95 %; where no error is known (p is NaN) "ahead" or "behind", which claims no more."""
     ahead = sign_of(one["metric"]) * (one["test"] - other["test"]) > 0
     if p != p:
         return "ahead" if ahead else "behind"
     return "level" if p >= 1 - intervals.LEVEL else "better" if ahead else "worse"
+
+
+def against_all(rows, other):
+    """`against` of each row and the other configuration ("" each where there is none), p values by Holm over the rows that are
+    other ones; a row against itself is level."""
+    if other is None:
+        return [""] * len(rows)
+    same = [all(row[name] == other[name] for name in KEYS) for row in rows]
+    ps = np.array([1.0 if itself else p_value(row, other) for row, itself in zip(rows, same, strict=True)])
+    tested = ~np.isnan(ps) & ~np.array(same, bool)
+    if tested.any():
+        ps[tested] = multipletests(ps[tested], method="holm")[1]
+    return [against(row, other, p) for row, p in zip(rows, ps, strict=True)]
 
 
 def decide(table):
@@ -82,16 +114,19 @@ def decide(table):
     asked = [(f"≥ {rung:,}×", best(nets[nets["compression"] >= rung])) for rung in RUNGS]
     if dense is not None:
         sparse = nets[nets["compression"] >= RUNGS[0]]
-        equal = sparse[[against(row, dense) not in ("worse", "behind") for _, row in sparse.iterrows()]]
+        # by p values as they are: Holm's would call more of them equal
+        alone = [against(row, dense, p_value(row, dense)) for row in sparse.to_dict("records")]
+        equal = sparse[[verdict not in ("worse", "behind") for verdict in alone]]
         asked.append((EQUAL, None if equal.empty else equal.loc[equal["compression"].idxmax()]))
     answers = {}
     for question, row in asked:
         if row is not None:
             answers.setdefault(row.name, (row, []))[1].append(question)
+    rows = [row.to_dict() for row, _ in answers.values()]
     found = [
-        row.to_dict()
-        | {"asked": ", ".join(questions)}
-        | {"dense": "" if dense is None else against(row, dense), "other": "" if other is None else against(row, other)}
-        for row, questions in answers.values()
+        row | {"asked": ", ".join(questions), "dense": to_dense, "other": to_other}
+        for row, (_, questions), to_dense, to_other in zip(
+            rows, answers.values(), against_all(rows, dense), against_all(rows, other), strict=True
+        )
     ]
     return pd.DataFrame(found, columns=[*table.columns, "asked", "dense", "other"])

@@ -187,7 +187,10 @@ def test_items(results):
 
 def costs(rows, results, timed):
     """`decisions.configurations` of one family's rows, with what a step takes where it was timed (`timings.a_step`)."""
-    table = decisions.configurations(rows, test_items(results))
+    runs = Path(results) / "runs"
+    table = decisions.configurations(
+        rows, test_items(results), lambda row: records.read_counts(runs / records.run_key(row) / records.MISTAKES)
+    )
     steps = timings.a_step(timed, rows["task"].iloc[0])
     table = table.merge(steps[steps["variant"].notna()], on=["model", "method", "variant"], how="left")
     dense = steps[steps["variant"].isna()].drop(columns=["method", "variant"])

@@ -116,7 +116,8 @@ def answer(tracked):
     rows = [_decision(setting, row) for setting, table in decided for row in table.to_dict("records")]
     how = (
         "How it was decided: among configurations with that many times fewer weights the one best on validation; "
-        f"“{decisions.EQUAL}” is the sparsest that is not worse than the dense net. Level: chance at 95 % explains it; "
+        f"“{decisions.EQUAL}” is the sparsest that is not worse than the dense net. Level: chance at 95 % explains it, item by "
+        "item where both nets' mistakes are kept (McNemar's test), p values of a task's answers held to their number by Holm; "
         "ahead and behind: a difference of which no error is known, one run against one. Intervals: Student's t over seeds from "
         "three on, else Wilson's over the items of the test. Weights are counted as the papers count them. In brackets the "
         "schedule: quick is minutes, short what a CPU affords of the papers' own."
