@@ -17,9 +17,11 @@ from sparsernn.bench import cases as bench_cases
 from sparsernn.bench import goals
 from sparsernn.bench import training as training_steps
 from sparsernn.engines import PRODUCTS, choose, engine_class, timing
+from sparsernn.nets.bidaf import BiDAF
 from sparsernn.nets.compact import compact
 from sparsernn.nets.file import save
 from sparsernn.nets.models import Classifier
+from sparsernn.nets.speech import SpeechModel
 
 bench_sweep = importlib.import_module("sparsernn.bench.sweep")  # `bench.sweep` is its function
 ROOF = timing.Roof({1 << 20: 1e10}, {"fp32": 1e10})
@@ -214,6 +216,29 @@ def test_a_trained_model_is_timed_beside_the_dense_net_of_its_first_size(tmp_pat
     rows = {row["engine"]: row for row in bench.measure(case, "cpu", ROOF, 0.01)}
     assert {"dense-fp32", "compact-loop", "numba", "choose"} <= set(rows) and "compact-torch" not in rows
     assert rows["numba"]["error"] <= 1e-5 and rows["numba"]["method"] == "wgn" and rows["numba"]["density"] < 0.6
+
+
+NETS = {  # what is called with sounds, and with words, letters, a question and its letters
+    "speech": lambda: SpeechModel(20, 5, 12, layers=2, stride=4),
+    "reading": lambda: BiDAF(30, letters=9, word_size=4, filters=4, hidden=6),
+}
+
+
+@pytest.mark.parametrize("net", NETS)
+def test_a_trained_recogniser_and_a_reader_are_timed_like_any_other(tmp_path, net):
+    model = randomise(NETS[net]()).float()
+    run = tmp_path / "task" / net / "wgn" / "quick-s0"
+    run.mkdir(parents=True)
+    save(compact(model, random_masks(model, 1, 0.5), example=model.example(8, 2)), run / "model.safetensors")
+    (run / "record.json").write_text(
+        json.dumps({"task": "task", "model": net, "method": "wgn", "variant": "", "seed": 0})
+    )
+    (case,) = bench.models(bench.profile_of("smoke"), tmp_path)
+    rows = {row["engine"]: row for row in bench.measure(case, "cpu", ROOF, 0.01)}
+    assert {"dense-fp32", "compact-loop", "c-blocks", "choose"} <= set(rows)
+    assert (
+        rows["c-blocks"]["error"] <= 1e-5 and rows["dense-fp32"]["error"] <= 1e-5 and rows["c-blocks"]["density"] < 0.6
+    )
 
 
 @pytest.mark.parametrize(

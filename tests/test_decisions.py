@@ -111,9 +111,7 @@ def test_kept_mistakes_are_compared_item_by_item():
     rows = row("dense", 0.80, 1.0), row("gradual", 0.78, 20.0)
     assert judged({}, *rows)["dense"].iloc[0] == "level"
     assert judged({"dense": wrong(dense), "gradual": wrong(other)}, *rows)["dense"].iloc[0] == "worse"
-    assert judged({"dense": wrong(dense)}, *rows)["dense"].iloc[0] == "level", (
-        "of one alone nothing is paired"
-    )
+    assert judged({"dense": wrong(dense)}, *rows)["dense"].iloc[0] == "level", "of one alone nothing is paired"
     short = {"dense": wrong(dense), "gradual": wrong(other[:500])}
     assert judged(short, *rows)["dense"].iloc[0] == "level", "and of other items neither"
 

@@ -68,7 +68,10 @@ def numbers(tasks=None):
         ]
         through = timings.through_engines()
         points = 100 * through["change"].abs().where(through["metric"] == "accuracy")
-        tables += [pd.read_csv(RESULTS / "noise.csv")[["valid"]], through[["through", "change"]].abs().assign(points=points)]
+        tables += [
+            pd.read_csv(RESULTS / "noise.csv")[["valid"]],
+            through[["through", "change"]].abs().assign(points=points),
+        ]
     values = [pd.to_numeric(table[name], errors="coerce").to_numpy(float) for table in tables for name in table]
     counts = "-".join(str(part) for table in tables if "gates_constant" in table for part in table["gates_constant"])
     values.append(np.array(re.findall(r"\d+", counts), float))  # i64.f65.g10.o0

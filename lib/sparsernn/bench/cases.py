@@ -249,19 +249,22 @@ class TrainedCase(Case):
 
     @cached_property
     def example(self):
-        return self.small.example(self.steps, self.batch)
+        """What the model is called with: tensors whose sequences lie along dimension 1."""
+        example = self.small.example(self.steps, self.batch)
+        return (example,) if isinstance(example, torch.Tensor) else tuple(example)
 
     def of(self, name):
         return self.dense if is_dense(name) else self.small
 
     def make(self, name, device):
-        fast, ids = by_engine(self.of(name), name, self.example, device), self.example.to(device)
-        return torch.no_grad()(lambda: fast(ids)[0]), dtype_name(engine_class(name)), None
+        fast = by_engine(self.of(name), name, self.example, device)
+        given = [x.to(device) for x in self.example]
+        return torch.no_grad()(lambda: fast(*given)[0]), dtype_name(engine_class(name)), None
 
     @cached_property
     def expected(self):
         """Of the small net and of the dense one, by whether an engine runs it whole; in float64, of some sequences."""
-        some = self.example[:, choose.compared(self.batch)]
+        some = tuple(x[:, choose.compared(self.batch)] for x in self.example)
         return {whole: choose.reference(m, some)[0] for whole, m in ((False, self.small), (True, self.dense))}
 
     def error(self, name, got):
