@@ -515,3 +515,35 @@ def test_the_fastest_of_a_cell_stands_against_fp32_and_against_the_fastest_dense
 def test_without_timings_a_sentence_says_so(draw):
     empty = pd.DataFrame(columns=[*timing("numba", 1.0)])
     assert re.search("no (timing|product timed) here yet", words_of(draw(empty.astype({"engine": str}))))
+
+
+def runs_of_two_tests(better="lower"):
+    """Dense, a smaller dense net, and a pruned one in two seeds that is as good in noise."""
+    rows = [("big", "dense", 1000, 1.0, 0.01, 0.10), ("small", "dense", 200, 5.0, 0.02, 0.20)]
+    rows += [("big", "gradual", 100, 10.0, 0.02, noisy) for noisy in (0.08, 0.10)]
+    columns = ["model", "method", "weights_kept", "compression", "test", "noisy"]
+    table = pd.DataFrame(rows, columns=columns).assign(variant="", metric="label_error_rate")
+    if better == "higher":
+        table = table.assign(metric="accuracy", test=1 - table["test"], noisy=1 - table["noisy"])
+    return table.assign(tests=[f"noisy={value!r}" for value in table["noisy"]])
+
+
+@pytest.mark.parametrize("better", ["lower", "higher"])
+def test_a_front_of_several_tests_has_a_panel_each_and_says_what_is_as_good_where_it_is_hard(better):
+    figure = plots.tests_front(runs_of_two_tests(better))
+    said = words_of(figure)
+    assert "4 runs; big dense: test" in said and "as good on noisy or better: gradual (big), 10× fewer weights" in said
+    assert [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes] == ["test", "test, noisy"]
+    (noisy,) = [ax for ax in figure.axes if "noisy" in (ax.get_title(loc="left") + ax.get_title())]
+    seen = sorted(round(float(y), 6) for line in noisy.lines if line.get_markersize() < 5 for y in line.get_ydata())
+    assert seen == sorted(round(value, 6) for value in runs_of_two_tests(better)["noisy"])
+    assert "small" in [text.get_text() for text in noisy.texts] and "big" not in [
+        text.get_text() for text in noisy.texts
+    ]
+
+
+def test_a_front_of_several_tests_says_what_is_missing():
+    table = runs_of_two_tests()
+    assert "no smaller net is as good on noisy" in words_of(plots.tests_front(table[table["method"] == "dense"]))
+    assert "no run with more than one test yet" in words_of(plots.tests_front(table.assign(tests="")))
+    assert "2 runs" in words_of(plots.tests_front(table[table["method"] == "gradual"]))

@@ -164,3 +164,10 @@ def test_a_full_disk_is_an_error_that_names_the_file(tmp_path):
     with pytest.raises(OSError, match=re.escape(str(tmp_path / "file"))), replacing(tmp_path / "file"):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))  # as a write says it, without a name
     assert not list(tmp_path.iterdir())
+
+
+def test_several_metrics_of_one_field_are_read_as_they_were_written():
+    values = {"noisy": 0.125, "unseen": 1 / 3, "f1": 5e-324}
+    assert records.numbers_of(records.named(values)) == values and records.numbers_of("") == {} == records.numbers_of(
+        None
+    )

@@ -76,6 +76,11 @@ def named(values):
     return ",".join(f"{name}={value!r}" for name, value in values.items())
 
 
+def numbers_of(text):
+    """What `named` wrote → name → number; nothing of an empty field."""
+    return {name: float(value) for name, value in (part.split("=") for part in (text or "").split(",") if part)}
+
+
 def save_counts(arrays, path):
     """Name → small whole numbers [N], into one compressed file; the same numbers give the same bytes."""
     smallest = {name: array.astype(np.min_scalar_type(array.max())) for name, array in arrays.items()}

@@ -17,7 +17,6 @@ from ..files import nearest, replacing
 from . import publish, sections, written
 
 MARKED = re.compile(r"(<!-- table: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
-SHORTENED = 45  # characters of a variant that fit in a table
 
 
 def write(results, root):
@@ -62,17 +61,19 @@ def rows_of(setting, results):
     sign = sections.decisions.sign_of(setting.metric)
     order = setting.rows.assign(worse=-sign * setting.rows["test"]).sort_values(["worse", "compression"], kind="stable")
     lines = [_line(row, theirs) for row in order.to_dict("records")]
-    table = pd.DataFrame(lines)
+    table = pd.DataFrame(lines).fillna(written.DASH)
     return table[[name for name in table if (table[name] != written.DASH).any()]]
 
 
 def _line(row, theirs):
     metric, variant = row["metric"], row["variant"] or ""
-    variant = variant if len(variant) <= SHORTENED else f"{variant.split(',')[0]}, …"
-    name = row["model"] if row["compression"] != row["compression"] else ""
+    variant = variant if len(variant) <= written.SHORTENED else f"{variant.split(',')[0]}, …"
+    name = row["model"] if row["compression"] != row["compression"] else publish.other_model(row)
     said = ", ".join(filter(None, (name, variant, f"seed {row['seed']}" if row["seed"] else "")))
     line = {"method": row["method"] + (f" ({said})" if said else ""), "epochs": written.count(row["epochs"])}
     line |= {name: written.quality(row[name], metric) for name in ("valid", "test")}
+    more = records.numbers_of(row["tests"] if isinstance(row["tests"], str) else "")
+    line |= {f"test, {name}": written.quality(value, metric) for name, value in more.items()}
     line |= {"fewer weights": written.fewer(row["compression"]), "weights": written.count(row["weights_kept"])}
     line |= {"words": written.count(row["vocabulary_kept"]), "live gates": row["gates_live"] or written.DASH}
     line |= {"constant gates": row["gates_constant"] or written.DASH, "bytes": written.count(row["size_bytes"])}

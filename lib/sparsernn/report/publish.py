@@ -225,6 +225,8 @@ def draw(profile, results, figures, study=None):
         part = part[part["data_sha256"].isin(finished["data_sha256"])]
         part = part.assign(asked=part.index.isin(shown.index))
         keep(plots.cost_front(costs(shown, results, timed)), f"{stem}-front")
+        if (finished["tests"].fillna("") != "").any():
+            keep(plots.tests_front(shown), f"{stem}-tests")
         if len(finished) < len(part):
             keep(plots.front(part, quality="valid"), f"{stem}-tried")
         else:  # of trials that have become runs
@@ -284,6 +286,17 @@ def families(rows):
             yield task, stem, part[(family == name) | family.isna()]
 
 
+def stands_for(row):
+    """The model that a row's own counts against, a larger or smaller one of its kind; None where it is compared as itself."""
+    preset = PRESETS.get(row["task"], {}).get(row["model"])  # None of what is no network
+    return preset and preset.equivalent
+
+
+def other_model(row):
+    """The name of a row's network where it is compared with another one; else nothing."""
+    return row["model"] if stands_for(row) and row["method"] not in plots.OPPONENTS else ""
+
+
 def authors_curve(task, results):
     """Rows of results/published.csv of a task: the authors' learning curves, empty where they published none."""
     path = Path(results) / "published.csv"
@@ -325,10 +338,7 @@ def per_method(profile, shown, name, results):
     of the model itself, or of one that stands for it. The table has the run's task, model, method, variant and seed."""
     found = {}
     for row in shown.to_dict("records"):
-        preset = PRESETS[row["task"]].get(row["model"])  # None of what is no network
-        found.setdefault(row["method"], []).append(
-            ((preset and preset.equivalent) or "", row["variant"], row["seed"], row)
-        )
+        found.setdefault(row["method"], []).append((stands_for(row) or "", row["variant"], row["seed"], row))
     for method, runs in sorted(found.items()):
         for *_, row in sorted(runs, key=lambda run: run[:3]):
             path = Path(results) / "runs" / records.run_key(row) / name

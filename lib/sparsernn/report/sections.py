@@ -145,9 +145,11 @@ def _decision(setting, row):
 
 
 def _named(row):
-    """A method, with how its plan departs where that is short enough to read."""
-    variant = row["variant"]
-    return row["method"] + (f" ({variant})" if variant and len(variant) < 45 else "")
+    """A method, with its model where that is another than the one it is compared with, and how its plan departs where that
+    is short enough to read."""
+    variant = row["variant"] if len(row["variant"] or "") <= written.SHORTENED else ""
+    said = ", ".join(filter(None, (publish.other_model(row), variant)))
+    return row["method"] + (f" ({said})" if said else "")
 
 
 def _sentences(decided):

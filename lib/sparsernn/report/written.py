@@ -9,6 +9,7 @@ import pandas as pd
 from .plots.style import METRICS, size, times
 
 DASH = "–"
+SHORTENED = 45  # characters of a variant that fit in a table
 DECIMALS = {"accuracy": 3, "perplexity": 1, "bits_per_char": 3}
 
 

@@ -18,6 +18,7 @@ from .pruning import score_histogram, score_histograms, threshold_curve
 from .reading import gate_trace, word_page
 from .study import beside_published, front, fronts, sizes
 from .style import METHOD_STYLE, OPPONENTS, look, percent, size, times
+from .tests import tests_front
 from .training import training_curves
 from .variational import kl_curves, noise_curves
 
@@ -51,6 +52,7 @@ __all__ = [
     "score_histograms",
     "sizes",
     "threshold_curve",
+    "tests_front",
     "times",
     "training_curves",
     "word_page",

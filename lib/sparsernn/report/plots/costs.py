@@ -41,7 +41,7 @@ def cost_front(table):
         ax.set(xscale="log", xlabel=COSTS[cost])
         ax.margins(0.12, 0.12)
         log_counts(ax.xaxis)
-        ax.xaxis.set_major_formatter(lambda value, _: _short(value))
+        ax.xaxis.set_major_formatter(lambda value, _: short(value))
         ax.grid(color="0.92", lw=0.6)
         ax.set_axisbelow(True)
     axes[0, 0].set_ylabel(f"test {words} ({better} is better)")
@@ -79,7 +79,7 @@ def _point(ax, row, cost):
     )
 
 
-def _short(value):
+def short(value):
     """10 · 2k · 50M: a tick for reading."""
     for unit, name in ((1e6, "M"), (1e3, "k")):
         if value >= unit:
