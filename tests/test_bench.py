@@ -380,8 +380,9 @@ def test_training_steps_and_layer_steps_are_timed_beside_dense_with_their_errors
 
 
 def test_the_goals_say_what_blocks_are_worth_beside_dense_and_scattered(monkeypatch, capsys):
-    for name, small in (("HIDDEN", 64), ("STEPS", 3), ("TIMES", 2)):
+    for name, small in (("HIDDEN", 64), ("STEPS", 3), ("TIMES", 2), ("LEFT", (9, 7)), ("WORDS", 50), ("WINDOW", 4)):
         monkeypatch.setattr(goals, name, small)
+    monkeypatch.setattr(goals.language_models, "__defaults__", (20,))
     for found in (goals.products(0.1, 0.01), goals.layers(0.1, 0.01)):
         assert {name for name, _ in found} == {"dense-int8", "own-dense-int8", "c-int8", "c-blocks", "numba-csr"}
         assert all(
@@ -390,5 +391,7 @@ def test_the_goals_say_what_blocks_are_worth_beside_dense_and_scattered(monkeypa
         )
     goals.main(["--densities", "0.1", "--seconds", "0.01"])
     said = capsys.readouterr().out.splitlines()
-    assert len(said) == 2 * (1 + 8) and said[0].endswith("10% of weights left")
+    assert len(said) == 2 * (1 + 8) + 1 + 4 and said[0].endswith("10% of weights left")
+    errors = [float(line.split("error ")[1].split()[0]) for line in said[-4:]]
+    assert said[18] == "2 × 1500 cut to 9 and 7, 4 words of 10 texts" and max(errors[:3]) <= 1e-5 and errors[3] < 0.2
     assert "own-dense-int8 /" in said[3] and "numba-csr /" in said[3]

@@ -153,6 +153,30 @@ MODELS = {
 }
 
 
+class Behind(torch.nn.Module):
+    """An embedding, a dropout, a GRU; `also`: what else reads what the dropout says."""
+
+    def __init__(self, also):
+        super().__init__()
+        self.embedding, self.dropout, self.gru = torch.nn.Embedding(V, 4), torch.nn.Dropout(0.5), torch.nn.GRU(4, 6)
+        self.also = also
+
+    def forward(self, ids):
+        x = self.dropout(self.embedding(ids))
+        return self.gru(x)[0] + (0 if self.also is None else self.also(x).sum())
+
+
+@pytest.mark.parametrize(
+    ("also", "goes"), [(None, True), (torch.nn.Linear(4, 1), False), (torch.nn.Identity(), False), (torch.relu, False)]
+)
+def test_an_embedding_behind_a_dropout_is_multiplied_into_weights_where_nothing_else_reads_it(also, goes):
+    model, ids = Behind(also).eval(), torch.randint(V, (5, 3))
+    fast = by_engine(model, "numba", ids)
+    assert (type(fast.embedding).__name__ == "Ids") == goes
+    with torch.no_grad():
+        torch.testing.assert_close(fast(ids), model(ids), atol=1e-5, rtol=1e-5)
+
+
 @pytest.mark.parametrize("engine", ["compact-loop", "csr-torch", "numba", "numba-csr", "c-blocks"])
 @pytest.mark.parametrize("name", MODELS)
 def test_a_compact_model_says_the_same_by_any_engine(name, engine):

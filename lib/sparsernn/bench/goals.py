@@ -3,6 +3,9 @@
 The product of a GRU of 1,024 neurons, 3072 × 1024, and the whole layer over 50 steps with 1,024 inputs, both matrices
 sparse, beside torch's dense int8, our own dense int8 and scattered weights (numba): interleaved in one run, the least time
 of each. Our products are repeated in C, so that no call stands between them; torch's and numba's have their calls.
+
+And the language model of 1409.2329, two LSTMs of 1,500, cut to the 373 and 315 neurons that 1709.05027 leaves of them, with its
+embedding and 10,000 logits at each of 30 steps, ten texts at once: a shape, its weights are random.
 """
 
 import argparse
@@ -10,12 +13,16 @@ import sys
 
 import torch
 
-from ..engines import LAYERS, PRODUCTS, engine_class
+from ..engines import LAYERS, PRODUCTS, choose, engine_class
 from ..engines.base import Layer, oracle
+from ..engines.models import by_engine
 from ..engines.parts import shrink
 from ..engines.timing import interleaved
 from ..files import error
+from ..nets.compact import compact
 from ..nets.layers import GRU
+from ..nets.masks import Masks
+from ..nets.models import StackedLanguageModel
 from ..sparsify.block_shapes import shape_of, to_entries
 
 HIDDEN, STEPS, TIMES = 1024, 50, 50
@@ -71,6 +78,35 @@ def layers(density, seconds):
     return {key: (1e3 * float(ms.min()) / STEPS, errors[key]) for key, ms in samples.items()}
 
 
+LEFT, WORDS, WINDOW, TEXTS = (373, 315), 10_000, 30, 10
+WHOLE = ("whole, dense-fp32", "dense-fp32", "c-blocks", "c-int8")  # the first before anything is cut, the others after
+
+
+def cut(large):
+    """The language model, and what is left of it."""
+    model = StackedLanguageModel(WORDS, large, large, 2).eval().requires_grad_(False)
+    generator, groups = torch.Generator().manual_seed(0), {}
+    for axis, kept in zip((a for a in model.axes() if a.kind == "hidden"), LEFT, strict=True):
+        groups[axis.name] = torch.zeros(large, dtype=torch.bool)
+        groups[axis.name][torch.randperm(large, generator=generator)[:kept]] = True
+    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters() if p.dim() == 2}
+    return model, compact(model, Masks(tuple(model.axes()), masks, groups))
+
+
+def language_models(seconds, large=1500):
+    """Engine → milliseconds for a window, and the error against float64."""
+    model, small = cut(large)
+    ids, calls, errors = torch.randint(WORDS, (WINDOW, TEXTS)), {}, {}
+    expected = {id(net): choose.reference(net, ids)[0] for net in (model, small)}
+    for name in WHOLE:
+        net = model if name.startswith("whole") else small
+        fast = by_engine(net, name.removeprefix("whole, "), ids)
+        calls[name] = torch.no_grad()(lambda fast=fast: fast(ids)[0])
+        errors[name] = error(calls[name](), expected[id(net)])
+    samples = interleaved(calls, seconds=seconds, rounds=(3, 100))
+    return {name: (float(ms.min()), errors[name]) for name, ms in samples.items()}
+
+
 def table(found):
     """Lines: microseconds, and how many times those of each opponent."""
     base = {name: found[name, "1x1"][0] for name in (*DENSE, "numba-csr")}
@@ -91,6 +127,13 @@ def main(arguments=None):
         for what, times in (("product 3072 × 1024", products), (f"step of a GRU 1024, T {STEPS}", layers)):
             lines = [f"{what}, {density:.0%} of weights left", *table(times(density, given.seconds))]
             sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.write(f"2 × 1500 cut to {' and '.join(map(str, LEFT))}, {WINDOW} words of {TEXTS} texts\n")
+    found = language_models(given.seconds)
+    for name, (ms, wrong) in found.items():
+        sys.stdout.write(
+            f"  {name:17} {ms:8.2f} ms  error {wrong:.0e}  {found['dense-fp32'][0] / ms:5.2f}× torch's own net of that size, "
+            f"{found[WHOLE[0]][0] / ms:5.2f}× the whole one\n"
+        )
 
 
 if __name__ == "__main__":
