@@ -11,7 +11,7 @@ from scipy import stats
 
 from sparsernn import records
 from sparsernn.report import claims
-from sparsernn.report.paired import difference, p_value
+from sparsernn.report.paired import difference, mean_of, p_value
 
 
 def counts(errors, of=None, groups=None, split="test"):
@@ -68,6 +68,15 @@ def test_right_and_wrong_items_are_judged_by_those_that_one_alone_gets_right():
     assert p_value([counts(second)], [counts(first)]) == pytest.approx(2 * (1 + 10) / 2**10)
     assert p_value([counts(first)], [counts(first)]) == 1.0
     assert p_value([counts([0, 0])], [counts([0, 0])]) == 1.0
+
+
+def test_seeds_of_a_configuration_are_compared_as_their_mean():
+    both = [counts([0, 2, 1], [3, 3, 3], [0, 1, 1]), counts([1, 0, 1], [3, 3, 3], [0, 1, 1])]
+    mean = mean_of(both)
+    assert mean["test.errors"].tolist() == [0.5, 1.0, 1.0] and mean["test.groups"].tolist() == [0, 1, 1]
+    assert difference(mean, both[0])[0] == pytest.approx(0.5 / 9)
+    with pytest.raises(ValueError, match="test.of differs"):
+        mean_of([counts([0], [3]), counts([0], [4])])
 
 
 def test_items_of_a_group_count_as_one_and_seeds_as_their_mean():

@@ -13,7 +13,7 @@ from ..sparsify.restricted import SHARING, pool_size
 from ..study.config import PROFILES
 from ..study.presets import PLAN, PRESETS
 from . import intervals
-from .paired import difference
+from .paired import difference, mean_of
 
 NEAREST = PROFILES[:0:-1]  # the schedule nearest to the paper's first; smoke says nothing
 THEIRS = ("imdb", "ag-news", "ptb-char", "ptb-word")  # the papers' own data; a verdict from other data says so
@@ -34,7 +34,8 @@ class Evidence:
 
         model: a preset, or None for any; options: name → value of the method's options that are not their defaults, and of no
         others, or None for any; what a row has in its variant of the training's plan does not matter.
-        Of several seeds it is the first; `by_seed` has the test figures of all, `items` the items of the test where known.
+        Of several seeds it is the first; `by_seed` has the test figures of all, `seeds` the seeds, `items` the items of the
+        test where known.
         """
         part = self.rows[(self.rows["task"] == task) & (self.rows["method"] == method) & self.rows["test"].notna()]
         if model is not None:
@@ -47,7 +48,9 @@ class Evidence:
         first = order.sort_values(["rank", "own"], kind="stable").iloc[0]
         same = part[["model", "variant", "profile"]].fillna("") == first[["model", "variant", "profile"]].fillna("")
         items = self.items.get(first.get("data_sha256"), float("nan"))
-        return pd.concat([first, pd.Series({"by_seed": tuple(part[same.all(axis=1)]["test"]), "items": items})])
+        alike = part[same.all(axis=1)]
+        more = {"by_seed": tuple(alike["test"]), "seeds": tuple(alike["seed"]), "items": items}
+        return pd.concat([first, pd.Series(more)])
 
     def table(self, row, name):
         """A table a run left, for example numbers.csv; or None."""
@@ -55,8 +58,10 @@ class Evidence:
         return records.read_table(path) if path.exists() else None
 
     def mistakes(self, row):
-        """What a run's tests got wrong, item by item (`study.evaluation.mistakes`); or None."""
-        return records.read_counts(self.results / "runs" / records.run_key(row) / records.MISTAKES)
+        """What the runs of a `row` got wrong, item by item, mean over its seeds (`paired.mean_of`); None where one is silent."""
+        keys = [records.run_key({**row, "seed": seed}) for seed in row["seeds"]]
+        found = [records.read_counts(self.results / "runs" / key / records.MISTAKES) for key in keys]
+        return None if any(counts is None for counts in found) else mean_of(found)
 
     def authors(self, task, method, epochs):
         """The authors' own test figures of a method on a task up to an epoch; empty where they published none."""

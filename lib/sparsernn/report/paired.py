@@ -33,6 +33,15 @@ def difference(first, second, split="test"):
     return float(_rate(*sums)), float(found.low), float(found.high)
 
 
+def mean_of(runs):
+    """What several runs got wrong, one a seed, as one: errors are means. Raises ValueError for runs of other items."""
+    found = dict(runs[0])
+    for split in [name.removesuffix(".of") for name in found if name.endswith(".of")]:
+        _same_items(runs, split)
+        found[f"{split}.errors"] = np.mean([run[f"{split}.errors"] for run in runs], 0)
+    return found
+
+
 def p_value(ours, theirs, split="test"):
     """The p value of equal error rates of two lists of runs, one a seed, each as `difference` takes it, on the same items.
 

@@ -24,7 +24,7 @@ from . import tables as tidy
 
 TABLES = ("metrics.csv", "thresholds.csv", "scores.csv", "gates.csv", "numbers.csv", "trace.csv", "verdict.csv")
 EVEN = 0.9  # a map on which so many gates are in one state shows nothing; nor does a trace of less than half of what is live
-LARGEST_MODEL = 1 << 22  # bytes of a compact model that is worth tracking
+LARGEST_MODEL = 1 << 20  # bytes of a compact model that is worth tracking
 
 
 def stop(line):

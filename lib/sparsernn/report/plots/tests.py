@@ -1,9 +1,13 @@
 """One net, several tests: what pruning costs where all is easy, and where it is not."""
 
+import numpy as np
+
 from ...records import numbers_of
 from .costs import short
 from .study import SPARSE
 from .style import log_counts, look, metric_of, say, styled, subplots, times, title
+
+FAR = 5  # widths of the middle half of the configurations, from their median: what is farther is out of view
 
 
 @styled
@@ -34,6 +38,7 @@ def tests_front(rows):
                 ax.annotate(
                     model, (kept.mean(), seen.mean()), (6, 4), textcoords="offset points", fontsize=7, color="0.35"
                 )
+        _leave_out(ax, rows.groupby(["model", "method", rows["variant"].fillna("")])[f"on {name}"].mean())
         ax.set(xscale="log", xlabel="weights kept")
         ax.set_title("test" if name == "test" else f"test, {name}", fontsize=9)
         ax.margins(0.15, 0.12)
@@ -48,6 +53,19 @@ def tests_front(rows):
     figure.legend(entries.values(), entries.keys(), fontsize=8, loc="outside lower center", ncols=6)
     title(figure, _finding(rows, names, usual, better))
     return figure
+
+
+def _leave_out(ax, means):
+    """Show what lies near the others; how many configurations do not is said in a corner."""
+    low, middle, high = means.quantile([0.25, 0.5, 0.75])
+    near = means[(means - middle).abs() <= FAR * (high - low)]
+    if len(near) < len(means):
+        seen = np.concatenate([line.get_ydata() for line in ax.lines])
+        seen = seen[np.abs(seen - middle) <= FAR * (high - low)]
+        margin = 0.12 * (seen.max() - seen.min())
+        ax.set_ylim(seen.min() - margin, seen.max() + margin)
+        ax.annotate(f"{len(means) - len(near)} more out of view", (0.01, 0.02), xycoords="axes fraction", fontsize=7,
+                    color="0.4")  # fmt: skip
 
 
 def _finding(rows, names, usual, better):
