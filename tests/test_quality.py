@@ -104,7 +104,7 @@ def test_the_figure_says_the_worst_and_counts_worse_upwards():
         for y in line.get_ydata()
         if len(line.get_ydata()) and line.get_label() == "c-int8"
     )
-    assert drawn == [-1.0, 0.5, 1.0] and "1.00% of its bits_per_char (c)" in ax.get_title(loc="left")
+    assert drawn == [-0.8, 0.4, 1.0] and "the worst loses 1.00 % of bits_per_char (c)" in ax.get_title(loc="left")
     assert "no test was taken" in plots.rounding_cost(table.assign(engine="numba")).texts[0].get_text()
 
 
