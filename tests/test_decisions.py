@@ -94,6 +94,15 @@ def test_without_an_error_a_figure_is_ahead_or_behind_and_no_more():
     assert found["dense"].tolist() == ["worse"] and found["seeds"].tolist() == [3]
 
 
+def test_the_dense_net_is_the_one_that_weights_count_against():
+    rows = row("dense", 0.8, 1.0), row("dense", 0.7, 1.0, valid=0.9, variant="lr=0.1"), row("gradual", 0.8, 20.0)
+    rows += row("dense", 0.95, 0.5, model="larger"), row("dense", 0.9, 4.0, model="smaller")
+    table = decisions.configurations(pd.DataFrame(rows), {"abc": 1000})
+    assert (
+        decisions.reference(table)["test"] == 0.7 and decisions.reference(table[table["method"] == "gradual"]) is None
+    )
+
+
 def wrong(errors):
     return {"test.errors": np.array(errors), "test.of": np.ones(len(errors), int)}
 

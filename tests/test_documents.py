@@ -29,7 +29,7 @@ ELSEWHERE = {
         *"3,636 3,750 3,581 3,623 97.0 96.6".split(),  # reviews and films of IMDb's splits
         *"0.846 337 640".split(),  # lists by their length: metrics.csv of the linear run; the authors' words
         *"0.15 0.11 325 956 540".split(),  # differences, sums and rounded ratios of rows
-        *"250 1500 1760 2560".split(),  # a weight of the penalty (presets.py); sizes of layers and batches
+        *"250 256 1500 1760 2560".split(),  # a weight of the penalty (presets.py); sizes of layers and batches
         *"38,123 120,000 36,216".split(),  # rows of AG News' corpus
         *"600 1.27 1.53 209 375".split(),  # read off the threshold path and a trace: neurons and their states
         *"2,000 30,000 15,000".split(),  # steps, and round numbers in words
@@ -72,6 +72,13 @@ def numbers(tasks=None):
             pd.read_csv(RESULTS / "noise.csv")[["valid"]],
             through[["through", "change"]].abs().assign(points=points),
         ]
+    for table in [table for table in tables if "tests" in table]:
+        many = table[table["tests"].fillna("") != ""]
+        rates = pd.DataFrame(
+            [{"test": row["test"]} | records.numbers_of(row["tests"]) for row in many.to_dict("records")]
+        )
+        if len(rates):  # each run's, and the means over its seeds
+            tables += [rates, rates.groupby([many["model"].array, many["method"].array, many["variant"].array]).mean()]
     values = [pd.to_numeric(table[name], errors="coerce").to_numpy(float) for table in tables for name in table]
     counts = "-".join(str(part) for table in tables if "gates_constant" in table for part in table["gates_constant"])
     values.append(np.array(re.findall(r"\d+", counts), float))  # i64.f65.g10.o0

@@ -171,3 +171,13 @@ def test_several_metrics_of_one_field_are_read_as_they_were_written():
     assert records.numbers_of(records.named(values)) == values and records.numbers_of("") == {} == records.numbers_of(
         None
     )
+
+
+def test_a_row_that_could_not_be_read_again_is_not_written(tmp_path):
+    good = dict.fromkeys(records.TIMING_KEY, "") | {"engine": "numba", "hidden": 8, "error": 0.0}
+    path = tmp_path / "timings.csv"
+    records.upsert_timings([good], path)
+    before = path.read_bytes()
+    with pytest.raises(ValueError, match="hidden is '8-8' in row 2; expected a number"):
+        records.upsert_timings([good | {"hidden": "8-8"}], path)
+    assert path.read_bytes() == before and [one.name for one in tmp_path.iterdir() if "tmp" in one.name] == []

@@ -320,6 +320,7 @@ def _upsert(new, path, fields, key, load):
         rows = {key(row): row for row in load(path).to_dict("records")} | {key(row): row for row in new}
         with replacing(path) as temporary:
             pd.DataFrame([rows[k] for k in sorted(rows)], columns=fields).to_csv(temporary, index=False)
+            load(temporary)  # what could not be read again is not written
 
 
 def _text(value):

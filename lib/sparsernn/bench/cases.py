@@ -7,7 +7,6 @@ from pathlib import Path
 
 import torch
 
-from .. import records
 from ..engines import LAYERS, PRODUCTS, choose, engine_class, is_dense
 from ..engines.base import Layer
 from ..engines.models import by_engine, layers_of, recurrent_layers
@@ -230,7 +229,7 @@ class TrainedCase(Case):
         record = json.loads((self.path.parent / "record.json").read_text())
         named = {name: record[name] for name in ("task", "model", "method", "variant", "seed")}
         layers = list(recurrent_layers(self.dense).values())
-        hidden = records.joined(layer.hidden_size for layer in layers for _ in range(layer.num_layers))
+        hidden = sum(layer.hidden_size * layer.num_layers for layer in layers)  # of several layers all neurons
         shape = {"input": layers[0].input_size, "hidden": hidden, "pattern": "trained"}
         kept, total = (sum(part.nonzeros for part in _parts(model)) for model in (self.small, self.dense))
         return named | shape | {"batch": self.batch, "steps": self.steps, "density": round(kept / total, 6)}

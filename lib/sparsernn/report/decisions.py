@@ -58,8 +58,11 @@ def best(table):
 
 
 def reference(table):
-    """The dense net, under its best plan on validation; None where there is none."""
-    return best(table[table["method"] == REFERENCE])
+    """The dense net that the others' weights count against, not a smaller or larger one, under its best plan on validation; None
+    where there is none."""
+    dense = table[table["method"] == REFERENCE]
+    size = dense["compression"].map(math.log).abs()
+    return best(dense[size == size.min()])
 
 
 def opponent(table):

@@ -95,7 +95,8 @@ def a_step(table, task):
     """What engines take for one step of one sequence of a task's networks, on the device on which most of them were timed.
 
     → a row a network: model, method, variant, device_timed, step_us (the fastest engine that leaves something out, the mean
-    of its seeds), and one with variant None a model for the dense net in torch's fp32 layer. Empty where none was timed.
+    of its seeds), and one with variant None a model for the dense net by the fastest engine that runs it whole, in whatever
+    precision. Empty where none was timed.
     """
     columns = ["model", "method", "variant", "device_timed", "step_us"]
     cells = fastest(table[(table["task"] == task) & (table["batch"] == 1)])
@@ -106,7 +107,7 @@ def a_step(table, task):
     )
     networks = cells.groupby("device")[["method", "variant"]].apply(lambda part: len(part.drop_duplicates()))
     cells = cells[cells["device"] == networks.idxmax()].rename(columns={"device": "device_timed"})
-    dense = cells.assign(step_us=cells["step_us"] * cells["over_fp32"]).groupby(["model", "device_timed"])["step_us"]
+    dense = cells.assign(step_us=cells["step_us"] * cells["over_dense"]).groupby(["model", "device_timed"])["step_us"]
     small = cells.groupby(["model", "method", "variant", "device_timed"])["step_us"]
     return pd.concat([small.mean().reset_index(), dense.median().reset_index()], ignore_index=True).reindex(
         columns=columns
