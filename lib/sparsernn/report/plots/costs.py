@@ -40,18 +40,11 @@ def cost_front(table):
             _point(ax, row, cost)
         ax.set(xscale="log", xlabel=COSTS[cost])
         ax.margins(0.12, 0.12)
-        log_counts(ax.xaxis)
-        ax.xaxis.set_major_formatter(lambda value, _: short(value))
-        ax.grid(color="0.92", lw=0.6)
-        ax.set_axisbelow(True)
+        short_counts(ax)
     axes[0, 0].set_ylabel(f"test {words} ({better} is better)")
     if len(shown) < len(table):
-        axes[0, 0].annotate(f"{len(table) - len(shown)} more out of view", (0.01, 0.02), xycoords="axes fraction",
-                            fontsize=7, color="0.4")  # fmt: skip
-    entries = {}
-    for ax in axes.flat:
-        entries |= {name: handle for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries.keys(), fontsize=8, loc="outside lower center", ncols=6)
+        out_of_view(axes[0, 0], len(table) - len(shown))
+    legend_below(figure)
     title(figure, finding(table, words, better))
     return figure
 
@@ -77,6 +70,27 @@ def _point(ax, row, cost):
         label=row["method"],
         **fill,
     )
+
+
+def short_counts(ax):
+    """Ticks of a logarithmic x for reading, over a pale grid."""
+    log_counts(ax.xaxis)
+    ax.xaxis.set_major_formatter(lambda value, _: short(value))
+    ax.grid(color="0.92", lw=0.6)
+    ax.set_axisbelow(True)
+
+
+def legend_below(figure):
+    """One legend of all panels, under them."""
+    entries = {}
+    for ax in figure.axes:
+        entries |= {name: handle for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
+    figure.legend(entries.values(), entries.keys(), fontsize=8, loc="outside lower center", ncols=6)
+
+
+def out_of_view(ax, count):
+    """Say in a corner how many points are not shown."""
+    ax.annotate(f"{count} more out of view", (0.01, 0.02), xycoords="axes fraction", fontsize=7, color="0.4")
 
 
 def short(value):

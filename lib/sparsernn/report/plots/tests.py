@@ -3,9 +3,9 @@
 import numpy as np
 
 from ...records import numbers_of
-from .costs import short
+from .costs import legend_below, out_of_view, short_counts
 from .study import SPARSE
-from .style import log_counts, look, metric_of, say, styled, subplots, times, title
+from .style import look, metric_of, say, styled, subplots, times, title
 
 FAR = 5  # widths of the middle half of the configurations, from their median: what is farther is out of view
 
@@ -42,15 +42,9 @@ def tests_front(rows):
         ax.set(xscale="log", xlabel="weights kept")
         ax.set_title("test" if name == "test" else f"test, {name}", fontsize=9)
         ax.margins(0.15, 0.12)
-        log_counts(ax.xaxis)
-        ax.xaxis.set_major_formatter(lambda value, _: short(value))
-        ax.grid(color="0.92", lw=0.6)
-        ax.set_axisbelow(True)
+        short_counts(ax)
     axes[0, 0].set_ylabel(f"{words} ({better} is better)")
-    entries = {}
-    for ax in axes.flat:
-        entries |= {name: handle for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
-    figure.legend(entries.values(), entries.keys(), fontsize=8, loc="outside lower center", ncols=6)
+    legend_below(figure)
     title(figure, _finding(rows, names, usual, better))
     return figure
 
@@ -64,8 +58,7 @@ def _leave_out(ax, means):
         seen = seen[np.abs(seen - middle) <= FAR * (high - low)]
         margin = 0.12 * (seen.max() - seen.min())
         ax.set_ylim(seen.min() - margin, seen.max() + margin)
-        ax.annotate(f"{len(means) - len(near)} more out of view", (0.01, 0.02), xycoords="axes fraction", fontsize=7,
-                    color="0.4")  # fmt: skip
+        out_of_view(ax, len(means) - len(near))
 
 
 def _finding(rows, names, usual, better):
