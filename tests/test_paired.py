@@ -6,12 +6,19 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 import yaml
 from scipy import stats
 
 from sparsernn import records
 from sparsernn.report import claims
-from sparsernn.report.paired import difference, mean_of, p_value
+from sparsernn.report.paired import difference, mean_of, over_items, p_value
+from sparsernn.sparsify.plan import Plan
+from sparsernn.study.evaluation import evaluate, mistakes
+from sparsernn.study.opponents import back_off_directory, count_back_off
+from sparsernn.tasks import load as load_task
+from sparsernn.tasks.base import LanguageTask, WordTask
+from sparsernn.tasks.language import WindowTask
 
 
 def counts(errors, of=None, groups=None, split="test"):
@@ -181,3 +188,74 @@ def test_the_study_of_digits_runs_all_that_the_claims_compare(cell):
     }
     assert len(asked) == 6 and asked <= runs and study["seeds"] == [0, 1]
     assert ("digits", "gradual", f"{cell.lower()}-128", None) in runs, "C1 needs the paper's own threshold"
+
+
+# ---- language models
+
+
+def test_a_text_costs_the_same_pieces_whatever_streams_it_was_read_in():
+    rng = np.random.default_rng(5)
+    ids = rng.integers(0, 7, 40_321)
+    task = WordTask("words", {split: {"ids": ids} for split in ("train", "valid", "test")}, list("abcdefg"))
+    table = torch.randn(
+        7, 7, generator=torch.Generator().manual_seed(0)
+    )  # what follows a word depends on that word alone
+
+    def predict(tokens, lengths=None, state=None):
+        return table[tokens], None
+
+    found = {}
+    for streams, steps in ((1, 35), (8, 10), (64, 50)):
+        plan = Plan(epochs=1, batch_size=streams, steps=steps)
+        found[streams] = mistakes(predict, task, plan)
+        errors, of = found[streams]["test.errors"], found[streams]["test.of"]
+        assert of[:-1].tolist() == [1600] * (len(of) - 1) and of.sum() == 40_320 // streams * streams
+        assert task.metric_of(errors.sum(), of.sum()) == pytest.approx(evaluate(predict, task, "test", plan), rel=1e-6)
+    by_hand = -table.double().log_softmax(1)[ids[:-1], ids[1:]].numpy() / math.log(2)
+    assert found[1]["test.errors"][3] == pytest.approx(by_hand[4800:6400].sum(), rel=1e-5)
+    assert difference(found[1], found[64])[0] == pytest.approx(0, abs=1e-6), (
+        "not all read the last piece whole"
+    )
+    with pytest.raises(ValueError, match="test.of differs"):
+        difference(found[1], mistakes(predict, LanguageTask("t", task.splits, list("abcdefg")), plan))
+
+
+def test_windows_that_know_nothing_of_each_other_are_pieces_of_one_text_too():
+    ids = np.random.default_rng(7).integers(0, 5, 17_550)
+    task = WindowTask("windows", {split: {"ids": ids} for split in ("train", "valid", "test")}, list("abcde"))
+    table = torch.randn(5, 5, generator=torch.Generator().manual_seed(1))
+    found = mistakes(
+        lambda tokens, lengths, state: (table[tokens], None), task, Plan(epochs=1, batch_size=4, steps=100)
+    )
+    of_all = -table.double().log_softmax(1)[ids[:-1], ids[1:]].numpy() / math.log(2)
+    errors, of = task.in_pieces(task.predicted(np.concatenate([[np.nan], of_all])))
+    assert found["test.of"].tolist() == of.tolist() == [4950, 4950, 4950, 2475]
+    assert found["test.errors"] == pytest.approx(errors, rel=1e-5)
+
+
+def test_counted_n_grams_are_compared_on_the_pieces_that_nets_read(tmp_path, monkeypatch):
+    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path))
+    record = count_back_off("pydocs-char", "smoke", 3)
+    kept, task = (
+        records.read_counts(back_off_directory("pydocs-char", "smoke", 3) / records.MISTAKES),
+        load_task("pydocs-char", "smoke"),
+    )
+    assert kept["test.of"].sum() == len(task.splits["test"]["ids"]) - 1
+    assert kept["test.errors"].sum() / kept["test.of"].sum() == pytest.approx(record["test"], rel=1e-2)
+
+
+def test_the_interval_of_a_figure_is_drawn_from_its_items():
+    rng = np.random.default_rng(6)
+    bits = rng.normal(7, 0.5, 400)
+    runs = [counts(200 * bits, [200] * 400), counts(200 * (bits + 0.1), [200] * 400)]
+    low, high = over_items(runs, "perplexity")
+    error = 1.96 * bits.std(ddof=1) / 20
+    assert (math.log2(low), math.log2(high)) == pytest.approx(
+        (bits.mean() + 0.05 - error, bits.mean() + 0.05 + error), abs=0.01
+    )
+    wrong = counts(np.arange(500) < 100)
+    assert over_items([wrong], "exact_match") == pytest.approx(
+        (0.8 - 1.96 * 0.4 / 500**0.5, 0.8 + 1.96 * 0.4 / 500**0.5), abs=0.005
+    )
+    assert all(map(math.isnan, over_items([wrong, None], "exact_match")))
+    assert all(map(math.isnan, over_items([counts([1])], "exact_match")))

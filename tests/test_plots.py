@@ -107,6 +107,11 @@ def test_training_curves_name_quality_and_compression_of_the_chosen_epoch():
     assert "sparse-vd-wgn: 0.5 accuracy at 100×" in words_of(plots.training_curves(metric_rows()))
 
 
+def test_training_curves_count_every_run_that_chose_an_epoch():
+    larger = pd.concat([metric_rows(), metric_rows()], ignore_index=True)  # of one method and seed, another size
+    assert "2 runs –" in words_of(plots.training_curves(larger))
+
+
 def test_training_curves_of_several_methods_share_axes():
     linear = metric_rows("linear", C=[0.1, 1.0, 10.0]).drop(columns=["train_loss", "penalty", "gates_live"])
     several = pd.concat([metric_rows(), metric_rows("dense", penalty=0.0), linear], ignore_index=True)

@@ -316,14 +316,15 @@ def test_a_run_keeps_what_every_test_item_got_wrong(as_it_was, method, options):
     assert all(np.array_equal(again[name], kept[name]) for name in kept) and len(again) == len(kept.files)
 
 
-def test_a_classifier_keeps_a_byte_an_item_and_a_language_model_nothing(as_it_was):
+def test_a_classifier_keeps_a_byte_an_item_and_a_language_model_the_bits_of_its_pieces(as_it_was):
     run = sparsernn.ensure(RunConfig("tiny-topic", method="dense", profile="quick", epochs=2))
     kept = np.load(run.directory / "mistakes.npz")
     assert sorted(kept) == ["test.errors", "test.of"] and set(kept["test.of"]) == {1}
     assert 1 - kept["test.errors"].mean() == pytest.approx(run.record["test"]) and run.record["tests"] == ""
     assert kept["test.errors"].nbytes == 90
     run = sparsernn.ensure(RunConfig("tiny-char", method="dense", profile="quick", epochs=1))
-    assert not (run.directory / "mistakes.npz").exists()
+    kept = np.load(run.directory / "mistakes.npz")
+    assert kept["test.errors"].sum() / kept["test.of"].sum() == pytest.approx(run.record["test"], rel=1e-6)
 
 
 def test_words_that_are_not_there_are_refused_by_name(as_it_was, tones):

@@ -82,18 +82,21 @@ def numbers_of(text):
 
 
 def save_counts(arrays, path):
-    """Name → small whole numbers [N], into one compressed file; the same numbers give the same bytes."""
-    smallest = {name: array.astype(np.min_scalar_type(array.max())) for name, array in arrays.items()}
+    """Name → numbers [N], whole ones as small as they are, into one compressed file; the same numbers give the same bytes."""
+    smallest = {
+        name: array if array.dtype.kind == "f" else array.astype(np.min_scalar_type(array.max()))
+        for name, array in arrays.items()
+    }
     with replacing(path) as temporary, open(temporary, "wb") as file:
         np.savez_compressed(file, **smallest)
 
 
 def read_counts(path):
-    """Name → int64 [N] of a file of `save_counts`; None where there is no such file."""
+    """Name → int64 or float64 [N] of a file of `save_counts`; None where there is no such file."""
     if not Path(path).exists():
         return None
     with np.load(path) as file:
-        return {name: file[name].astype(np.int64) for name in file}
+        return {name: file[name].astype(np.float64 if file[name].dtype.kind == "f" else np.int64) for name in file}
 
 
 def constant_gates(closed):

@@ -4,6 +4,7 @@ A claim is checked on the papers' own data and model, at whatever schedule was r
 """
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -13,7 +14,9 @@ from ..sparsify.restricted import SHARING, pool_size
 from ..study.config import PROFILES
 from ..study.presets import PLAN, PRESETS
 from . import intervals
+from .decisions import over_items
 from .paired import difference, mean_of
+from .written import quality
 
 NEAREST = PROFILES[:0:-1]  # the schedule nearest to the paper's first; smoke says nothing
 THEIRS = ("imdb", "ag-news", "ptb-char", "ptb-word")  # the papers' own data; a verdict from other data says so
@@ -34,8 +37,8 @@ class Evidence:
 
         model: a preset, or None for any; options: name → value of the method's options that are not their defaults, and of no
         others, or None for any; what a row has in its variant of the training's plan does not matter.
-        Of several seeds it is the first; `by_seed` has the test figures of all, `seeds` the seeds, `items` the items of the
-        test where known.
+        Of several seeds it is the first; `by_seed` has the test figures of all, `wrong` what each got wrong item by item
+        (None of one that is silent), `items` the items of the test where known.
         """
         part = self.rows[(self.rows["task"] == task) & (self.rows["method"] == method) & self.rows["test"].notna()]
         if model is not None:
@@ -49,19 +52,14 @@ class Evidence:
         same = part[["model", "variant", "profile"]].fillna("") == first[["model", "variant", "profile"]].fillna("")
         items = self.items.get(first.get("data_sha256"), float("nan"))
         alike = part[same.all(axis=1)]
-        more = {"by_seed": tuple(alike["test"]), "seeds": tuple(alike["seed"]), "items": items}
-        return pd.concat([first, pd.Series(more)])
+        folders = [self.results / "runs" / records.run_key(one) for one in alike.to_dict("records")]
+        wrong = tuple(records.read_counts(folder / records.MISTAKES) for folder in folders)
+        return pd.concat([first, pd.Series({"by_seed": tuple(alike["test"]), "wrong": wrong, "items": items})])
 
     def table(self, row, name):
         """A table a run left, for example numbers.csv; or None."""
         path = self.results / "runs" / records.run_key(row) / name
         return records.read_table(path) if path.exists() else None
-
-    def mistakes(self, row):
-        """What the runs of a `row` got wrong, item by item, mean over its seeds (`paired.mean_of`); None where one is silent."""
-        keys = [records.run_key({**row, "seed": seed}) for seed in row["seeds"]]
-        found = [records.read_counts(self.results / "runs" / key / records.MISTAKES) for key in keys]
-        return None if any(counts is None for counts in found) else mean_of(found)
 
     def authors(self, task, method, epochs):
         """The authors' own test figures of a method on a task up to an epoch; empty where they published none."""
@@ -112,13 +110,14 @@ def _error(row):
             else ", ".join(f"{t:.4g}" for t in row["by_seed"])
         )
         return f"{len(row['by_seed'])} seeds: {shown}"
-    return f"one seed, {low:.3f} … {high:.3f} over test items" if low == low else "one seed"
+    ends = " … ".join(quality(end, row["metric"]) for end in (low, high))
+    return f"one seed, {ends} over test items" if low == low else "one seed"
 
 
 def _interval(row):
     """95 %: over seeds from three on, else over the items of the test; NaN where neither is known."""
     low, high = intervals.over_seeds(row["by_seed"])
-    return (low, high) if low == low else intervals.over_items(row["test"], row["items"])
+    return (low, high) if low == low else over_items(row)
 
 
 def _cut_short(row):
@@ -199,7 +198,13 @@ def _beats_dense(task, method):
         dense = None if sparse is None else evidence.row(task, "dense", sparse["model"])
         if dense is None:
             return _not_run(task, "dense", method)
-        verdict, text = _grade(sparse["test"] <= dense["test"]), _lines([dense, sparse])
+        gap, text = _gap(sparse, dense), _lines([dense, sparse])
+        if gap is None:
+            verdict = _grade(sparse["test"] <= dense["test"])
+        else:
+            better = _as_wanted("better", *gap[1:])
+            verdict = UNDECIDED if better is None else _grade(better)
+            text += f"; {method} less dense: {_said_gap(gap, sparse['metric'])}"
         theirs = [evidence.authors(task, name, sparse["epochs"]) for name in ("dense", method)]
         if (
             verdict == FAILS
@@ -292,32 +297,47 @@ def _compared(task, wanted, test):
     return check
 
 
-def _spoken(*pairs):
-    """A claim about spoken digits in noise, judged by intervals: pairs are [(what is wanted of the first against the second,
-    the first, the second)], each of these (label, method, model, options); wanted: "worse", "better" or "no worse".
+def _judged(task, *pairs, split="test"):
+    """A claim about a task, judged by intervals over the items of one of its tests: pairs are [(what is wanted of the first
+    against the second, the first, the second)], each of these (label, method, model, options); wanted: "worse", "better" or
+    "no worse".
 
     Where an interval leaves open which of two is better the claim is undecided, unless another of its parts fails.
     """
 
     def check(evidence):
         asked = {one[0]: one for _, *both in pairs for one in both}
-        found = {
-            label: evidence.row("digits", method, model, options) for label, method, model, options in asked.values()
-        }
+        found = {label: evidence.row(task, method, model, options) for label, method, model, options in asked.values()}
         if absent := [label for label, row in found.items() if row is None]:
-            return NOT_RUN, f"no finished run on digits of: {', '.join(absent)}"
-        wrong = {label: evidence.mistakes(row) for label, row in found.items()}
-        if absent := [label for label, counts in wrong.items() if counts is None]:
-            return NOT_RUN, f"runs on digits have left no {records.MISTAKES}: {', '.join(absent)}"
+            return NOT_RUN, f"no finished run on {task} of: {', '.join(absent)}"
         text, verdicts = [f"{label}: {_says(row)}" for label, row in found.items()], []
         for wanted, (first, *_), (second, *_) in pairs:
-            gap, low, high = difference(wrong[second], wrong[first], "noisy")
-            text.append(f"{first} less {second}, in noise: {gap:+.3f} ({low:+.3f} to {high:+.3f})")
-            verdicts.append(_as_wanted(wanted, low, high))
+            gap = _gap(found[first], found[second], split)
+            if gap is None:
+                return NOT_RUN, f"runs on {task} have left no {records.MISTAKES}: {first} or {second}"
+            text.append(f"{first} less {second}{_of_test(split)}: {_said_gap(gap, found[first]['metric'])}")
+            verdicts.append(_as_wanted(wanted, *gap[1:]))
         undecided = None in verdicts and False not in verdicts
-        return _where(UNDECIDED if undecided else _grade(*verdicts), ["digits"]), "; ".join(text)
+        return _where(UNDECIDED if undecided else _grade(*verdicts), [task]), "; ".join(text)
 
     return check
+
+
+def _gap(first, second, split="test"):
+    """What the first spends on an item more than the second, means over their seeds, and its interval; None where one of them
+    has not said what each item cost."""
+    if any(wrong is None for row in (first, second) for wrong in row["wrong"]):
+        return None
+    return difference(mean_of(second["wrong"]), mean_of(first["wrong"]), split)
+
+
+def _said_gap(gap, metric):
+    unit = " bits" if metric in ("perplexity", "bits_per_char") else ""
+    return f"{gap[0]:+.3f}{unit} ({gap[1]:+.3f} to {gap[2]:+.3f})"
+
+
+def _of_test(split):
+    return {"test": "", "noisy": ", in noise"}.get(split, f", on {split}")
 
 
 def _as_wanted(wanted, low, high):
@@ -337,13 +357,14 @@ def _speech(cell):
         for name, size in (("same size", 128), ("medium sparse", 192), ("big sparse", 256))
     )
     hard, of = ("hard", "hard", f"{cell}-128", tenth), f"spoken digits, {cell.upper()}"
+    judged = partial(_judged, "digits", split="noisy")
     return {
         f"C2, {of}": (
             "a sparse net of the same size is worse, a larger sparse one no worse than the dense",
-            _spoken(("worse", same, dense), ("no worse", big, dense)),
+            judged(("worse", same, dense), ("no worse", big, dense)),
         ),
-        f"C3, {of}": ("a larger sparse net beats a small dense one", _spoken(("better", medium, small))),
-        f"C4, {of}": ("gradual pruning beats hard pruning", _spoken(("better", same, hard))),
+        f"C3, {of}": ("a larger sparse net beats a small dense one", judged(("better", medium, small))),
+        f"C4, {of}": ("gradual pruning beats hard pruning", judged(("better", same, hard))),
     }
 
 
@@ -411,6 +432,10 @@ def _counts(evidence):
 
 
 CHAR = "pydocs-char"
+DENSE = ("dense", "dense", "lstm-128", {})
+SAME, LARGER = (
+    (label, "gradual", model, {"density": 0.1}) for label, model in (("same size", "lstm-128"), ("larger", "lstm-256"))
+)
 CLAIMS = {
     "A1": ("≥ 99.5 % zeros on sentiment, nothing lost", _sentiment_zeros),
     "A2": (
@@ -436,31 +461,15 @@ CLAIMS = {
     "C1": ("the threshold schedule with its heuristics ends near 90 % zeros", _heuristics),
     "C2": (
         "a sparse net of the same size is worse, a larger sparse one as good as the dense",
-        _compared(
-            CHAR,
-            [
-                ("dense", "dense", "lstm-128", {}),
-                ("same size", "gradual", "lstm-128", {"density": 0.1}),
-                ("larger", "gradual", "lstm-256", {"density": 0.1}),
-            ],
-            lambda dense, same, larger: (same > dense, larger <= 1.0075 * dense),
-        ),
+        _judged(CHAR, ("worse", SAME, DENSE), ("no worse", LARGER, DENSE)),
     ),
     "C3": (
         "a large sparse net beats a small dense one of as many weights",
-        _compared(
-            CHAR,
-            [("large sparse", "gradual", "lstm-256", {"density": 0.1}), ("small dense", "dense", "lstm-56", {})],
-            lambda sparse, small: (sparse < small,),
-        ),
+        _judged(CHAR, ("better", LARGER, ("small dense", "dense", "lstm-56", {}))),
     ),
     "C4": (
         "gradual pruning beats hard pruning",
-        _compared(
-            CHAR,
-            [("gradual", "gradual", "lstm-128", {"density": 0.1}), ("hard", "hard", "lstm-128", {"density": 0.1})],
-            lambda gradual, hard: (gradual < hard,),
-        ),
+        _judged(CHAR, ("better", SAME, ("hard", "hard", "lstm-128", {"density": 0.1}))),
     ),
     "C5": ("sparse products are 2 to 7 times faster at 90 to 95 % zeros", _products),
     "C6": ("80 to 90 % of blocks up to 32×32 go at a small loss", _blocks),
@@ -472,11 +481,7 @@ CLAIMS = {
     ),
     "D2": (
         "L0 leaves fewer neurons than ISS at equal quality",
-        _compared(
-            CHAR,
-            [("l0", "l0", "lstm-128", {"density": 0.3}), ("iss", "iss", "lstm-128", {"density": 0.3})],
-            lambda l0, iss: (l0 <= iss,),
-        ),
+        _judged(CHAR, ("no worse", *(((name, name, "lstm-128", {"density": 0.3})) for name in ("l0", "iss")))),
     ),
     "D3": ("L0 works for RHN and BiDAF", _only("the study has neither model")),
     "E1": (
@@ -489,17 +494,11 @@ CLAIMS = {
     ),
     "E2": (
         "PTB words: tied and with dropout, r = 0.5 is better than r = 0 (103.5 against 107.7)",
-        _compared(
-            "ptb-word",
-            [_sharing("lstm", 0, "-td"), _sharing("lstm", 0.5, "-td")],
-            lambda whole, half: (half < whole,),
-        ),
+        _judged("ptb-word", ("better", _sharing("lstm", 0.5, "-td"), _sharing("lstm", 0, "-td"))),
     ),
     "E3": (
         "PTB words: a shared LSTM with fewer recurrent weights beats the plain RNN (148.1 against 154.8)",
-        _compared(
-            "ptb-word", [_sharing("lstm", 0.9), _sharing("rnn", 0)], lambda lstm, rnn: (lstm < rnn,)
-        ),
+        _judged("ptb-word", ("better", _sharing("lstm", 0.9), _sharing("rnn", 0))),
     ),
     "E4": (
         "PTB words: an LSTM that shares everything collapses (188 at r = 1, 148 at 0.9)",

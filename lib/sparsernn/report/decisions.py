@@ -39,7 +39,7 @@ def configurations(rows, items, mistakes=lambda row: None):
         row |= {"kept": tuple(part["weights_kept"]), "data_note": first["data_note"]}
         row["wrong"] = tuple(mistakes(one) for one in part.to_dict("records"))
         row["items"] = items.get(first["data_sha256"], math.nan) if first["metric"] == "accuracy" else math.nan
-        row["item_low"], row["item_high"] = intervals.over_items(row["test"], row["items"])
+        row["item_low"], row["item_high"] = over_items(row)
         row["seed_low"], row["seed_high"] = intervals.over_seeds(row["by_seed"])
         found.append(row)
     return pd.DataFrame(found)
@@ -48,6 +48,14 @@ def configurations(rows, items, mistakes=lambda row: None):
 def sign_of(metric):
     """1 where more is better, −1 where less is."""
     return 1 if METRICS[metric][1] == "higher" else -1
+
+
+def over_items(row):
+    """95 % interval of a test figure over the test's items, of a row with items and wrong: Wilson's of an accuracy, else by what
+    each item cost; (NaN, NaN) where nothing is known of them."""
+    if row["items"] == row["items"]:
+        return intervals.over_items(row["test"], row["items"])
+    return paired.over_items(row["wrong"], row["metric"])
 
 
 def best(table):

@@ -1,7 +1,7 @@
 """How far a figure can be trusted: 95 % intervals over seeds and over the items of a test, and whether two figures differ.
 
 Over seeds it is Student's t, from three on; of an accuracy it is Wilson's interval over the test items. All of it is scipy's.
-Of a perplexity, of bits or of an error rate nothing can be said from one run without its losses item by item.
+Of a perplexity, of bits or of an error rate something can be said from what each item costs (`paired`), else from seeds alone.
 """
 
 import math

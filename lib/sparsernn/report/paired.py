@@ -2,29 +2,64 @@
 
 Two nets trip over the same hard items, so that most of what a test set's draw does to one it does to the other: resampling
 items with both answers on them (Koehn 2004; Bisani & Ney 2004 for speech) gives the difference a far narrower interval than
-each net's own would. Items that share recordings are drawn together.
+each net's own would. Items that share recordings are drawn together; an item of a language model is a piece of text, long
+enough that its neighbours tell little of it.
 """
+
+import math
 
 import numpy as np
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
+from .plots.style import METRICS
+
 RESAMPLES = 9999
 AT_ONCE = 1 << 22  # numbers drawn at a time: memory, not result
+CUT = 0.05  # of the pieces of a text, those that runs may have read to different ends
 
 
 def difference(first, second, split="test"):
     """The second run's error rate less the first's on a test split, and its 95 % interval: (difference, low, high).
 
-    first, second  `<split>.errors`, `.of` and, where items share data, `.groups` → int [N] (`study.evaluation.mistakes`)
-    An error rate is all errors over all there is to get right. Raises KeyError for a split that was not kept, ValueError for
-    runs whose items are not the same, or all of one group, which tells nothing of others.
+    first, second  `<split>.errors`, `.of` and, where items share data, `.groups` → [N] (`study.evaluation.mistakes`)
+    An error rate is all errors over all there is to get right; of a language model it is its bits a symbol. Raises KeyError for
+    a split that was not kept, ValueError for runs whose items are not the same, or all of one group, which tells nothing of
+    others.
     """
-    of, groups = _same_items([first, second], split)
+    (ours, theirs), of, groups = _same_items([first, second], split)
+    return _bootstrapped(theirs - ours, of, groups, split)
+
+
+def interval(run, split="test"):
+    """A run's error rate on a test split, and its 95 % interval over the items: (rate, low, high)."""
+    (errors,), of, groups = _same_items([run], split)
+    return _bootstrapped(errors, of, groups, split)
+
+
+def over_items(runs, metric):
+    """95 % interval, over the test's items, of a metric's figure, mean over runs, one a seed; (NaN, NaN) where one of them is
+    None, or they have no such items, or not the same, or too few."""
+    if any(run is None for run in runs):
+        return math.nan, math.nan
+    try:
+        _, *ends = interval(mean_of(runs))
+    except (KeyError, ValueError):
+        return math.nan, math.nan
+    return tuple(sorted(figure_of(rate, metric) for rate in ends))
+
+
+def figure_of(rate, metric):
+    """A metric's figure from what was spent on an item, on the mean: the share that was wrong, or bits."""
+    if metric == "perplexity":
+        return 2**rate
+    return 1 - rate if METRICS[metric][1] == "higher" else rate
+
+
+def _bootstrapped(errors, of, groups, split):
     _, groups = np.unique(np.arange(len(of)) if groups is None else groups, return_inverse=True)
     if groups.max(initial=0) == 0:
         raise ValueError(f"all {len(of)} items of {split} are of one group; an interval needs two or more")
-    errors = second[f"{split}.errors"] - first[f"{split}.errors"]
     sums = [np.bincount(groups, values) for values in (errors, of)]
     found = stats.bootstrap(
         sums, _rate, paired=True, vectorized=True, n_resamples=RESAMPLES, method="percentile",
@@ -35,10 +70,11 @@ def difference(first, second, split="test"):
 
 def mean_of(runs):
     """What several runs got wrong, one a seed, as one: errors are means. Raises ValueError for runs of other items."""
-    found = dict(runs[0])
-    for split in [name.removesuffix(".of") for name in found if name.endswith(".of")]:
-        _same_items(runs, split)
-        found[f"{split}.errors"] = np.mean([run[f"{split}.errors"] for run in runs], 0)
+    found = {}
+    for split in [name.removesuffix(".of") for name in runs[0] if name.endswith(".of")]:
+        errors, of, groups = _same_items(runs, split)
+        found |= {f"{split}.errors": np.mean(errors, 0), f"{split}.of": of}
+        found |= {} if groups is None else {f"{split}.groups": groups}
     return found
 
 
@@ -48,8 +84,8 @@ def p_value(ours, theirs, split="test"):
     Of one run each whose items are right or wrong and stand alone it is McNemar's, exact; else a paired t test of the items'
     errors, means over the seeds, those of a group added up. Raises ValueError for runs whose items are not the same.
     """
-    _, groups = _same_items([*ours, *theirs], split)
-    here, there = (np.mean([run[f"{split}.errors"] for run in runs], 0) for runs in (ours, theirs))
+    errors, _, groups = _same_items([*ours, *theirs], split)
+    here, there = np.mean(errors[: len(ours)], 0), np.mean(errors[len(ours) :], 0)
     alone = groups is None
     if alone and len(ours) == len(theirs) == 1 and max(here.max(initial=0), there.max(initial=0)) <= 1:
         one, other = int(((here == 1) & (there == 0)).sum()), int(((here == 0) & (there == 1)).sum())
@@ -61,13 +97,21 @@ def p_value(ours, theirs, split="test"):
 
 
 def _same_items(runs, split):
-    """→ `of` and `groups` (or None) that all the runs have. Raises ValueError where they do not."""
-    of, groups = runs[0][f"{split}.of"], runs[0].get(f"{split}.groups")
+    """→ a list of the runs' errors, and `of` and `groups` (or None) that all of them have. Raises ValueError where they do not.
+
+    A language model reads a text in streams, and leaves out the few symbols at its end that do not divide into them: pieces
+    that not all runs read whole are not compared, as long as they are few."""
+    ofs, groups = [run[f"{split}.of"] for run in runs], runs[0].get(f"{split}.groups")
+    most = max(map(len, ofs))
+    padded = np.array([np.pad(of, (0, most - len(of)), constant_values=-1) for of in ofs])
+    alike = (padded == padded[0]).all(0)
+    if not alike.all() and (groups is not None or (~alike).sum() > CUT * most):
+        raise ValueError(f"{split}.of differs between the runs: they did not answer the same items")
     for run in runs[1:]:
-        for name, here, there in (("of", of, run[f"{split}.of"]), ("groups", groups, run.get(f"{split}.groups"))):
-            if not np.array_equal(here, there):
-                raise ValueError(f"{split}.{name} differs between the runs: they did not answer the same items")
-    return of, groups
+        if not np.array_equal(groups, run.get(f"{split}.groups")):
+            raise ValueError(f"{split}.groups differs between the runs: they did not answer the same items")
+    errors = [np.pad(run[f"{split}.errors"], (0, most - len(of)))[alike] for run, of in zip(runs, ofs, strict=True)]
+    return errors, padded[0][alike], groups
 
 
 def _rate(errors, of, axis=-1):

@@ -117,9 +117,10 @@ def answer(tracked):
     how = (
         "How it was decided: among configurations with that many times fewer weights the one best on validation; "
         f"“{decisions.EQUAL}” is the sparsest that is not worse than the dense net. Level: chance at 95 % explains it, item by "
-        "item where both nets' mistakes are kept (McNemar's test), p values of a task's answers held to their number by Holm; "
-        "ahead and behind: a difference of which no error is known, one run against one. Intervals: Student's t over seeds from "
-        "three on, else Wilson's over the items of the test. Weights are counted as the papers count them. In brackets the "
+        "item where it is kept what each cost both nets (mistakes: McNemar's test; else a paired t test), p values of a task's "
+        "answers held to their number by Holm; ahead and behind: a difference of which no error is known, one run against one. "
+        "Intervals: Student's t over seeds from three on, else over the items of the test (Wilson's of an accuracy, a bootstrap "
+        "of others). Items of a language model are pieces of text. Weights are counted as the papers count them. In brackets the "
         "schedule: quick is minutes, short what a CPU affords of the papers' own."
     )
     return Section("Which method, when, at what cost?", [*_sentences(decided), pd.DataFrame(rows), how])
@@ -209,8 +210,8 @@ def fronts(tracked):
     """A figure a setting: test quality against weights, bytes and microseconds."""
     words = (
         "Left is cheaper. A large mark is a configuration, a small one a seed. Bars are 95 % intervals: over seeds where there "
-        "are three or more, else over the items of the test; perplexities and bits have none, for their losses item by item "
-        "are not tracked. Hollow marks are no networks."
+        "are three or more, else over the items of the test (of a language model pieces of its text, so long that one tells "
+        "little of the next). Hollow marks are no networks."
     )
     parts = [words]
     for setting in tracked.settings:

@@ -2,7 +2,6 @@
 
 import copy
 
-import numpy as np
 import torch
 
 from ..files import error
@@ -52,17 +51,14 @@ def predictions(predict, task, split, plan, device="cpu", dtype=None):
 
 
 def mistakes(predict, task, plan):
-    """`<split>.errors`, `.of` and `.groups` → int [N], for the test splits of a task that counts mistakes item by item: how
-    much of an item is wrong, of how much, and what it shares data with (left out where each stands alone)."""
+    """`<split>.errors`, `.of` and `.groups` → [N], for the test splits of a task that counts item by item: how much of an item
+    is wrong (of a language model: the bits that a piece of text costs), of how much, and what it shares data with (left out
+    where each stands alone)."""
     found = {}
     for split in ("test", *task.more_tests):
-        parts = []
-        for batch, logits in predictions(predict, task, split, plan):
-            if (part := task.mistakes(logits, batch)) is None:
-                return {}
-            parts.append(part)
-        wrong, of = map(np.concatenate, zip(*parts, strict=True))
-        found |= {f"{split}.errors": wrong, f"{split}.of": of}
+        if (counts := task.by_item(predictions(predict, task, split, plan))) is None:
+            return {}
+        found |= dict(zip((f"{split}.errors", f"{split}.of"), counts, strict=True))
         if (groups := task.groups(split)) is not None:
             found[f"{split}.groups"] = groups
     return found

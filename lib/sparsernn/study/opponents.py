@@ -8,7 +8,7 @@ import numpy as np
 
 from .. import tasks
 from ..files import replacing
-from ..records import where_and_with, written
+from ..records import MISTAKES, save_counts, where_and_with, written
 from ..tasks.base import LanguageTask
 from .config import runs_root
 
@@ -23,8 +23,8 @@ def back_off_directory(task, profile, order):
 def count_back_off(task, profile, order):
     """Count the training split of a language model's task, predict valid and test, write record.json → its record.
 
-    `weights_kept` is the number of stored n-grams. Raises ValueError for an order outside 2 … 7, and where grams of it
-    over this vocabulary are no 63-bit numbers (words: above 4).
+    `weights_kept` is the number of stored n-grams; what the test costs piece by piece stands beside it. Raises ValueError for
+    an order outside 2 … 7, and where grams of it over this vocabulary are no 63-bit numbers (words: above 4).
     """
     if order not in ORDERS:
         raise ValueError(f"order is {order}; n-grams of order {ORDERS.start} to {ORDERS.stop - 1} are counted")
@@ -49,6 +49,8 @@ def count_back_off(task, profile, order):
     record |= {"train_seconds": round(time.perf_counter() - start, 3), "data_sha256": data.data_sha256}
     record |= {"data_note": data.data_note} | where_and_with()
     directory.mkdir(parents=True, exist_ok=True)
+    errors, of = data.in_pieces(data.predicted(bits["test"]))
+    save_counts({"test.errors": errors, "test.of": of}, directory / MISTAKES)
     with replacing(directory / "record.json") as temporary:
         temporary.write_text(written(record))
     return record

@@ -23,7 +23,7 @@ class WindowTask(LanguageTask):
     In training the first window starts at a random offset and the windows are shuffled; the state starts at zero in each.
     """
 
-    window = 100
+    window, piece = 100, 4950  # symbols of fifty windows that are predicted
 
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
@@ -43,6 +43,12 @@ class WindowTask(LanguageTask):
             windows = windows[torch.randperm(len(windows), generator=generator)]
         for group in windows.split(batch_size):
             yield Batch(group[:, :-1].t(), group[:, 1:].t(), None)
+
+    def in_order(self, values: list[torch.Tensor]) -> torch.Tensor:
+        return torch.cat([of_windows.t().flatten() for of_windows in values])
+
+    def predicted(self, values: np.ndarray) -> np.ndarray:
+        return values[: len(values) // self.window * self.window].reshape(-1, self.window)[:, 1:].ravel()
 
 
 def _lines(name):

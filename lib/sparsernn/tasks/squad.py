@@ -68,11 +68,13 @@ def f1(said: str, answers: Iterable[str]) -> float:
 
 
 class Texts(NamedTuple):
-    """What a split's numbers stand for: its paragraphs, its questions, and for each of these the answers that are right."""
+    """What a split's numbers stand for: its paragraphs, its questions, and for each of these the answers that are right and
+    the number of the article it is about."""
 
     paragraphs: list[str]
     questions: list[str]
     answers: list[tuple[str, ...]]
+    articles: list[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,16 +155,27 @@ class SpanTask(Task):
 
     def score(self, logits: torch.Tensor, batch: Questions) -> tuple[float, int]:
         """(exact matches, questions)."""
-        return self.total(exact_match, logits, batch), len(batch.numbers)
+        return sum(self.by(exact_match, logits, batch)), len(batch.numbers)
 
-    def total(self, rule, logits: torch.Tensor, batch: Questions) -> float:
-        """A rule(said, answers), summed over the questions of a batch."""
+    def by(self, rule, logits: torch.Tensor, batch: Questions) -> list[float]:
+        """A rule(said, answers) of each question of a batch."""
         answers = (self.texts[batch.split].answers[number] for number in batch.numbers.tolist())
-        return sum(map(rule, self.said(logits, batch), answers))
+        return list(map(rule, self.said(logits, batch), answers))
+
+    def mistakes(self, logits: torch.Tensor, batch: Questions) -> tuple[np.ndarray, np.ndarray]:
+        """Per question whether its answer is no exact match."""
+        wrong = 1 - np.array(self.by(exact_match, logits, batch), int)
+        return wrong, np.ones_like(wrong)
+
+    def groups(self, split: str) -> np.ndarray:
+        """The article of each question: a net that is at home in one is so in all its questions."""
+        data = self.splits[split]
+        order = data["lengths"][data["paragraphs"]].argsort(kind="stable")
+        return np.array(self.texts[split].articles)[order]
 
     @property
     def more_scores(self):
-        return {"f1": lambda logits, batch: (self.total(f1, logits, batch), len(batch.numbers))}
+        return {"f1": lambda logits, batch: (sum(self.by(f1, logits, batch)), len(batch.numbers))}
 
     def speaks(self, predict, words: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """A paragraph of one word has one answer; how readily it is pointed at where it is the question too, from the mean."""
@@ -249,8 +262,9 @@ class Text:
 
 @dataclass(frozen=True)
 class Asked:
-    """A question about a paragraph, the answers' texts, and where the first of them begins and ends."""
+    """A question about a paragraph of an article, the answers' texts, and where the first of them begins and ends."""
 
+    article: int
     paragraph: Text
     question: Text
     answers: tuple[str, ...]
@@ -273,12 +287,12 @@ class Asked:
 def _asked(articles):
     """The questions of articles; paragraphs and questions without a word have nothing to read."""
     found = []
-    for article in articles:
+    for number, article in enumerate(articles):
         for part in article["paragraphs"]:
             paragraph = Text.of(part["context"])
             for one in part["qas"]:
                 answers, start = tuple(a["text"] for a in one["answers"]), one["answers"][0]["answer_start"]
-                asked = Asked(paragraph, Text.of(one["question"]), answers, (start, start + len(answers[0])))
+                asked = Asked(number, paragraph, Text.of(one["question"]), answers, (start, start + len(answers[0])))
                 found += [asked] if paragraph.words and asked.question.words else []
     return found
 
@@ -296,7 +310,8 @@ def _words(asked):
 
 def _texts(asked):
     paragraphs = [paragraph.text for paragraph in _paragraphs(asked)]
-    return Texts(paragraphs, [one.question.text for one in asked], [one.answers for one in asked])
+    columns = zip(*((one.question.text, one.answers, one.article) for one in asked), strict=True)
+    return Texts(paragraphs, *map(list, columns))
 
 
 def _arrays(asked, vocabulary):

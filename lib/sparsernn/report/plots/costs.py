@@ -18,7 +18,7 @@ NEAR, MOST_OUT = 0.15, 0.25  # out of view is what is farther from the best than
 @styled
 def cost_front(table):
     """One task's test figures, a panel a cost that was measured: left is cheaper. A point is a configuration's mean, a small
-    one a seed. Bars: over seeds (t, 95 %) from three seeds on, otherwise over the items of the test where it has an accuracy.
+    one a seed. Bars: over seeds (t, 95 %) from three seeds on, otherwise over the items of the test where these are known.
 
     table: `decisions.configurations`, with step_us where engines were timed and device_timed, whose times they are.
     Opponents that are no network are hollow.

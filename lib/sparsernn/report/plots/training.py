@@ -48,8 +48,7 @@ def training_curves(table):
         unique_legend(axes[0, 1])
     best = table[table["chosen"]]
     found = [f"{r.method}: {r.valid:.3g} {words} at {times(r.compression)}" for r in best.itertuples()][:3]
-    runs = len(table[["method", "seed"]].drop_duplicates())
-    said = f"Chosen on validation, {'one run' if runs == 1 else f'{runs} runs'} – " + "; ".join(found)
+    said = f"Chosen on validation, {'one run' if len(best) == 1 else f'{len(best)} runs'} – " + "; ".join(found)
     title(figure, said if found else f"No epoch chosen yet ({better} is better)")
     return figure
 
