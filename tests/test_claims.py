@@ -11,7 +11,7 @@ from sparsernn.report import claims
 
 
 def row(task, method, test, compression, profile="short", **more):
-    metric = {"imdb": "accuracy", "ptb-word": "perplexity"}.get(task, "bits_per_char")
+    metric = {"imdb": "accuracy", "imdb-authors": "accuracy", "ptb-word": "perplexity"}.get(task, "bits_per_char")
     return {"task": task, "model": "m", "method": method, "variant": "", "profile": profile, "seed": 0, "metric": metric,
             "test": test, "compression": compression, "epochs": 60, "gates_live": "9", "gates_constant": "i1",
             "hidden_kept": "7"} | more  # fmt: skip
@@ -94,6 +94,15 @@ def test_the_longer_schedule_speaks_and_trials_do_not(tmp_path):
     rows = [row("imdb", "sparse-vd-w", 0.5, 10.0, "quick"), row("imdb", "sparse-vd-w", 0.84, 1200.0, "short"),
             row("imdb", "sparse-vd-w", None, 5000.0, "paper")]  # fmt: skip
     assert verdicts(tmp_path, *rows)[0]["B1"] == "holds"
+
+
+def test_sentiment_is_judged_on_films_that_training_does_not_know_and_until_then_on_the_authors_validation(tmp_path):
+    theirs = "task,method,epoch,test\nimdb-authors,sparse-vd-w,800,0.841\n"
+    (tmp_path / "published.csv").write_text(theirs)
+    found, here = verdicts(tmp_path, row("imdb-authors", "sparse-vd-w", 0.85, 2000.0))
+    assert found["B1"] == "holds" and "0.85 at 2,000×" in here["B1"]
+    found, here = verdicts(tmp_path, row("imdb", "sparse-vd-w", 0.80, 300.0))
+    assert found["B1"] == "does not hold" and "0.8 at 300×" in here["B1"]
 
 
 def test_gates_are_compared_task_by_task(tmp_path):

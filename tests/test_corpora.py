@@ -202,16 +202,37 @@ def text_of(task, split, i):
     return [task.vocabulary[word] for word in data["ids"][start : start + data["lengths"][i]]]
 
 
-def test_imdb_is_prepared_as_the_authors_do(server, monkeypatch):
-    archive(server / "data" / ARCHIVES[1], REVIEWS)
-    expect(monkeypatch, REVIEWS)
-    task = tasks.load("imdb", "quick")
+@pytest.fixture
+def reviews(server, monkeypatch):
+    """40 training reviews of seven films, three to a side but for the last."""
+    addresses = "".join(f"http://www.imdb.com/title/tt{i // 3:07}/usercomments\n" for i in range(20)).encode()
+    every = [*REVIEWS, *((f"aclImdb/train/urls_{side}.txt", addresses) for side in ("pos", "neg"))]
+    archive(server / "data" / ARCHIVES[1], every)
+    expect(monkeypatch, every)
+
+
+@pytest.mark.parametrize("name", ["imdb", "imdb-authors"])
+def test_imdb_is_prepared_as_the_authors_do(reviews, name):
+    task = tasks.load(name, "quick")
     assert {s: len(task.splits[s]["labels"]) for s in task.splits} == {"train": 34, "valid": 6, "test": 40}
     first = text_of(task, "test", 0)
     assert first[0] == "<start>" and first[-1] == "</s>" and "Film" in first  # case is kept
     for split in task.splits:
         for i, label in enumerate(task.splits[split]["labels"]):
             assert ("pos" in text_of(task, split, i)) == (task.classes[label] == "positive")
+
+
+def films(task, split):
+    """The films of a split, by the number that every review says of itself, or None where training has not its word."""
+    texts = [text_of(task, split, i) for i in range(len(task.splits[split]["labels"]))]
+    return [int(text[text.index("number") + 1]) // 3 for text in texts if text[text.index("number") + 1] != "<oov>"]
+
+
+def test_validation_is_of_films_that_training_does_not_know(reviews):
+    ours, theirs, again = (tasks.load(name, "quick") for name in ("imdb", "imdb-authors", "imdb"))
+    assert not set(films(ours, "train")) & set(films(ours, "valid")) and ours.data_sha256 == again.data_sha256
+    assert len(set(films(ours, "train"))) == 6, "whole films are held out"
+    assert set(films(theirs, "train")) & set(films(theirs, "valid"))
 
 
 def test_a_partial_training_set_is_accepted_and_named(server, monkeypatch):

@@ -145,8 +145,8 @@ def test_the_tables_in_a_readme_are_those_of_the_tracked_rows(name, tracked):
 
 
 def test_a_table_nobody_knows_is_refused_with_the_nearest(tracked):
-    with pytest.raises(ValueError, match="unknown table 'short imbd'; did you mean 'short imdb'"):
-        documents.filled("<!-- table: short imbd -->\n<!-- end -->", tracked)
+    with pytest.raises(ValueError, match="unknown table 'short imdb-author'; did you mean 'short imdb-authors'"):
+        documents.filled("<!-- table: short imdb-author -->\n<!-- end -->", tracked)
 
 
 def test_every_tracked_model_has_the_card_of_its_record():
@@ -164,4 +164,4 @@ def test_a_card_says_the_terms_of_its_data(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("# Data\n\n### `a` – one (task `b`)\n\nTerms: research\nonly.\n\n### `c`\n\nTerms: none.\n")
     assert documents.terms("b", page) == "Terms: research only." and documents.terms("d", page) == ""
-    assert "research" in documents.terms("imdb", ROOT / "data" / "README.md")
+    assert all("research" in documents.terms(task, ROOT / "data" / "README.md") for task in ("imdb", "imdb-authors"))

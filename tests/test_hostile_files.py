@@ -36,8 +36,8 @@ from sparsernn.nets.models import BagOfWords, Classifier, LanguageModel
 
 SECONDS, ROOM, V = 20, 2 << 30, 40  # for one file: seconds, bytes; words
 GOOD = {  # of the first format, tracked, without a digest; of the second
-    "classifier/1": "imdb/bayes-128/sparse-vd-w/short-s1",
-    "bag of words/1": "imdb/bag-of-words/linear/short-s0",
+    "classifier/1": "imdb-authors/bayes-128/sparse-vd-w/short-s1",
+    "bag of words/1": "imdb-authors/bag-of-words/linear/short-s0",
     "language model/1": "pydocs-char/lstm-128/sparse-vd-wgn/quick-s0",
     "classifier": lambda: Classifier(V, 3, embedding=7, hidden=9, layers=2),
     "language model": lambda: LanguageModel(V, hidden=9, layers=2),

@@ -213,9 +213,7 @@ def test_a_text_costs_the_same_pieces_whatever_streams_it_was_read_in():
         assert task.metric_of(errors.sum(), of.sum()) == pytest.approx(evaluate(predict, task, "test", plan), rel=1e-6)
     by_hand = -table.double().log_softmax(1)[ids[:-1], ids[1:]].numpy() / math.log(2)
     assert found[1]["test.errors"][3] == pytest.approx(by_hand[4800:6400].sum(), rel=1e-5)
-    assert difference(found[1], found[64])[0] == pytest.approx(0, abs=1e-6), (
-        "not all read the last piece whole"
-    )
+    assert difference(found[1], found[64])[0] == pytest.approx(0, abs=1e-6), "not all read the last piece whole"
     with pytest.raises(ValueError, match="test.of differs"):
         difference(found[1], mistakes(predict, LanguageTask("t", task.splits, list("abcdefg")), plan))
 

@@ -19,7 +19,10 @@ from .paired import difference, mean_of
 from .written import quality
 
 NEAREST = PROFILES[:0:-1]  # the schedule nearest to the paper's first; smoke says nothing
-THEIRS = ("imdb", "ag-news", "ptb-char", "ptb-word")  # the papers' own data; a verdict from other data says so
+THEIRS = ("imdb", "imdb-authors", "ag-news", "ptb-char", "ptb-word")  # the papers' data; a verdict from others says so
+SAME_TEST = {
+    "imdb": "imdb-authors"
+}  # a task → one with its test and another validation, whose rows speak where it has none
 HOLDS, PARTLY, FAILS, EARLY, NOT_RUN = "holds", "holds in part", "does not hold", "too early to say", "not run"
 UNDECIDED = "undecided"
 
@@ -46,7 +49,7 @@ class Evidence:
         if options is not None:
             part = part[[_options(variant) == options for variant in part["variant"].fillna("")]]
         if part.empty:
-            return None
+            return self.row(SAME_TEST[task], method, model, options) if task in SAME_TEST else None
         order = part.assign(rank=part["profile"].map(NEAREST.index), own=part["variant"].fillna("") != "")
         first = order.sort_values(["rank", "own"], kind="stable").iloc[0]
         same = part[["model", "variant", "profile"]].fillna("") == first[["model", "variant", "profile"]].fillna("")
@@ -65,7 +68,8 @@ class Evidence:
         """The authors' own test figures of a method on a task up to an epoch; empty where they published none."""
         path = self.results / "published.csv"
         table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["task", "method", "epoch", "test"])
-        part = table[(table["task"] == task) & (table["method"] == method) & (table["epoch"] <= epochs)]
+        of_task = table["task"].isin([task, SAME_TEST.get(task)])
+        part = table[of_task & (table["method"] == method) & (table["epoch"] <= epochs)]
         return part["test"].dropna()
 
 

@@ -6,6 +6,7 @@ from ..files import nearest
 from .base import Dense, Method
 from .binary import BinaryDropout, BinarySparseVD
 from .blocks import Blocks
+from .few_words import FewWords
 from .gradual import Gradual, Hard
 from .heads import Heads
 from .iss import ISS
@@ -32,6 +33,7 @@ METHODS = {
     "one-shot": OneShot,
     "heads": Heads,
     "restricted": Restricted,
+    "few-words": FewWords,
     "linear": L1Logistic,
 }
 

@@ -245,13 +245,18 @@ CHARACTERS = {
 }
 WORDS = {"forget_bias": 1.0, "word_noise": True}
 
+REVIEWS = _with_sizes(
+    _with_cells(_classifier("bayes-128", 128, {"paper": PAPER_IMDB, "short": SHORT_IMDB}), CALM), 1, 2, 4, 8, 16, 32
+)
+
 PRESETS = {
     "pydocs-topic": _with_sizes(_with_cells(TOPICS, CALM), 2, 4, 8, 16),
     "pydocs-char": {
         **_with_sizes(_with_cells(CHARACTERS), 32, 48, 56, 64, 80, 256),
         **_language_model(512, {"paper": PAPER_PTB_CHAR, "short": SHORT_PYDOCS_CHAR}),
     },
-    "imdb": _with_cells(_classifier("bayes-128", 128, {"paper": PAPER_IMDB, "short": SHORT_IMDB}), CALM),
+    "imdb": REVIEWS,
+    "imdb-authors": REVIEWS,
     "ag-news": _with_cells(_classifier("bayes-512", 512, {"paper": PAPER_AG_NEWS, "short": SHORT_AG_NEWS}), CALM),
     "ptb-char": _with_cells(_language_model(1000, {"paper": PAPER_PTB_CHAR, "short": SHORT_PTB_CHAR})),
     "ptb-word": {

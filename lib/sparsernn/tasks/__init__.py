@@ -21,6 +21,7 @@ TASKS: dict[str, Callable[[str], Task]] = {
     "pydocs-char": _loader("pydocs", "char"),
     "pydocs-word": _loader("pydocs", "word"),
     "imdb": _loader("sentiment_and_topic", "imdb"),
+    "imdb-authors": _loader("sentiment_and_topic", "imdb_authors"),
     "ag-news": _loader("sentiment_and_topic", "ag_news"),
     "ptb-char": _loader("language", "ptb_char"),
     "ptb-word": _loader("language", "ptb_word"),

@@ -28,6 +28,7 @@ METHOD_STYLE = {
     "iss": (BROWN, "h", "-"),
     "restricted": (YELLOW, "8", "-."),
     "heads": (BROWN, "^", ":"),
+    "few-words": (BLACK, ".", ":"),
     "linear": (RED, "*", "-."),
     "back-off": (PURPLE, "H", ":"),
 }
