@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from PIL import Image
 
 from sparsernn import records
 from sparsernn.report import documents, publish, sections, timings
@@ -165,3 +166,15 @@ def test_a_card_says_the_terms_of_its_data(tmp_path):
     page.write_text("# Data\n\n### `a` – one (task `b`)\n\nTerms: research\nonly.\n\n### `c`\n\nTerms: none.\n")
     assert documents.terms("b", page) == "Terms: research only." and documents.terms("d", page) == ""
     assert all("research" in documents.terms(task, ROOT / "data" / "README.md") for task in ("imdb", "imdb-authors"))
+
+
+def test_every_figure_says_which_tracked_tables_it_was_drawn_from():
+    figures, text = sorted((ROOT / "figures").glob("*.png")), (ROOT / "figures" / "README.md").read_text()
+    assert text == documents.figures_page(ROOT / "figures")
+    for figure in figures:
+        with Image.open(figure) as image:
+            said = image.info
+        assert re.fullmatch(r"rows of commits \w{12}\+?(, \w{12}\+?)*", said["Comment"]), figure
+        for source in said["Source"].split(", "):
+            assert list(ROOT.glob(source)) if "*" in source else (ROOT / source).is_file(), f"{figure}: {source}"
+        assert f"[{figure.stem}]({figure.name})" in text

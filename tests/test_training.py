@@ -30,6 +30,7 @@ from sparsernn.study import checkpoint, runs, training
 from sparsernn.study.config import RunConfig
 from sparsernn.study.evaluation import predictor
 from sparsernn.study.runs import ensure
+from sparsernn.study.stopwatch import Stopwatch
 from sparsernn.tasks.base import SPLITS, WordTask
 
 HERE = Path(__file__).parent
@@ -522,3 +523,12 @@ def test_linear_is_counted_against_the_dense_network():
     linear, dense = ensure(config(method="linear")), ensure(config(method="dense"))
     assert linear.record["weights_total"] == dense.record["weights_total"] == 40 * 6 + 32 * 6 + 32 * 8 + 8 * 3
     assert linear.record["weights_kept"] == int((linear.model.head.weight != 0).sum())
+
+
+def test_seconds_of_a_training_leave_out_that_it_was_stopped():
+    on_cpu, on_gpu = Stopwatch("cpu"), Stopwatch("cuda")
+    time.sleep(0.5)
+    end = time.process_time() + 0.1
+    while time.process_time() < end:
+        pass
+    assert 0.1 <= on_cpu.seconds < 0.4 and on_gpu.seconds > 0.6

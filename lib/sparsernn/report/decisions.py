@@ -17,6 +17,11 @@ from .plots.style import METRICS, OPPONENTS
 
 RUNGS = (2, 10, 50, 1000)  # times fewer weights that somebody may ask for
 REFERENCE = "dense"  # the method that leaves nothing out
+SMALL = (
+    REFERENCE,
+    "few-words",
+)  # methods whose nets, where they are smaller than the reference, were so from the start
+SMALLER = 1.05  # times fewer weights than the reference
 EQUAL = "equal quality"
 MEANS = ("valid", "test", "compression", "weights_kept", "size_bytes", "size_bytes_dense", "train_seconds", "epochs")
 KEYS = ["task", "model", "method", "variant"]
@@ -78,6 +83,16 @@ def opponent(table):
     return best(table[table["method"].isin(OPPONENTS)])
 
 
+def small(table, row):
+    """What was small and dense from the start, to set against a row: the best on validation of those with no more weights, or
+    where there is none the smallest; None where there is none at all, and for one of them."""
+    nets = table[table["method"].isin(SMALL) & (table["compression"] > SMALLER)]
+    if nets.empty or row.name in nets.index:
+        return None
+    fewer = nets[nets["weights_kept"] <= row["weights_kept"]]
+    return nets.loc[nets["weights_kept"].idxmin()] if fewer.empty else best(fewer)
+
+
 def p_value(one, other):
     """Of equal test figures of two configurations; NaN where no error is known.
 
@@ -102,21 +117,22 @@ def against(one, other, p):
     return "level" if p >= 1 - intervals.LEVEL else "better" if ahead else "worse"
 
 
-def against_all(rows, other):
-    """`against` of each row and the other configuration ("" each where there is none), p values by Holm over the rows that are
+def against_all(rows, others):
+    """`against` of each row and its own other configuration ("" where that is None), p values by Holm over the rows that are
     other ones; a row against itself is level."""
-    if other is None:
-        return [""] * len(rows)
-    same = [all(row[name] == other[name] for name in KEYS) for row in rows]
-    ps = np.array([1.0 if itself else p_value(row, other) for row, itself in zip(rows, same, strict=True)])
+    same = [
+        other is None or all(row[name] == other[name] for name in KEYS) for row, other in zip(rows, others, strict=True)
+    ]
+    ps = np.array([1.0 if one else p_value(row, other) for row, other, one in zip(rows, others, same, strict=True)])
     tested = ~np.isnan(ps) & ~np.array(same, bool)
     if tested.any():
         ps[tested] = multipletests(ps[tested], method="holm")[1]
-    return [against(row, other, p) for row, p in zip(rows, ps, strict=True)]
+    return ["" if other is None else against(row, other, p) for row, other, p in zip(rows, others, ps, strict=True)]
 
 
 def decide(table):
-    """Configurations → an answer a question: + asked (what was asked for), dense and other (`against`, "" where there is none).
+    """Configurations → an answer a question: + asked (what was asked for), dense, small and other (`against` those of these
+    names, "" where there is none).
 
     A rung asks for the best net with that many times fewer weights; `EQUAL` for the sparsest that is not worse than the dense
     one. Questions with one answer are one row; what no net here reaches has none.
@@ -133,11 +149,16 @@ def decide(table):
     for question, row in asked:
         if row is not None:
             answers.setdefault(row.name, (row, []))[1].append(question)
-    rows = [row.to_dict() for row, _ in answers.values()]
-    found = [
-        row | {"asked": ", ".join(questions), "dense": to_dense, "other": to_other}
-        for row, (_, questions), to_dense, to_other in zip(
-            rows, answers.values(), against_all(rows, dense), against_all(rows, other), strict=True
-        )
-    ]
-    return pd.DataFrame(found, columns=[*table.columns, "asked", "dense", "other"])
+    chosen = [row for row, _ in answers.values()]
+    rows = [row.to_dict() | {"asked": ", ".join(questions)} for row, questions in answers.values()]
+    against_whom = {
+        "dense": [dense] * len(rows),
+        "small": [small(table, row) for row in chosen],
+        "other": [other] * len(rows),
+    }
+    verdicts = pd.DataFrame({name: against_all(rows, others) for name, others in against_whom.items()})
+    return (
+        pd.DataFrame(rows, columns=[*table.columns, "asked"])
+        .join(verdicts)
+        .set_index(pd.Index([row.name for row in chosen]))
+    )

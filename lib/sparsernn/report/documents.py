@@ -1,4 +1,5 @@
-"""The tables inside README.md and results/README.md, and the card beside each tracked model: text written from tracked rows.
+"""The tables inside README.md and results/README.md, the card beside each tracked model, and the page of figures: text written
+from what is tracked.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is `decisions`, for the answers of the report's first
 section, or a profile and what the figures of a setting are called: `short imdb`, `short pydocs-char-bayes-512`.
@@ -9,8 +10,10 @@ import math
 import os
 import re
 from pathlib import Path
+from urllib.parse import quote
 
 import pandas as pd
+from PIL import Image
 
 from .. import records
 from ..files import nearest, replacing
@@ -33,7 +36,28 @@ def write(results, root):
         with replacing(path) as temporary:
             temporary.write_text(card(model.parent, root), encoding="utf-8")
         written_to.append(path)
-    return written_to
+    path = Path(root) / "figures" / "README.md"
+    path.parent.mkdir(exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(figures_page(path.parent), encoding="utf-8")
+    return [*written_to, path]
+
+
+def figures_page(folder):
+    """Each figure of a folder, the tables it was drawn from, as links, and the commits at which their rows were made: as
+    `publish.drawn_from` left it in the figure."""
+    rows = []
+    for path in sorted(folder.glob("*.png")):
+        with Image.open(path) as image:
+            said = image.info
+        sources = said.get("Source", "").split(", ") if "Source" in said else []
+        linked = [f"`{one}`" if "*" in one else f"[{one.removeprefix('results/')}](../{quote(one)})" for one in sources]
+        rows.append(
+            {"figure": f"[{path.stem}]({path.name})", "drawn from": ", ".join(linked), "by": said.get("Comment", "")}
+        )
+    head = "# Figures\n\nWritten by `make publish`, each from tracked tables; the same is written in the figure itself (PNG text "
+    head += "`Source` and `Comment`). A `+` says that the code of that commit had been changed.\n\n"
+    return head + written.markdown(pd.DataFrame(rows, columns=["figure", "drawn from", "by"])) + "\n"
 
 
 def filled(text, tracked):

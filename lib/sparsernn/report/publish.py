@@ -212,12 +212,9 @@ def draw(profile, results, figures, study=None):
     rows, written = records.read(Path(results) / f"{profile}.csv"), []
     timed = timings.timing_rows(results, "")
 
-    def keep(figure, name):
-        figure = getattr(figure, "figure", figure)
-        with replacing(Path(figures) / f"{name}.png") as temporary:
-            figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
-        plots.plt.close(figure)
+    def keep(figure, name, rows, *tables):
         written.append(Path(figures) / f"{name}.png")
+        drawn_from(figure, written[-1], rows, *tables)
 
     for task, stem, part in families(rows):
         finished = part[part["test"].notna()]  # trials stop at validation
@@ -226,41 +223,61 @@ def draw(profile, results, figures, study=None):
         shown = of_the_study(finished, study)
         part = part[part["data_sha256"].isin(finished["data_sha256"])]
         part = part.assign(asked=part.index.isin(shown.index))
-        keep(plots.cost_front(costs(shown, results, timed)), f"{stem}-front")
+        table = f"results/{profile}.csv"
+        keep(plots.cost_front(costs(shown, results, timed)), f"{stem}-front", shown, table, "results/timings-*.csv")
         if (finished["tests"].fillna("") != "").any():
-            keep(plots.tests_front(shown), f"{stem}-tests")
+            keep(plots.tests_front(shown), f"{stem}-tests", shown, table)
         if len(finished) < len(part):
-            keep(plots.front(part, quality="valid"), f"{stem}-tried")
+            keep(plots.front(part, quality="valid"), f"{stem}-tried", part, table)
         else:  # of trials that have become runs
             (Path(figures) / f"{stem}-tried.png").unlink(missing_ok=True)
         for model, same in finished.groupby("model"):
             same = same.assign(shape=[shape_of(row) for row in same.to_dict("records")])
             if same["shape"].str.contains("×").sum() >= 3:
-                keep(plots.pattern_curves(same[same["shape"] != ""]), f"{task}-{model}-blocks")
+                keep(plots.pattern_curves(same[same["shape"] != ""]), f"{task}-{model}-blocks", same, table)
         curves = _curves(profile, task, shown, results)
         if curves.empty:  # what is finished was counted, not trained
             continue
-        keep(plots.training_curves(curves), f"{stem}-training")
-        for method, thresholds in per_method(profile, shown, "thresholds.csv", results):
-            keep(plots.threshold_curve(thresholds), f"{stem}-{method}-thresholds")
-        for method, counts in per_method(profile, shown, "scores.csv", results):
-            keep(plots.score_histograms(counts), f"{stem}-{method}-scores")
-        for method, gates in per_method(profile, shown, "gates.csv", results):
-            if gates["state"].value_counts(normalize=True).max() < EVEN:
-                keep(plots.gate_map(gates), f"{stem}-{method}-gates")
-                keep(plots.gate_counts(gates), f"{stem}-{method}-gate-counts")
-        for method, numbers in per_method(profile, shown, "numbers.csv", results):
-            keep(plots.word_page(numbers), f"{stem}-{method}-words")
-        for method, trace in per_method(profile, shown, "trace.csv", results):
-            if trace[["gate", "neuron"]].drop_duplicates().shape[0] >= trace["of"].iloc[0] / 2:
-                keep(plots.gate_trace(trace), f"{stem}-{method}-trace")
+        every = f"results/runs/{task}/*/*/{profile}-*"
+        keep(plots.training_curves(curves), f"{stem}-training", shown, f"{every}/metrics.csv")
+
+        for name, what, draw, worth in OF_A_RUN:
+            for method, found in per_method(profile, shown, name, results):
+                if worth(found):
+                    key = records.run_key(
+                        found.iloc[0][[*records.KEY[:3], "variant", "seed"]].to_dict() | {"profile": profile}
+                    )
+                    one = shown[[records.run_key(row) == key for row in shown.to_dict("records")]]
+                    keep(draw(found), f"{stem}-{method}-{what}", one, f"results/runs/{key}/{name}")
         paths, theirs = paths_of(profile, task, shown, results), authors_curve(task, results)
-        keep(plots.fronts(paths, theirs), f"{stem}-fronts")
+        seen = f"{every}/metrics.csv", f"{every}/thresholds.csv", *["results/published.csv"] * bool(len(theirs))
+        keep(plots.fronts(paths, theirs), f"{stem}-fronts", shown, *seen)
         if len(theirs) and not shown["method"].isin(plots.OPPONENTS).all():
-            keep(plots.beside_published(curves, theirs), f"{stem}-beside-authors")
+            keep(plots.beside_published(curves, theirs), f"{stem}-beside-authors", shown, seen[0], seen[-1])
     if len(through := timings.through_engines(results)):
-        keep(plots.rounding_cost(through), "int8")
+        keep(plots.rounding_cost(through), "int8", through, "results/engines.csv")
     return written
+
+
+OF_A_RUN = (  # a run's table, what its figure is called, who draws it, and whether that is worth it
+    ("thresholds.csv", "thresholds", plots.threshold_curve, len),
+    ("scores.csv", "scores", plots.score_histograms, len),
+    ("gates.csv", "gates", plots.gate_map, lambda gates: gates["state"].value_counts(normalize=True).max() < EVEN),
+    ("gates.csv", "gate-counts", plots.gate_counts, lambda gates: gates["state"].value_counts(normalize=True).max() < EVEN),
+    ("numbers.csv", "words", plots.word_page, len),
+    ("trace.csv", "trace", plots.gate_trace,
+     lambda trace: trace[["gate", "neuron"]].drop_duplicates().shape[0] >= trace["of"].iloc[0] / 2),
+)  # fmt: skip
+
+
+def drawn_from(figure, path, rows, *tables):
+    """Save a figure, and in it what it was drawn from: tables, and the commits of their rows (`documents.figures_page`)."""
+    figure = getattr(figure, "figure", figure)
+    commits = ", ".join(dict.fromkeys(filter(None, rows["commit"].fillna(""))))  # a trial that was broken off has none
+    said = {"Software": None, "Source": ", ".join(tables), "Comment": f"rows of commits {commits}"}
+    with replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=130, metadata=said)
+    plots.plt.close(figure)
 
 
 SCATTERED = ("dense", "gradual")  # what blocks are drawn beside: nothing pruned, and weight by weight

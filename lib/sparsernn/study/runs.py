@@ -33,6 +33,7 @@ from .config import RunConfig, begun, difference, identity, kept, needed
 from .evaluation import compact_error, evaluate, example_of, mistakes, more_scores, predictor
 from .metrics import Metrics, read_metrics
 from .presets import preset
+from .stopwatch import Stopwatch
 from .training import Diverged, Session
 
 
@@ -196,10 +197,10 @@ def _check_config(config, task, directory):
 
 def _fit(session, directory, metrics, lease):
     """What a method does before the first epoch; where no gradient step follows, the run stands at its end then."""
-    start = time.perf_counter()
+    watch = Stopwatch(session.device)
     fitted = session.method.fit(session.model, session.task, session.plan)
     if fitted is not None:
-        session.epoch, session.seconds = fitted[-1]["epoch"], round(time.perf_counter() - start, 3)
+        session.epoch, session.seconds = fitted[-1]["epoch"], watch.seconds
         reading = session.read_off()
         rows = [row if "valid" in row else row | reading for row in fitted]
         session.note_best(reading["valid"])
@@ -217,7 +218,7 @@ def _train(session, directory, metrics, lease, report):
         for line in session.study.ahead():
             report(line)
     while session.epoch < epochs:
-        start = time.perf_counter()
+        watch = Stopwatch(session.device)
         try:
             loss, penalty = (sum(values) / len(values) for values in zip(*session.steps(), strict=True))
             session.refuse_no_numbers()
@@ -233,7 +234,7 @@ def _train(session, directory, metrics, lease, report):
         averaged = session.averages.told(row["valid"])
         if may_choose:
             session.note_best(row["valid"])
-        row["seconds"] = round(time.perf_counter() - start, 3)
+        row["seconds"] = watch.seconds
         session.seconds += row["seconds"]
         lease.check()
         checkpoint.save(session, directory / "checkpoint.safetensors", metrics.add(row))
