@@ -120,6 +120,7 @@ def test_a_folder_with_spaces_and_a_path_with_commands_in_it_work_and_are_not_ex
     for path in (project / runs).glob("*/*/*/*/gates.ipynb"):
         assert f"-r method {path.parts[-3]} " in path.read_text() + " "
         assert re.match(r"\d{4}-\d\d-\d\dT[\d:]+Z on \S+", (path.parent / "run.log").read_text())
+    assert "train_prune_gates_1" in (project / runs / "provenance.html").read_text()
 
 
 def test_a_drawing_that_fails_costs_no_record_and_is_drawn_the_next_time(tmp_path):

@@ -1,4 +1,4 @@
-"""`make study`: the runs of a study file by snakemake, then the comparison with the tracked results.
+"""`make study`: the runs of a study file by snakemake, its report of them, then the comparison with the tracked results.
 
 Usage: python tools/study.py --study study.yaml --workers 2 [--profile profiles/slurm]
 
@@ -56,6 +56,15 @@ def report(study):
     return code
 
 
+def provenance(study):
+    """snakemake's own report: which rule made what from what, by which command, when and how long → its exit code."""
+    path = runs_root() / "provenance.html"
+    asked = [sys.executable, "-m", "snakemake", "--nolock", "--config", f"study={study}", "--report", path]
+    done = subprocess.run(asked, capture_output=True, text=True)
+    print(f"how each run was made: {path}" if done.returncode == 0 else done.stderr[-2000:])
+    return done.returncode
+
+
 def make(given):
     try:
         study = read_study(project_root() / given.study)
@@ -73,6 +82,7 @@ def make(given):
             flush=True,
         )
         code = graph(arguments_of(given))
+        code = code or provenance(given.study)
         code = report(given.study) or code
         if code:
             print(FAILED)

@@ -117,9 +117,10 @@ def answer(tracked):
     how = (
         "How it was decided: among configurations with that many times fewer weights the one best on validation; "
         f"“{decisions.EQUAL}” is the sparsest that is not worse than the dense net. A small dense net was small from the start: "
-        "of those with no more weights the best on validation, or the smallest there is. Level: chance at 95 % explains it, item by "
-        "item where it is kept what each cost both nets (mistakes: McNemar's test; else a paired t test), p values of a task's "
-        "answers held to their number by Holm; ahead and behind: a difference of which no error is known, one run against one. "
+        "of those with no more weights the best on validation, or the smallest there is. Level: chance at 95 % explains it, item "
+        "by item where it is kept what each cost both nets (McNemar's test of mistakes, else a paired t test), p values of a "
+        "task's answers held to their number by Holm; ahead and behind: a difference of which no error is known, one run against "
+        "one. "
         "Intervals: Student's t over seeds from three on, else over the items of the test (Wilson's of an accuracy, a bootstrap "
         "of others). Items of a language model are pieces of text. Weights are counted as the papers count them. In brackets the "
         "schedule: quick is minutes, short what a CPU affords of the papers' own."
