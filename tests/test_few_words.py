@@ -55,3 +55,12 @@ def test_a_model_that_reads_no_ids_is_refused():
 
     with pytest.raises(ValueError, match="few-words needs a layer that reads ids"):
         sparsernn.attach(Numbers(), "few-words", steps=2, n_examples=2, example=torch.zeros(2, 1, 3))
+
+
+def test_a_vocabulary_that_is_none_and_an_embedding_that_is_the_output_too_are_refused():
+    model = sparsernn.nets.models.Classifier(vocabulary=20, classes=2, embedding=4, hidden=5)
+    with pytest.raises(ValueError, match="words is 20; it must be below the 20 symbols"):
+        sparsernn.attach(model, "few-words", steps=2, n_examples=2, words=20)
+    tied = sparsernn.nets.models.StackedLanguageModel(20, embedding=4, hidden=4, layers=1, tied=True)
+    with pytest.raises(ValueError, match="embedding.weight is the output's too"):
+        sparsernn.attach(tied, "few-words", steps=2, n_examples=2, words=5)

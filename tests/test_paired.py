@@ -10,13 +10,12 @@ import torch
 import yaml
 from scipy import stats
 
-from sparsernn import records
+from sparsernn import records, tasks
 from sparsernn.report import claims
 from sparsernn.report.paired import difference, mean_of, over_items, p_value
 from sparsernn.sparsify.plan import Plan
 from sparsernn.study.evaluation import evaluate, mistakes
 from sparsernn.study.opponents import back_off_directory, count_back_off
-from sparsernn.tasks import load as load_task
 from sparsernn.tasks.base import LanguageTask, WordTask
 from sparsernn.tasks.language import WindowTask
 
@@ -75,6 +74,8 @@ def test_right_and_wrong_items_are_judged_by_those_that_one_alone_gets_right():
     assert p_value([counts(second)], [counts(first)]) == pytest.approx(2 * (1 + 10) / 2**10)
     assert p_value([counts(first)], [counts(first)]) == 1.0
     assert p_value([counts([0, 0])], [counts([0, 0])]) == 1.0
+    with pytest.raises(ValueError, match="of one group"):
+        p_value([counts([1, 0], groups=[3, 3])], [counts([0, 0], groups=[3, 3])])
 
 
 def test_seeds_of_a_configuration_are_compared_as_their_mean():
@@ -216,6 +217,9 @@ def test_a_text_costs_the_same_pieces_whatever_streams_it_was_read_in():
     assert difference(found[1], found[64])[0] == pytest.approx(0, abs=1e-6), "not all read the last piece whole"
     with pytest.raises(ValueError, match="test.of differs"):
         difference(found[1], mistakes(predict, LanguageTask("t", task.splits, list("abcdefg")), plan))
+    shorter = WordTask("t", {split: {"ids": ids[:30_000]} for split in task.splits}, list("abcdefg"))
+    with pytest.raises(ValueError, match="test.of differs"):
+        difference(found[1], mistakes(predict, shorter, plan))
 
 
 def test_windows_that_know_nothing_of_each_other_are_pieces_of_one_text_too():
@@ -229,17 +233,25 @@ def test_windows_that_know_nothing_of_each_other_are_pieces_of_one_text_too():
     errors, of = task.in_pieces(task.predicted(np.concatenate([[np.nan], of_all])))
     assert found["test.of"].tolist() == of.tolist() == [4950, 4950, 4950, 2475]
     assert found["test.errors"] == pytest.approx(errors, rel=1e-5)
-
-
-def test_counted_n_grams_are_compared_on_the_pieces_that_nets_read(tmp_path, monkeypatch):
-    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path))
-    record = count_back_off("pydocs-char", "smoke", 3)
-    kept, task = (
-        records.read_counts(back_off_directory("pydocs-char", "smoke", 3) / records.MISTAKES),
-        load_task("pydocs-char", "smoke"),
+    longer = Plan(epochs=1, batch_size=4, steps=150)
+    assert mistakes(lambda tokens, lengths, state: (table[tokens], None), task, longer) == {}, (
+        "its pieces would be others"
     )
-    assert kept["test.of"].sum() == len(task.splits["test"]["ids"]) - 1
-    assert kept["test.errors"].sum() / kept["test.of"].sum() == pytest.approx(record["test"], rel=1e-2)
+
+
+def test_counted_n_grams_and_nets_are_compared_on_the_same_pieces(as_it_was, monkeypatch):
+    ids = np.random.default_rng(8).integers(0, 3, 40_000)
+    task = WordTask("counted", {split: {"ids": ids} for split in ("train", "valid", "test")}, list("abc"))
+    monkeypatch.setitem(tasks.TASKS, "counted", lambda profile: task)
+    record = count_back_off("counted", "quick", 3)
+    kept = records.read_counts(back_off_directory("counted", "quick", 3) / records.MISTAKES)
+    uniform = mistakes(
+        lambda tokens, lengths, state: (torch.zeros(*tokens.shape, 3), None),
+        task,
+        Plan(epochs=1, batch_size=7, steps=9),
+    )
+    gap, low, high = difference(uniform, kept)
+    assert gap == pytest.approx(math.log2(record["test"]) - math.log2(3), abs=2e-3) and low < gap < high
 
 
 def test_the_interval_of_a_figure_is_drawn_from_its_items():

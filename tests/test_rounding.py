@@ -104,7 +104,11 @@ def test_every_method_takes_it_and_chooses_among_these_epochs(method, monkeypatc
     monkeypatch.setattr(
         Session, "is_rounding", lambda self, epoch: seen.append((epoch, began(self, epoch))) or seen[-1][1]
     )
-    more = {"density": 0.5} if method == "blocks" else {}  # at its own density no net as small as this one ends
+    own = {
+        "blocks": {"density": 0.5},
+        "few-words": {"words": 5},
+    }  # at its own no net as small as this one ends, or begins
+    more = own.get(method, {})
     run = ensure(RunConfig(task="tiny-topic", method=method, profile="quick", epochs=4, int8_noise=0.5, **more))
     noisy = {epoch for epoch, rounds in seen if rounds}
     assert noisy == {2, 3} and run.record["epoch_selected"] in (3, 4)

@@ -33,7 +33,7 @@ def configurations(rows, items, mistakes=lambda row: None):
     items     data_sha256 → how many items the test of a task with an accuracy has (results/tests.csv)
     mistakes  what a row's run got wrong, item by item (`study.evaluation.mistakes`), or None
     → KEYS, metric, profile, the means of MEANS (train_seconds: the median), seeds, tests, kept and wrong (a tuple, one a seed),
-    items, item_low and item_high, seed_low and seed_high (`intervals`), device, data_note.
+    items, item_low and item_high, seed_low and seed_high (`intervals`), device, data_note, data_sha256.
     """
     found = []
     for keys, part in rows.assign(variant=rows["variant"].fillna("")).groupby(KEYS, sort=False):
@@ -41,7 +41,11 @@ def configurations(rows, items, mistakes=lambda row: None):
         row = dict(zip(KEYS, keys, strict=True)) | {name: part[name].astype(float).mean() for name in MEANS}
         row |= {name: first[name] for name in ("metric", "profile", "device")}
         row |= {"train_seconds": part["train_seconds"].median(), "seeds": len(part), "by_seed": tuple(part["test"])}
-        row |= {"kept": tuple(part["weights_kept"]), "data_note": first["data_note"]}
+        row |= {
+            "kept": tuple(part["weights_kept"]),
+            "data_note": first["data_note"],
+            "data_sha256": first["data_sha256"],
+        }
         row["wrong"] = tuple(mistakes(one) for one in part.to_dict("records"))
         row["items"] = items.get(first["data_sha256"], math.nan) if first["metric"] == "accuracy" else math.nan
         row["item_low"], row["item_high"] = over_items(row)
@@ -100,11 +104,11 @@ def p_value(one, other):
     the two, since a difference has to outlast another draw of the items and another of the seeds.
     """
     ours, theirs = one["by_seed"], other["by_seed"]
-    if any(wrong is None for wrong in (*one["wrong"], *other["wrong"])):
+    if any(wrong is None for wrong in (*one["wrong"], *other["wrong"])) or one["data_sha256"] != other["data_sha256"]:
         return intervals.p_value(ours, theirs, one["items"])
     try:
         p = paired.p_value(one["wrong"], other["wrong"])
-    except ValueError:  # runs on other data: nothing to pair
+    except ValueError:  # other items, or too few
         return intervals.p_value(ours, theirs, one["items"])
     return max(p, intervals.p_value(ours, theirs)) if min(len(ours), len(theirs)) >= 3 else p
 

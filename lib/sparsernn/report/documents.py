@@ -2,7 +2,7 @@
 from what is tracked.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is `decisions`, for the answers of the report's first
-section, or a profile and what the figures of a setting are called: `short imdb`, `short pydocs-char-bayes-512`.
+section, or a profile and what the figures of a setting are called: `short ag-news`, `short pydocs-char-bayes-512`.
 """
 
 import json

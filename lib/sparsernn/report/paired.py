@@ -16,7 +16,7 @@ from .plots.style import METRICS
 
 RESAMPLES = 9999
 AT_ONCE = 1 << 22  # numbers drawn at a time: memory, not result
-CUT = 0.05  # of the pieces of a text, those that runs may have read to different ends
+CUT = 2  # last pieces of a text that runs may have read to different ends
 
 
 def difference(first, second, split="test"):
@@ -38,8 +38,8 @@ def interval(run, split="test"):
 
 
 def over_items(runs, metric):
-    """95 % interval, over the test's items, of a metric's figure, mean over runs, one a seed; (NaN, NaN) where one of them is
-    None, or they have no such items, or not the same, or too few."""
+    """95 % interval, over the test's items, of a metric's figure, of errors (or bits) that are means over runs, one a seed;
+    (NaN, NaN) where one of them is None, or they have no such items, or not the same, or too few."""
     if any(run is None for run in runs):
         return math.nan, math.nan
     try:
@@ -52,7 +52,7 @@ def over_items(runs, metric):
 def figure_of(rate, metric):
     """A metric's figure from what was spent on an item, on the mean: the share that was wrong, or bits."""
     if metric == "perplexity":
-        return 2**rate
+        return math.inf if rate >= 1024 else 2**rate
     return 1 - rate if METRICS[metric][1] == "higher" else rate
 
 
@@ -82,7 +82,8 @@ def p_value(ours, theirs, split="test"):
     """The p value of equal error rates of two lists of runs, one a seed, each as `difference` takes it, on the same items.
 
     Of one run each whose items are right or wrong and stand alone it is McNemar's, exact; else a paired t test of the items'
-    errors, means over the seeds, those of a group added up. Raises ValueError for runs whose items are not the same.
+    errors, means over the seeds, those of a group added up. Raises ValueError for runs whose items are not the same, or of one
+    group alone.
     """
     errors, _, groups = _same_items([*ours, *theirs], split)
     here, there = np.mean(errors[: len(ours)], 0), np.mean(errors[len(ours) :], 0)
@@ -93,25 +94,27 @@ def p_value(ours, theirs, split="test"):
     if not alone:
         _, groups = np.unique(groups, return_inverse=True)
         here, there = np.bincount(groups, here), np.bincount(groups, there)
+    if len(here) < 2:
+        raise ValueError(f"all items of {split} are of one group; a difference needs two or more")
     return float(stats.ttest_rel(here, there).pvalue) if (here != there).any() else 1.0
 
 
 def _same_items(runs, split):
     """→ a list of the runs' errors, and `of` and `groups` (or None) that all of them have. Raises ValueError where they do not.
 
-    A language model reads a text in streams, and leaves out the few symbols at its end that do not divide into them: pieces
-    that not all runs read whole are not compared, as long as they are few."""
-    ofs, groups = [run[f"{split}.of"] for run in runs], runs[0].get(f"{split}.groups")
-    most = max(map(len, ofs))
-    padded = np.array([np.pad(of, (0, most - len(of)), constant_values=-1) for of in ofs])
-    alike = (padded == padded[0]).all(0)
-    if not alike.all() and (groups is not None or (~alike).sum() > CUT * most):
+    A language model reads a text in streams, and leaves out the few symbols at its end that do not divide into them: its last
+    pieces, one or two, which not all runs read whole, are not compared."""
+    ofs, errors = ([run[f"{split}.{name}"] for run in runs] for name in ("of", "errors"))
+    most, n = max(map(len, ofs)), min(map(len, ofs))
+    alike = np.all([of[:n] == ofs[0][:n] for of in ofs], 0)
+    n = n if alike.all() else int(alike.argmin())
+    text = any(values.dtype.kind == "f" for values in errors)
+    if n < most and not (text and n >= max(2, most - CUT)):
         raise ValueError(f"{split}.of differs between the runs: they did not answer the same items")
-    for run in runs[1:]:
-        if not np.array_equal(groups, run.get(f"{split}.groups")):
-            raise ValueError(f"{split}.groups differs between the runs: they did not answer the same items")
-    errors = [np.pad(run[f"{split}.errors"], (0, most - len(of)))[alike] for run, of in zip(runs, ofs, strict=True)]
-    return errors, padded[0][alike], groups
+    groups = [run.get(f"{split}.groups") for run in runs]
+    if not all(np.array_equal(groups[0], other) for other in groups[1:]):
+        raise ValueError(f"{split}.groups differs between the runs: they did not answer the same items")
+    return [values[:n] for values in errors], ofs[0][:n], None if groups[0] is None else groups[0][:n]
 
 
 def _rate(errors, of, axis=-1):

@@ -250,7 +250,8 @@ def draw(profile, results, figures, study=None):
                     one = shown[[records.run_key(row) == key for row in shown.to_dict("records")]]
                     keep(draw(found), f"{stem}-{method}-{what}", one, f"results/runs/{key}/{name}")
         paths, theirs = paths_of(profile, task, shown, results), authors_curve(task, results)
-        seen = f"{every}/metrics.csv", f"{every}/thresholds.csv", *["results/published.csv"] * bool(len(theirs))
+        cut = [f"{every}/thresholds.csv"] * any(True for _ in per_method(profile, shown, "thresholds.csv", results))
+        seen = f"{every}/metrics.csv", *cut, *["results/published.csv"] * bool(len(theirs))
         keep(plots.fronts(paths, theirs), f"{stem}-fronts", shown, *seen)
         if len(theirs) and not shown["method"].isin(plots.OPPONENTS).all():
             keep(plots.beside_published(curves, theirs), f"{stem}-beside-authors", shown, seen[0], seen[-1])

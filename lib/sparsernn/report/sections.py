@@ -194,7 +194,7 @@ def _costs(decided):
     text = ""
     if ratios:
         text = f"The nets chosen took {min(ratios):.1f} to {max(ratios):.1f} times the training seconds of their dense net on "
-        text += f"the same kind of processor (median {np.median(ratios):.1f}, {len(ratios)} nets). "
+        text += f"the same kind of processor (median {np.median(ratios):.1f}, {len(ratios)} nets; pauses counted in older runs). "
     steps = [
         (setting, dense["step_us"] / row["step_us"])
         for setting, table in decided

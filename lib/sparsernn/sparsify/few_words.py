@@ -16,7 +16,11 @@ from .options import Options, option
 class FewWordsOptions(Options):
     """Of a small vocabulary."""
 
-    words: int = option(1000, "symbols that are read, those of the lowest ids: a task's ids go by frequency", least=1)
+    words: int = option(
+        1000,
+        "symbols that are read, reserved ones among them, those of the lowest ids: a task's ids go by frequency",
+        least=1,
+    )
 
 
 class FewWords(Masked):
@@ -33,6 +37,14 @@ class FewWords(Masked):
                 "few-words needs a layer that reads ids of symbols, an embedding or one-hot; there is none"
             )
         for axis, member in places:
+            if self.options.words >= axis.size:
+                raise ValueError(
+                    f"words is {self.options.words}; it must be below the {axis.size} symbols that there are"
+                )
+            if member.tied:
+                raise ValueError(
+                    f"{member.tensor} is the output's too, which needs every word; few-words takes what is not tied"
+                )
             weight, read = self.weights[member.tensor], torch.arange(axis.size) < self.options.words
             lines = member.along(read, weight.theta.shape[member.dim], rest=True).to(weight.theta.device)
             self.narrow(weight, lines.unsqueeze(1 - member.dim).expand_as(weight.mask))

@@ -46,7 +46,7 @@ def study_configs(study):
                 configs += [RunConfig(**({"seed": seed} | given)) for seed in study["seeds"]]
             except (TypeError, ValueError) as problem:
                 raise type(problem)(f"{task}, {method}: {problem}") from None
-    return configs
+    return list(dict.fromkeys(configs))
 
 
 def _entry(where, entry):

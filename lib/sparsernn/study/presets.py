@@ -256,7 +256,7 @@ PRESETS = {
         **_language_model(512, {"paper": PAPER_PTB_CHAR, "short": SHORT_PYDOCS_CHAR}),
     },
     "imdb": REVIEWS,
-    "imdb-authors": REVIEWS,
+    "imdb-authors": dict(REVIEWS),
     "ag-news": _with_cells(_classifier("bayes-512", 512, {"paper": PAPER_AG_NEWS, "short": SHORT_AG_NEWS}), CALM),
     "ptb-char": _with_cells(_language_model(1000, {"paper": PAPER_PTB_CHAR, "short": SHORT_PTB_CHAR})),
     "ptb-word": {

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 import torch
@@ -43,6 +44,14 @@ class WindowTask(LanguageTask):
             windows = windows[torch.randperm(len(windows), generator=generator)]
         for group in windows.split(batch_size):
             yield Batch(group[:, :-1].t(), group[:, 1:].t(), None)
+
+    def by_item(self, predictions: Iterable[tuple[Batch, torch.Tensor]]) -> tuple[np.ndarray, np.ndarray] | None:
+        """None for windows of another length than `window`, whose pieces would be others."""
+        rest = iter(predictions)
+        first = next(rest)
+        if len(first[0].targets) != self.window - 1:
+            return None
+        return super().by_item(itertools.chain([first], rest))
 
     def in_order(self, values: list[torch.Tensor]) -> torch.Tensor:
         return torch.cat([of_windows.t().flatten() for of_windows in values])

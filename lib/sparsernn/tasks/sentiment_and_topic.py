@@ -33,7 +33,7 @@ def imdb(profile: str) -> ClassificationTask:
 
 def imdb_authors(profile: str) -> ClassificationTask:
     """`imdb-authors`: the same with the authors' validation, the last 15 % of the shuffled training half, where of 3,750
-    reviews 3,623 are of films that training knows."""
+    reviews 3,636 are of films that training knows."""
     return _imdb("imdb-authors", lambda films: _last(len(films), IMDB_HELD_OUT), profile)
 
 
