@@ -65,7 +65,7 @@ def _point(ax, row, cost):
         row["test"],
         marker,
         color=colour,
-        ms=10 if marker == "*" else 7.5,
+        ms=11 if marker in "*." else 7.5,
         zorder=3,
         label=row["method"],
         **fill,
