@@ -14,14 +14,21 @@ import pandas as pd
 from .. import records, sparsify, tasks
 from ..files import clear, nearest, project_root, replacing
 from ..study import sums
-from ..study.asked import study_configs
-from ..study.config import PROFILES, RunConfig, begun, runs_root
+from ..study.asked import read_study, study_configs
+from ..study.config import PROFILES, RunConfig, begun, needed, runs_root
 from ..study.metrics import read_metrics
 from ..study.presets import PRESETS
 from ..study.runs import schedule
 from . import decisions, plots, timings
 from . import tables as tidy
 
+STUDIES = (
+    "study.yaml",
+    "papers.yaml",
+    "digits.yaml",
+    "squad.yaml",
+    "imdb.yaml",
+)  # whose runs are compared; others are owed
 TABLES = ("metrics.csv", "thresholds.csv", "scores.csv", "gates.csv", "numbers.csv", "trace.csv", "verdict.csv")
 EVEN = 0.9  # a map on which so many gates are in one state shows nothing; nor does a trace of less than half of what is live
 LARGEST_MODEL = 1 << 20  # bytes of a compact model that is worth tracking
@@ -207,9 +214,10 @@ def draw(profile, results, figures, study=None):
     """Every figure of the study, from tracked tables alone → the files written, `<task>-<figure>.png` of the task's default
     model and what stands for it, `<task>-<model>-<figure>.png` of another.
 
-    study: study.yaml as read; where it asks for runs of a task, curves, histograms and maps are theirs alone.
+    study: as read, to be asked before STUDIES; where one asks for runs of a task, what is drawn of it is theirs alone.
     """
     rows, written = records.read(Path(results) / f"{profile}.csv"), []
+    asking = [one for one in ([study] if study else []) + studies() if one["profile"] == profile]
     timed = timings.timing_rows(results, "")
 
     def keep(figure, name, rows, *tables):
@@ -220,7 +228,7 @@ def draw(profile, results, figures, study=None):
         finished = part[part["test"].notna()]  # trials stop at validation
         if finished.empty:
             continue
-        shown = of_the_study(finished, study)
+        shown = of_the_study(finished, asking)
         part = part[part["data_sha256"].isin(finished["data_sha256"])]
         part = part.assign(asked=part.index.isin(shown.index))
         table = f"results/{profile}.csv"
@@ -334,9 +342,19 @@ def paths_of(profile, task, rows, results):
     return pd.concat([curves, *sweeps], ignore_index=True).reindex(columns=columns)
 
 
-def of_the_study(rows, study):
-    """The rows of the runs a study asks for, and of opponents; all of them where it asks for none of these."""
-    wanted = {config.key for config in study_configs(study)} if study else set()
+def studies(names=None):
+    """The study files of these names (STUDIES) that there are, as read."""
+    paths = (project_root() / name for name in (STUDIES if names is None else names))
+    return [read_study(path) for path in paths if path.exists()]
+
+
+def of_the_study(rows, asking):
+    """The rows of the runs that studies ask for, and start from, and of opponents; all of them where none of these is asked for.
+    asking: studies as read; the first that names the rows' task speaks for it."""
+    task = rows["task"].iloc[0]
+    study = next((one for one in asking if task in one["tasks"]), None)
+    asked = [config for config in study_configs(study) if config.task == task] if study else []
+    wanted = {config.key for one in asked for config in (one, *needed(one))}
     asked = rows[
         [records.run_key(row) in wanted or row["method"] in plots.OPPONENTS for row in rows.to_dict("records")]
     ]

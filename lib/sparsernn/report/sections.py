@@ -13,11 +13,9 @@ import pandas as pd
 from .. import records
 from ..files import project_root
 from ..nets.file import load
-from ..study.asked import read_study, study_configs
+from ..study.asked import study_configs
 from . import claims as papers
 from . import decisions, inside, plots, publish, timings, written
-
-STUDIES = ("study.yaml", "papers.yaml")  # whose runs are compared; the other study files add runs that are owed
 
 
 @dataclass(frozen=True)
@@ -88,23 +86,19 @@ class Tracked:
 def tracked(results=None):
     """The finished rows that the study files ask for, or all of a task they do not speak of, in `results` (the project's)."""
     results = Path(results or project_root() / "results")
-    asked = {study["profile"]: study for study in _studies(STUDIES)}
+    asking = publish.studies()
     timed, settings = timings.timing_rows(results, ""), []
     for profile in reversed(papers.NEAREST):
         for task, stem, rows in publish.families(records.read(results / f"{profile}.csv")):
             finished = rows[rows["test"].notna()]
             if finished.empty:
                 continue
-            shown = publish.of_the_study(finished, asked.get(profile))
+            shown = publish.of_the_study(finished, [study for study in asking if study["profile"] == profile])
             table = publish.costs(shown, results, timed)
             models = table.loc[~table["method"].isin(plots.OPPONENTS), "model"]
             label = f"{task}, {models.iloc[0]}" if len(models) else task
             settings.append(Setting(f"{label} ({profile})", task, stem, profile, shown, table))
     return Tracked(results, settings, timed)
-
-
-def _studies(names):
-    return [read_study(path) for name in names if (path := project_root() / name).exists()]
 
 
 # ---- which method, when, at what cost
@@ -317,9 +311,9 @@ def training(tracked):
 def not_run(tracked):
     """What the study files ask for that has no finished row, and the claims that nothing speaks to."""
     rows = []
-    owed = sorted(path.name for path in project_root().glob("*.yaml") if path.name not in STUDIES)
-    for name in (*STUDIES, *owed):
-        for study in _studies([name]):
+    owed = sorted(path.name for path in project_root().glob("*.yaml") if path.name not in publish.STUDIES)
+    for name in (*publish.STUDIES, *owed):
+        for study in publish.studies([name]):
             there = records.read(tracked.results / f"{study['profile']}.csv")
             there = there[there["test"].notna()].to_dict("records")
             asked, absent = len(study_configs(study)), publish.missing(study, there)
