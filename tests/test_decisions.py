@@ -26,8 +26,8 @@ def row(method, test, compression, valid=None, seed=0, metric="accuracy", **more
     kept = 1000.0 / compression
     return {"task": "t", "model": "m", "method": method, "variant": "", "profile": "quick", "seed": seed, "metric": metric,
             "valid": test if valid is None else valid, "test": test, "compression": compression, "weights_kept": kept,
-            "weights_total": 1000, "size_bytes": 6 * kept, "size_bytes_dense": 4000.0, "train_seconds": 10.0, "epochs": 3,
-            "device": "cpu:x", "data_sha256": "abc", "data_note": ""} | more  # fmt: skip
+            "weights_total": 1000, "size_bytes": 6 * kept, "size_bytes_dense": 4000.0, "multiply_adds": kept - 9,
+            "train_seconds": 10.0, "epochs": 3, "device": "cpu:x", "data_sha256": "abc", "data_note": ""} | more  # fmt: skip
 
 
 def decided(*rows, items=10_000):
@@ -185,7 +185,8 @@ def test_a_step_is_the_mean_of_seeds_on_the_device_most_were_timed_on():
 def test_a_front_shows_seeds_intervals_and_what_no_net_beats():
     rows = [row("dense", 0.9, 1), row("linear", 0.89, 90), *(row("a", 0.89 + s / 1000, 20, seed=s) for s in range(3))]
     figure = plots.cost_front(decisions.configurations(pd.DataFrame(rows), {"abc": 1000}))
-    assert [ax.get_xlabel() for ax in figure.axes] == ["weights kept", "bytes of the file"], "no engine was timed"
+    assert [ax.get_xlabel() for ax in figure.axes] == ["weights kept", "bytes of the file", "multiply-adds a step"]
+    assert len(figure.axes) == 3, "no engine was timed"
     text = " ".join(figure.get_suptitle().split())
     assert text.startswith("5 runs; sparsest net within 2 % of the best: a, 20× fewer weights at 0.891 (3 runs)")
     bars = [

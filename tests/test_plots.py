@@ -243,7 +243,7 @@ def path_rows():
     rows = [("sparse-vd-wgn", 10.0, 0.85, False), ("sparse-vd-wgn", 100.0, 0.84, True), ("sparse-vd-wgn", 50.0, 0.80, False),
             ("linear", 20.0, 0.86, True), ("linear", 900.0, 0.82, False)]  # fmt: skip
     table = pd.DataFrame(rows, columns=["method", "compression", "valid", "chosen"])
-    return table.assign(task="imdb", variant="", metric="accuracy")
+    return table.assign(task="imdb", model="m", variant="", metric="accuracy")
 
 
 def published_rows():
@@ -260,6 +260,20 @@ def test_fronts_join_only_what_nothing_beats_on_both():
     assert sorted(lines["linear"].get_xdata()) == [20, 900]
     assert list(lines["the authors', by epoch"].get_xdata()) == [9, 200]
     assert "sparse-vd-wgn: 0.84 at 100×; linear: 0.86 at 20×" in words_of(figure)
+
+
+def test_fronts_say_of_a_method_with_several_sizes_where_they_lie_not_their_mean():
+    sizes = pd.DataFrame(
+        {"model": [*"aabc"], "valid": [0.85, 0.83, 0.7, 0.8], "compression": [10.0, 10.0, 900.0, 90.0]}
+    )
+    table = pd.concat(
+        [path_rows(), sizes.assign(task="imdb", method="few-words", variant="", metric="accuracy", chosen=True)]
+    )
+    text = words_of(plots.fronts(table))
+    assert (
+        "few-words: 0.84 at 10× … 0.7 at 900× (3 configurations, 4 runs)" in text
+        and "sparse-vd-wgn: 0.84 at 100×;" in text
+    )
 
 
 def test_fronts_in_perplexity_prefer_less():
@@ -420,7 +434,15 @@ def test_metrics_know_compression_and_all_layers_gates():
     metrics = pd.DataFrame(
         {"epoch": [1, 2], "valid": [0.1, 0.2], "weights_kept": [50, 0], "gates_live": ["12-30", "4-0"]}
     )
-    row = {"method": "dense", "seed": 0, "metric": "accuracy", "epoch_selected": 2, "weights_total": 100}
+    row = {
+        "model": "m",
+        "method": "dense",
+        "variant": "",
+        "seed": 0,
+        "metric": "accuracy",
+        "epoch_selected": 2,
+        "weights_total": 100,
+    }
     table = tables.tidy_metrics(metrics, row)
     assert table["gates_live"].to_list() == [42, 4] and table["chosen"].to_list() == [False, True]
     assert table["compression"][0] == 2 and np.isnan(table["compression"][1])

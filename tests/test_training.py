@@ -26,6 +26,7 @@ from sparsernn import tasks
 from sparsernn.files import clear, replacing
 from sparsernn.nets.layers import GRU, LSTM, RNN
 from sparsernn.nets.masks import Masks
+from sparsernn.nets.work import multiply_adds
 from sparsernn.study import checkpoint, runs, training
 from sparsernn.study.config import RunConfig
 from sparsernn.study.evaluation import predictor
@@ -510,6 +511,7 @@ def test_every_method_ends_in_an_equal_compact_model(task, method):
     assert run.record["metric_difference"] <= 1e-6
     assert run.record["weights_stored"] <= run.record["weights_kept"] <= run.record["weights_total"]
     assert (run.directory / "model.safetensors").stat().st_size == run.record["size_bytes"]
+    assert run.record["multiply_adds"] == multiply_adds(run.compact) > 0
 
 
 def test_a_sparse_run_chooses_its_epoch_in_the_last_quarter():

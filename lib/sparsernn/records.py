@@ -26,8 +26,8 @@ KEY = ("task", "model", "method", "variant", "profile", "seed")
 FIELDS = (
     *KEY, "cell", "schedule", "metric", "valid", "test", "tests", "epoch_selected", "weights_total", "weights_kept",
     "weights_stored", "compression", "vocabulary_kept", "input_kept", "hidden_kept", "gates_total", "gates_live",
-    "gates_live_closed", "gates_constant", "size_bytes", "size_bytes_dense", "compact_error", "metric_difference", "epochs",
-    "steps", "train_seconds", "device", "data_sha256", "data_note", "torch", "commit",
+    "gates_live_closed", "gates_constant", "size_bytes", "size_bytes_dense", "multiply_adds", "compact_error",
+    "metric_difference", "epochs", "steps", "train_seconds", "device", "data_sha256", "data_note", "torch", "commit",
 )  # fmt: skip
 MISTAKES = "mistakes.npz"  # beside a record: `study.evaluation.mistakes`
 

@@ -23,7 +23,8 @@ SMALL = (
 )  # methods whose nets, where they are smaller than the reference, were so from the start
 SMALLER = 1.05  # times fewer weights than the reference
 EQUAL = "equal quality"
-MEANS = ("valid", "test", "compression", "weights_kept", "size_bytes", "size_bytes_dense", "train_seconds", "epochs")
+MEANS = ("valid", "test", "compression", "weights_kept", "size_bytes", "size_bytes_dense", "multiply_adds", "train_seconds",
+         "epochs")  # fmt: skip
 KEYS = ["task", "model", "method", "variant"]
 
 

@@ -101,6 +101,7 @@ def _line(row, theirs):
     line |= {"fewer weights": written.fewer(row["compression"]), "weights": written.count(row["weights_kept"])}
     line |= {"words": written.count(row["vocabulary_kept"]), "live gates": row["gates_live"] or written.DASH}
     line |= {"constant gates": row["gates_constant"] or written.DASH, "bytes": written.count(row["size_bytes"])}
+    line["multiply-adds a step"] = written.count(row["multiply_adds"])
     error = row["compact_error"]
     line["compact error"] = written.DASH if error != error else f"{error:.0e}" if error else "0"
     part = theirs[theirs["method"] == row["method"]].sort_values("epoch")

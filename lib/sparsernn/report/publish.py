@@ -334,7 +334,7 @@ def authors_curve(task, results):
 
 def paths_of(profile, task, rows, results):
     """What every run of a task was seen at on validation: each epoch or strength of L1, each threshold at the end."""
-    columns = ["task", "method", "variant", "compression", "valid", "metric", "chosen"]
+    columns = ["task", "model", "method", "variant", "compression", "valid", "metric", "chosen"]
     curves = _curves(profile, task, rows, results).assign(task=task)
     sweeps = [
         table.assign(task=task, chosen=False) for _, table in per_method(profile, rows, "thresholds.csv", results)

@@ -116,8 +116,9 @@ def answer(tracked):
         "task's answers held to their number by Holm; ahead and behind: a difference of which no error is known, one run against "
         "one. "
         "Intervals: Student's t over seeds from three on, else over the items of the test (Wilson's of an accuracy, a bootstrap "
-        "of others). Items of a language model are pieces of text. Weights are counted as the papers count them. In brackets the "
-        "schedule: quick is minutes, short what a CPU affords of the papers' own."
+        "of others). Items of a language model are pieces of text. Weights are counted as the papers count them; "
+        "multiply-adds are those with a weight that is not zero, so that looking up a word is none. In "
+        "brackets the schedule: quick is minutes, short what a CPU affords of the papers' own."
     )
     return Section("Which method, when, at what cost?", [*_sentences(decided), pd.DataFrame(rows), how])
 
@@ -142,6 +143,7 @@ def _decision(setting, row):
     step, whole = row["step_us"], None if dense is None else dense["step_us"]
     faster = f", dense {whole:.3g} µs" if whole is not None and whole == whole and step == step else ""
     one["a step"] = written.DASH if step != step else f"{step:.3g} µs{faster}"
+    one["multiply-adds a step"] = written.count(row["multiply_adds"])
     return one
 
 
@@ -207,7 +209,7 @@ def _costs(decided):
 
 
 def fronts(tracked):
-    """A figure a setting: test quality against weights, bytes and microseconds."""
+    """A figure a setting: test quality against weights, bytes, multiply-adds and microseconds."""
     words = (
         "Left is cheaper. A large mark is a configuration, a small one a seed. Bars are 95 % intervals: over seeds where there "
         "are three or more, else over the items of the test (of a language model pieces of its text, so long that one tells "

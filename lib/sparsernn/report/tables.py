@@ -22,9 +22,9 @@ def metrics_table(*runs):
 
 
 def tidy_metrics(metrics, record):
-    """A run's metrics.csv with what its record knows: + method, seed, metric, compression, chosen (the epoch that became
-    the model), gates_live of all layers together. Not every method has train_loss, penalty, gates_live, or a path of C."""
-    table = metrics.assign(**{name: record[name] for name in ("method", "seed", "metric")})
+    """A run's metrics.csv with what its record knows: + model, method, variant, seed, metric, compression, chosen (the epoch that
+    became the model), gates_live of all layers together. Not every method has train_loss, penalty, gates_live, or a path of C."""
+    table = metrics.assign(**{name: record[name] for name in ("model", "method", "variant", "seed", "metric")})
     table["chosen"] = table["epoch"] == record["epoch_selected"]
     table["compression"] = record["weights_total"] / table["weights_kept"].where(table["weights_kept"] > 0)
     if "gates_live" in table:

@@ -27,6 +27,7 @@ from ..nets.file import load, save
 from ..nets.found import Found
 from ..nets.layers import kind_of
 from ..nets.masks import closed_count, paper_count, weight_matrices
+from ..nets.work import multiply_adds
 from ..records import MISTAKES, constant_gates, count_fields, named, save_counts, where_and_with
 from . import checkpoint, sums
 from .config import RunConfig, begun, difference, identity, kept, needed
@@ -297,8 +298,8 @@ def _finish(session, directory, lease, report, diverged):
         "epoch_selected": session.best_epoch,
     }
     record |= count_fields(paper_count(masks), closed_count(closed), total) | {"gates_constant": constant_gates(closed)}
-    record |= {"size_bytes": size, "size_bytes_dense": 4 * full, "compact_error": error}
-    record |= {"metric_difference": abs(tests["compact"] - tests["masked"])}
+    record |= {"size_bytes": size, "size_bytes_dense": 4 * full, "multiply_adds": multiply_adds(small)}
+    record |= {"compact_error": error, "metric_difference": abs(tests["compact"] - tests["masked"])}
     record |= {
         "epochs": session.epoch,
         "steps": session.epoch * session.steps_per_epoch,

@@ -10,6 +10,7 @@ from .style import OPPONENTS, log_counts, look, metric_of, say, styled, subplots
 COSTS = {
     "weights_kept": "weights kept",
     "size_bytes": "bytes of the file",
+    "multiply_adds": "multiply-adds a step",
     "step_us": "µs a step, batch 1, fastest engine",
 }
 NEAR, MOST_OUT = 0.15, 0.25  # out of view is what is farther from the best than this share of it, if few rows are

@@ -33,6 +33,7 @@ def _short(variant):
 
 
 SPARSE = 1.5  # times fewer weights, from which on a net is called sparse
+CROWD = 6  # runs of a method from which on their rings are small
 MOST_NAMED = 6  # methods in a sentence over a figure; of more, those that no other beats
 
 
@@ -134,7 +135,7 @@ def fronts(points, published=None):
     a line a method's best, a ring the chosen one; dotted to an open mark, the authors' own way where they published it.
     In view are the chosen ones and what is within 15% of the best.
 
-    points: task, method, variant, compression, valid, metric, chosen. published: rows of results/published.csv.
+    points: task, model, method, variant, compression, valid, metric, chosen. published: rows of results/published.csv.
     """
     if points.empty:
         figure, ax = subplots(5.2, 1.6)
@@ -152,7 +153,8 @@ def fronts(points, published=None):
         ax.plot(part["compression"], part["valid"], marker, color=colour, ms=3, alpha=0.35, ls="none", mew=0)
         ax.plot(best["compression"], best["valid"], color=colour, ls=dash, lw=1.4, marker=marker, ms=4.5, label=method)
         chosen = part[part["chosen"].astype(bool)]
-        ax.plot(chosen["compression"], chosen["valid"], "o", ms=11, mfc="none", mec=BLACK, mew=1.2, label="chosen")
+        ring = 11 if len(chosen) <= CROWD else 7
+        ax.plot(chosen["compression"], chosen["valid"], "o", ms=ring, mfc="none", mec=BLACK, mew=1.2, label="chosen")
     for method, part in published.groupby("method", sort=False) if published is not None else ():
         part = part[part["valid"].notna()]
         if method in set(points["method"]) and len(part):
@@ -169,21 +171,29 @@ def fronts(points, published=None):
     log_counts(ax.xaxis)
     ax.grid(color="0.92", lw=0.6)
     unique_legend(ax, loc="upper left", bbox_to_anchor=(1.01, 1))
-    chosen = points[points["chosen"].astype(bool)].groupby("method", sort=False)
-    means = chosen[["compression", "valid"]].mean().assign(runs=chosen.size())
+    title(figure, _chosen(points[points["chosen"].astype(bool)], sign))
+    return figure
+
+
+def _chosen(points, sign):
+    """The sentence over all that was seen: where each method's chosen runs lie, of one with several configurations (another
+    size, another plan) those at both ends; of many methods those that no other beats."""
+    plans = points.groupby(["method", "model", "variant"], sort=False, dropna=False)
+    means = plans[["compression", "valid"]].mean().assign(runs=plans.size()).reset_index()
     said = "Chosen on validation – "
-    if len(means) > MOST_NAMED:
+    if means["method"].nunique() > MOST_NAMED:
         beaten = [
             ((means["compression"] >= row.compression) & (sign * (means["valid"] - row.valid) > 0)).any()
             for row in means.itertuples()
         ]
         means, said = means[[not b for b in beaten]], "Chosen on validation, none better and sparser – "
-    found = [
-        f"{row.Index}: {row.valid:.3g} at {times(row.compression)}" + (f" ({row.runs} runs)" if row.runs > 1 else "")
-        for row in means.itertuples()
-    ]
-    title(figure, said + "; ".join(found))
-    return figure
+    found = []
+    for method, part in means.groupby("method", sort=False):
+        ends = part.sort_values("compression").iloc[[0, -1]] if len(part) > 1 else part
+        counted = f"{len(part)} configurations, " * (len(part) > 1) + f"{part['runs'].sum()} runs"
+        text = " … ".join(f"{row.valid:.3g} at {times(row.compression)}" for row in ends.itertuples())
+        found.append(f"{method}: {text}" + (f" ({counted})" if part["runs"].sum() > 1 else ""))
+    return said + "; ".join(found)
 
 
 @styled

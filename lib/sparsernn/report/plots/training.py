@@ -6,6 +6,7 @@ from matplotlib.ticker import MaxNLocator
 
 from .style import BLACK, log_counts, look, metric_of, say, styled, subplots, times, title, unique_legend
 
+FEW = 4  # runs of a method that are each a line to follow; of more, all are pale
 FIT_INSIDE = 6  # lines of a legend that leave room for the curves
 ABSENT = {"train_loss": "no training loss: fitted in one go", "gates_live": "no gates here"}
 
@@ -58,14 +59,15 @@ def _curve(ax, part, x, column, method, dash=None, label=None):
     colour, marker, own_dash = look(method)
     values = [part[name].to_numpy(float) for name in (x, column)]
     ends = np.flatnonzero(np.diff(values[0]) <= 0) + 1
-    many = np.diff([0, *ends, len(part)]).max() > 25
+    crowd, many = len(ends) >= FEW, np.diff([0, *ends, len(part)]).max() > 25
     lines = [np.insert(numbers, ends, np.nan) for numbers in values]
-    ax.plot(
-        *lines, color=colour, ls=dash or own_dash, marker=None if many else marker, ms=4, lw=1.3, label=label or method
-    )
+    pale = {"lw": 0.6, "alpha": 0.5} if crowd else {"lw": 1.3}
+    ax.plot(*lines, color=colour, ls=dash or own_dash, marker=None if many or crowd else marker, ms=4, label=label or method,
+            **pale)  # fmt: skip
     chosen = part[part["chosen"]]
     if dash is None:
-        ax.plot(chosen[x], chosen[column], "o", ms=9, mfc="none", mec=BLACK, mew=1.1, label="chosen")
+        ax.plot(chosen[x], chosen[column], "o", ms=4 if crowd else 9, mfc="none", mec=BLACK, mew=0.7 if crowd else 1.1,
+                label="chosen")  # fmt: skip
 
 
 def _loss_panel(ax, runs):
