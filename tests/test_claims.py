@@ -213,8 +213,8 @@ def test_a_quality_that_the_authors_had_not_reached_by_then_either_is_too_early_
 
 
 def char(method, test, model="lstm-128", variant="density=0.1", compression=10.0, **more):
-    more = {"model": model, "variant": variant, "weights_kept": 1000, "pieces": spread(test)} | more
-    return row("pydocs-char", method, test, compression, "quick", **more)
+    more = {"model": model, "variant": variant, "weights_kept": 1000, "pieces": spread(test), "profile": "quick"} | more
+    return row("pydocs-char", method, test, compression, **more)
 
 
 def test_same_size_and_larger_sparse_nets_are_judged_against_the_dense_one(tmp_path):
@@ -284,3 +284,35 @@ def test_sharing_is_judged_on_the_papers_stacks(tmp_path):
     found, _ = verdicts(tmp_path, stack("lstm", 0.9, 148.1), stack("lstm", 1.0, 188.2))
     assert (found["E3"], found["E4"]) == ("holds", "holds")
     assert found["B4"] == "not run", "a dense stack of another paper is no opponent of W"
+
+
+def test_what_one_seed_says_and_another_does_not_is_undecided(tmp_path):
+    """The mean of two seeds is far worse, and only because one of them failed."""
+    dense = [char("dense", 2.0, variant="", compression=1.0, seed=s, pieces=spread(2.0, s, 0.001)) for s in (0, 1)]
+    sparse = [char("gradual", t, seed=s, pieces=spread(t, 9 + s, 0.001)) for s, t in enumerate((1.9, 4.0))]
+    larger = char("gradual", 1.9, model="lstm-256", pieces=spread(1.9, 20, 0.001))
+    found, here = verdicts(tmp_path, *dense, *sparse, larger)
+    assert found["C2"].startswith("undecided") and "but not in all seeds" in here["C2"]
+    assert "2.95 bpc" in here["C2"] and "2 seeds: 1.9, 4" in here["C2"], "and the figure is their mean"
+    found, here = verdicts(tmp_path, char("gradual", 2.3, seed=0, pieces=spread(2.3, 9, 0.001)))
+    assert found["C2"].startswith("holds") and "but not" not in here["C2"]
+
+
+def test_gates_of_several_layers_are_added_up(tmp_path):
+    rows = [row("ptb-word", method, 100.0, 9.0, gates_live=live) for method, live in
+            (("sparse-vd-w", "20-30"), ("sparse-vd-wgn", "20-19"))]  # fmt: skip
+    found, here = verdicts(tmp_path, *rows)
+    assert found["B5"] == "holds" and "50 → 39 live gates" in here["B5"]
+
+
+def test_of_several_plans_the_one_that_was_better_on_validation_speaks(tmp_path):
+    plans = [row("imdb", "sparse-vd-w", t, 1200.0, variant=v, valid=w) for t, v, w in
+             ((0.90, "kl_weight=0.1", 0.80), (0.85, "kl_weight=0.2", 0.84), (0.95, "kl_weight=0.2,lr=0.1", 0.99))]  # fmt: skip
+    assert "0.85 at" in verdicts(tmp_path, *plans)[1]["B1"]
+
+
+def test_blocks_are_set_against_the_dense_net_of_their_own_schedule(tmp_path):
+    dense = [char("dense", t, variant="", compression=1.0, profile=p) for t, p in ((1.0, "short"), (2.0, "quick"))]
+    found, here = verdicts(tmp_path, *dense, char("blocks", 2.04, profile="quick"))
+    (text,) = [text for text in here.values() if "density=0.1: " in text]
+    assert "+2.0% bits" in text

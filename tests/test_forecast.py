@@ -32,6 +32,11 @@ def test_a_method_that_was_never_measured_asks_for_what_the_slowest_other_took()
     assert forecast.minutes(RunConfig("tiny-topic", method="gradual", profile="quick", epochs=4)) == 10 + 3 * 2 * 4
 
 
+def test_a_method_that_trained_no_epoch_tells_nothing_of_one_that_does():
+    forecast = Forecast([row(seconds=240.0), row("one-shot", epochs=0)], {})
+    assert forecast.minutes(RunConfig("tiny-topic", method="one-shot", profile="quick", epochs=4)) == 10 + 3 * 2 * 4
+
+
 def test_what_was_never_measured_asks_for_four_hours():
     rows = [row(model="lstm-9"), row(epochs=math.nan), row(task="tiny-char")]
     assert Forecast(rows, {}).minutes(RunConfig("tiny-topic", method="dense", profile="quick")) == 240

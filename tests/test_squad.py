@@ -142,6 +142,7 @@ def test_articles_are_in_one_split_and_validation_is_drawn_the_same_each_time():
     assert len(titles["valid"]) == 1 and len(titles["train"]) == 19
     smoke = of_articles("tiny", questions.articles(*[40] * 3), test, "smoke")
     assert smoke.n_examples == 160 and "smoke subset" in smoke.data_note
+    assert len(set(smoke.texts["train"].articles)) == 2, "of all its articles: one of three is held out"
 
 
 @pytest.mark.parametrize("order", [None, 0])

@@ -4,7 +4,7 @@ import pytest
 import torch
 from oracles import random_masks, random_means, randomise
 
-from sparsernn.nets.bidaf import BiDAF
+from sparsernn.nets.bidaf import PER_QUESTION, BiDAF
 from sparsernn.nets.compact import compact
 from sparsernn.nets.masks import close, closed_count
 from sparsernn.nets.models import BagOfWords, Classifier, LanguageModel, StackedLanguageModel
@@ -44,11 +44,24 @@ def test_zeros_are_left_out():
     assert multiply_adds(model) == 28 + 77
 
 
-def test_a_row_that_stands_twice_is_multiplied_once():
-    model = randomise(Classifier(11, 3, 20, 30, cell="GRU"))
+@pytest.mark.parametrize("cell", GATES)
+def test_a_row_of_both_matrices_is_multiplied_once_but_where_n_keeps_them_apart(cell):
+    model, g = randomise(Classifier(11, 3, 20, 30, cell=cell)), GATES[cell]
     with torch.no_grad():
-        model.gru.weight_ih_l0[:50] = model.gru.weight_hh_l0[:50, :20]
-    assert multiply_adds(model) == 90 * 30 + 40 * 20 + 3 * 30 / STEPS
+        stack = model.recurrent
+        stack.weight_ih_l0[:25] = stack.weight_hh_l0[:25, :20]
+    once = 0 if cell == "GRU" else 25 * 20
+    assert multiply_adds(model) == g * 30 * 50 - once + 3 * 30 / STEPS
+
+
+def test_a_row_of_one_matrix_is_multiplied_once_and_one_that_is_looked_up_is_no_copy():
+    model = randomise(LanguageModel(40, 7))
+    with torch.no_grad():
+        model.lstm.weight_ih_l0[:20, :7] = model.lstm.weight_hh_l0[:20]
+    assert multiply_adds(model) == 28 * 7 + 40 * 7
+    with torch.no_grad():
+        model.lstm.weight_hh_l0[:10] = model.lstm.weight_hh_l0[10:20]
+    assert multiply_adds(model) == 18 * 7 + 40 * 7
 
 
 def test_a_recogniser_pays_for_its_convolution_and_once_for_a_shared_input():
@@ -65,8 +78,8 @@ def test_a_recogniser_pays_for_its_convolution_and_once_for_a_shared_input():
 
 def test_a_reader_pays_for_letters_of_paragraph_and_question():
     model = randomise(BiDAF(11, 9, word_size=4, letter_size=2, filters=3, hidden=3))
-    both, lstm = 6, lambda width: 2 * 12 * (width + 3)
+    both, lstm, asked = 6, lambda width: 2 * 12 * (width + 3), -(-STEPS // PER_QUESTION)
     read = 5 * (3 * 2 * 5) + 4 * 7 * 7 + lstm(7)  # of five letters each, filters of five; two highways; an LSTM
     after = lstm(4 * both) + lstm(both) + lstm(7 * both) + 2 * 5 * both
-    alike = both * STEPS + 2 * both  # each word against each of the question, and both alone
-    assert multiply_adds(model) == 2 * read + after + alike
+    alike = both * asked + both + both * asked / STEPS  # each word against each of the question, and both alone
+    assert multiply_adds(model) == pytest.approx(read * (1 + asked / STEPS) + after + alike, rel=1e-12)

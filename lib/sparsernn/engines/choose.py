@@ -10,7 +10,7 @@ from ..nets.outside import deep_copy
 from ..nets.readers import answer
 from . import available, engine_class, is_dense, timing
 from .base import Layer, oracle
-from .models import by_engine
+from .models import by_engine, recurrent_layers
 
 COARSE = 1e-3  # an error that is asked for by whoever wants int8
 _choices = {}
@@ -43,8 +43,12 @@ def _signature(thing, example):
     tensors = thing.parts if isinstance(thing, Layer) else thing.state_dict()
     found = [(name, tuple(t.shape), int((t != 0).sum())) for name, t in tensors.items()]
     given = [(tuple(x.shape), x.dtype) if isinstance(x, torch.Tensor) else x for x in tree_leaves(example)]
-    kind = (thing.kind, thing.cell.activation) if isinstance(thing, Layer) else type(thing).__qualname__
-    return kind, tuple(sorted(found)), repr(given)
+    layers = [thing.cell] if isinstance(thing, Layer) else recurrent_layers(thing).values()
+    says = [
+        getattr(layer, "activation", getattr(layer, "nonlinearity", "")) for layer in layers
+    ]  # torch's own, or ours
+    kind = thing.kind if isinstance(thing, Layer) else type(thing).__qualname__
+    return (kind, *says), tuple(sorted(found)), repr(given)
 
 
 @torch.no_grad()

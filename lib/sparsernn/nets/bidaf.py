@@ -17,6 +17,7 @@ from .layers import LSTM, Embedding, Linear
 from .models import GROUPS, Model
 
 FILTER = 5  # letters that a filter sees
+PER_QUESTION = 12  # words that a paragraph has for one of its question, in the mean of SQuAD
 
 
 class Letters(nn.Module):
@@ -103,9 +104,11 @@ class BiDAF(Model):
 
     def example(self, steps, batch):
         generator, letters = torch.Generator().manual_seed(0), self.letters.embedding.num_embeddings
-        words = torch.randint(self.embedding.num_embeddings, (2, steps, batch), generator=generator)
-        spelt = torch.randint(1, letters, (2, steps, batch, FILTER), generator=generator)
-        return words[0], spelt[0], words[1], spelt[1]
+        found = []
+        for count in (steps, -(-steps // PER_QUESTION)):
+            found.append(torch.randint(self.embedding.num_embeddings, (count, batch), generator=generator))
+            found.append(torch.randint(1, letters, (count, batch, FILTER), generator=generator))
+        return tuple(found)
 
     def forward(self, words, letters, question, question_letters, lengths=None, state=None):
         if lengths is None:

@@ -16,7 +16,8 @@ def multiply_adds(model):
     """Multiply-adds with weights that are not zero, a step of one sequence of what the model reads (`Model.example`).
 
     Looking up a row is none, nor are products of two numbers that are no weights (gates with states, attention). A row that
-    stands in a recurrent layer more than once is multiplied once (1908.07724), an input matrix that two directions share too.
+    stands in a matrix more than once is multiplied once, and one that both matrices of an LSTM or RNN have (1908.07724), an input
+    matrix that two directions share too.
     """
     total, hooks = [], []
 
@@ -25,14 +26,20 @@ def multiply_adds(model):
         total.append(_there(module.weight) * output.numel() // max(numbers, 1))
 
     def recurrent(module, inputs, output):
-        x, layouts, counted = inputs[0], shared_rows(module), set()
+        x, counted = inputs[0], set()
+        looked_up = x.dtype == torch.int64
+        # what is shared by both matrices is multiplied once with x + h, but not where one is looked up or n keeps them apart
+        layouts = {} if looked_up or isinstance(module, nn.GRU) else shared_rows(module)
         for name in module._flat_weights_names:
             weight = getattr(module, name)
-            looked_up = x.dtype == torch.int64 and name.startswith("weight_ih_l0")
-            if name.startswith("weight") and not looked_up and id(weight) not in counted:
+            if (
+                name.startswith("weight")
+                and id(weight) not in counted
+                and not (looked_up and name.startswith("weight_ih_l0"))
+            ):
                 counted.add(id(weight))
                 own = without(weight, layouts[name]) if name in layouts else weight
-                total.append(_there(own) * math.prod(x.shape[:2]))
+                total.append(_there(own.unique(dim=0)) * math.prod(x.shape[:2]))
 
     for module in model.modules():
         if isinstance(module, nn.RNNBase):

@@ -23,6 +23,7 @@ SMALL = (
 )  # methods whose nets, where they are smaller than the reference, were so from the start
 SMALLER = 1.05  # times fewer weights than the reference
 EQUAL = "equal quality"
+NEAR = 0.01  # that a figure on validation may be worse and still be called equal: of a share as it is, of others times the dense
 MEANS = ("valid", "test", "compression", "weights_kept", "size_bytes", "size_bytes_dense", "multiply_adds", "train_seconds",
          "epochs")  # fmt: skip
 KEYS = ["task", "model", "method", "variant"]
@@ -88,14 +89,19 @@ def opponent(table):
     return best(table[table["method"].isin(OPPONENTS)])
 
 
-def small(table, row):
-    """What was small and dense from the start, to set against a row: the best on validation of those with no more weights, or
-    where there is none the smallest; None where there is none at all, and for one of them."""
-    nets = table[table["method"].isin(SMALL) & (table["compression"] > SMALLER)]
-    if nets.empty or row.name in nets.index:
+def were_small(table):
+    """bool a row: whether it was small and dense from the start."""
+    return table["method"].isin(SMALL) & (table["compression"] > SMALLER)
+
+
+def small(table, least):
+    """What was small and dense from the start and has at least so many times fewer weights, the best on validation; the smallest
+    where none has; None where there is none at all."""
+    nets = table[were_small(table)]
+    if nets.empty:
         return None
-    fewer = nets[nets["weights_kept"] <= row["weights_kept"]]
-    return nets.loc[nets["weights_kept"].idxmin()] if fewer.empty else best(fewer)
+    enough = nets[nets["compression"] >= least]
+    return nets.loc[nets["weights_kept"].idxmin()] if enough.empty else best(enough)
 
 
 def p_value(one, other):
@@ -136,34 +142,40 @@ def against_all(rows, others):
 
 
 def decide(table):
-    """Configurations → an answer a question: + asked (what was asked for), dense, small and other (`against` those of these
-    names, "" where there is none).
+    """Configurations → an answer a question: + asked (what was asked for), least (times fewer weights that were asked for, of
+    several questions the least), dense, small and other (`against` those of these names, "" where there is none).
 
-    A rung asks for the best net with that many times fewer weights; `EQUAL` for the sparsest that is not worse than the dense
-    one. Questions with one answer are one row; what no net here reaches has none.
+    A rung asks for the best net that was made small and has that many times fewer weights; `EQUAL` for the sparsest that is
+    within NEAR of the dense one; both on validation. Questions with one answer are one row; what no net here reaches has none.
+    What was small from the start is no answer: it is set against one, the best of those that have as few weights as was asked
+    for.
     """
-    nets, dense, other = table[~table["method"].isin(OPPONENTS)], reference(table), opponent(table)
-    asked = [(f"≥ {rung:,}×", best(nets[nets["compression"] >= rung])) for rung in RUNGS]
+    nets = table[~table["method"].isin(OPPONENTS) & ~were_small(table)]
+    dense, other = reference(table), opponent(table)
+    asked = [(f"≥ {rung:,}×", rung, best(nets[nets["compression"] >= rung])) for rung in RUNGS]
     if dense is not None:
-        sparse = nets[nets["compression"] >= RUNGS[0]]
-        # by p values as they are: Holm's would call more of them equal
-        alone = [against(row, dense, p_value(row, dense)) for row in sparse.to_dict("records")]
-        equal = sparse[[verdict not in ("worse", "behind") for verdict in alone]]
-        asked.append((EQUAL, None if equal.empty else equal.loc[equal["compression"].idxmax()]))
+        sparse, metric = nets[nets["compression"] >= RUNGS[0]], dense["metric"]
+        slack = NEAR * (dense["valid"] if metric in ("perplexity", "bits_per_char") else 1)
+        equal = sparse[sign_of(metric) * (sparse["valid"] - dense["valid"]) >= -slack]
+        if not equal.empty:
+            row = equal.loc[equal["compression"].idxmax()]
+            asked.append((EQUAL, row["compression"], row))
     answers = {}
-    for question, row in asked:
+    for question, least, row in asked:
         if row is not None:
-            answers.setdefault(row.name, (row, []))[1].append(question)
-    chosen = [row for row, _ in answers.values()]
-    rows = [row.to_dict() | {"asked": ", ".join(questions)} for row, questions in answers.values()]
+            answers.setdefault(row.name, (row, least, []))[2].append(question)
+    chosen = [row for row, *_ in answers.values()]
+    rows = [
+        row.to_dict() | {"asked": ", ".join(questions), "least": least} for row, least, questions in answers.values()
+    ]
     against_whom = {
         "dense": [dense] * len(rows),
-        "small": [small(table, row) for row in chosen],
+        "small": [small(table, least) for _, least, _ in answers.values()],
         "other": [other] * len(rows),
     }
     verdicts = pd.DataFrame({name: against_all(rows, others) for name, others in against_whom.items()})
     return (
-        pd.DataFrame(rows, columns=[*table.columns, "asked"])
+        pd.DataFrame(rows, columns=[*table.columns, "asked", "least"])
         .join(verdicts)
         .set_index(pd.Index([row.name for row in chosen]))
     )

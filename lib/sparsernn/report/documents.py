@@ -18,6 +18,7 @@ from PIL import Image
 from .. import records
 from ..files import nearest, replacing
 from . import publish, sections, written
+from .plots.style import telling
 
 MARKED = re.compile(r"(<!-- table: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -84,13 +85,15 @@ def rows_of(setting, results):
     theirs = publish.authors_curve(setting.task, results)
     sign = sections.decisions.sign_of(setting.metric)
     order = setting.rows.assign(worse=-sign * setting.rows["test"]).sort_values(["worse", "compression"], kind="stable")
-    lines = [_line(row, theirs) for row in order.to_dict("records")]
+    variants = order["variant"].fillna("").groupby(order["method"]).unique().map(telling)
+    lines = [_line(row, theirs, variants[row["method"]][row["variant"] or ""]) for row in order.to_dict("records")]
     table = pd.DataFrame(lines).fillna(written.DASH)
     return table[[name for name in table if (table[name] != written.DASH).any()]]
 
 
-def _line(row, theirs):
-    metric, variant = row["metric"], row["variant"] or ""
+def _line(row, theirs, variant):
+    """variant: what of the row's own tells it from others of its method."""
+    metric = row["metric"]
     variant = variant if len(variant) <= written.SHORTENED else f"{variant.split(',')[0]}, …"
     name = row["model"] if row["compression"] != row["compression"] else publish.other_model(row)
     said = ", ".join(filter(None, (name, variant, f"seed {row['seed']}" if row["seed"] else "")))

@@ -38,7 +38,7 @@ def p_value(ours, theirs, items=math.nan):
     if items == items:
         right = np.array([round(float(np.mean(values)) * items) for values in (ours, theirs)])
         table = np.stack([right, items - right])
-        return stats.chi2_contingency(table, correction=False).pvalue if table.all() else float(right[0] == right[1])
+        return stats.chi2_contingency(table, correction=False).pvalue if table.sum(1).all() else 1.0
     if min(len(ours), len(theirs)) < 2 or not (np.ptp(ours) or np.ptp(theirs)):
         return math.nan
     return stats.ttest_ind(ours, theirs, equal_var=False).pvalue

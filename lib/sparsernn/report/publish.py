@@ -88,7 +88,9 @@ def _row_of_stopped(path, metrics):
     row |= {name: there.get(name) for name in ("metric", "data_sha256")} | {"schedule": schedule(config)}
     kept = ("valid", "weights_kept", "compression", "vocabulary_kept", "input_kept", "hidden_kept", "gates_live")
     row |= {name: last.get(name) for name in kept} | {"epochs": last["epoch"], "steps": last.get("step")}
-    if last["weights_kept"]:  # with nothing left the compression is infinite, and says nothing of the total
+    if stands_for(row):  # its own dense net is not what the others count against
+        row["compression"] = None
+    elif last["weights_kept"]:  # with nothing left the compression is infinite, and says nothing of the total
         row |= {"weights_total": round(last["compression"] * last["weights_kept"])}
     return row | {"train_seconds": round(table["seconds"].sum(), 3)}
 
@@ -107,7 +109,7 @@ def comparison(fresh, tracked):
             {"run": records.run_key(record), "metric": record["metric"], "here": record["test"]},
         )
         row |= {"compression here": record.get("compression")}
-        if old is None:
+        if old is None or old["test"] != old["test"]:  # or a trial's, which has no test figure
             row["verdict"] = "new: no tracked row"
         elif old["data_sha256"] != record["data_sha256"]:
             row["verdict"] = "other data: not compared"
@@ -150,6 +152,8 @@ def _copy(source, target, problem):
     for name in ("record.json", records.MISTAKES, *TABLES, "model.safetensors"):
         path, there = source / name, target / name
         if not path.exists() or path.stat().st_size > LARGEST_MODEL:
+            if name == "model.safetensors":  # one from before, of other weights
+                there.unlink(missing_ok=True)
             continue
         if there.exists() and filecmp.cmp(path, there, shallow=False):
             continue

@@ -16,6 +16,7 @@ from ..nets.file import load
 from ..study.asked import study_configs
 from . import claims as papers
 from . import decisions, inside, plots, publish, timings, written
+from .plots.style import telling
 
 
 @dataclass(frozen=True)
@@ -110,23 +111,28 @@ def answer(tracked):
     rows = [_decision(setting, row) for setting, table in decided for _, row in table.iterrows()]
     how = (
         "How it was decided: among configurations with that many times fewer weights the one best on validation; "
-        f"“{decisions.EQUAL}” is the sparsest that is not worse than the dense net. A small dense net was small from the start: "
-        "of those with no more weights the best on validation, or the smallest there is. Level: chance at 95 % explains it, item "
-        "by item where it is kept what each cost both nets (McNemar's test of mistakes, else a paired t test), p values of a "
-        "task's answers held to their number by Holm; ahead and behind: a difference of which no error is known, one run against "
-        "one. "
-        "Intervals: Student's t over seeds from three on, else over the items of the test (Wilson's of an accuracy, a bootstrap "
-        "of others). Items of a language model are pieces of text. Weights are counted as the papers count them; "
-        "multiply-adds are those with a weight that is not zero, so that looking up a word is none. In "
-        "brackets the schedule: quick is minutes, short what a CPU affords of the papers' own."
+        f"“{decisions.EQUAL}” is the sparsest within a hundredth of the dense net there. A small dense net was small from "
+        "the start: of those with as few weights as was asked for the best on validation, or the smallest. Level: chance "
+        "at 95 % explains it, item by item where it is kept what each cost both nets (McNemar's test of mistakes, else a "
+        "paired t test), p values of a task's answers held to their number by Holm; ahead and behind: the losses of "
+        "single items are not stored, so that only the two figures are compared. Intervals: Student's t over seeds from "
+        "three on, else over the items of the test (Wilson's of an accuracy, a bootstrap of others). Items of a language "
+        "model are pieces of text. Weights are counted as the papers count them; multiply-adds are those with a weight "
+        "that is not zero, so that looking up a word is none. In brackets the schedule: quick is minutes, short what a "
+        "CPU affords of the papers' own."
     )
     return Section("Which method, when, at what cost?", [*_sentences(decided), pd.DataFrame(rows), how])
 
 
 def _decision(setting, row):
     dense, other = decisions.reference(setting.table), decisions.opponent(setting.table)
-    tiny = decisions.small(setting.table, row)
-    one = {"task": setting.label, "asked for": row["asked"], "method": _named(row), "test": written.with_interval(row)}
+    tiny = decisions.small(setting.table, row["least"])
+    one = {
+        "task": setting.label,
+        "asked for": row["asked"],
+        "method": _named(row, setting.table),
+        "test": written.with_interval(row),
+    }
     one |= {"fewer weights": written.fewer(row["compression"]), "file": written.bytes_of(row["size_bytes"])}
     one["against dense"] = (
         written.DASH if dense is None else f"{row['dense']} ({written.quality(dense['test'], setting.metric)})"
@@ -147,35 +153,36 @@ def _decision(setting, row):
     return one
 
 
-def _named(row):
-    """A method, with its model where that is another than the one it is compared with, and how its plan departs where that
-    is short enough to read."""
-    variant = row["variant"] if len(row["variant"] or "") <= written.SHORTENED else ""
-    said = ", ".join(filter(None, (publish.other_model(row), variant)))
+def _named(row, table):
+    """A method of a table, with its model where that is another than the one it is compared with, and how its plan departs from
+    that of others of the method, where that is short enough to read."""
+    variant = telling(table.loc[table["method"] == row["method"], "variant"].unique())[row["variant"]]
+    model = row["model"] if row["compression"] != row["compression"] else publish.other_model(row)
+    said = ", ".join(filter(None, (model, variant if len(variant) <= written.SHORTENED else "")))
     return row["method"] + (f" ({said})" if said else "")
 
 
 def _sentences(decided):
     """What all settings say together, and a sentence a setting."""
-    tenth = [(s, table[table["compression"] >= 10]) for s, table in decided]
-    tenth = [(s, part) for s, part in tenth if len(part)]
+    measured = [(s, table) for s, table in decided if decisions.reference(s.table) is not None]
+    tenth = [(s, part) for s, table in measured if len(part := table[table["compression"] >= 10])]
     level, lost = [], []
     for setting, part in tenth:
         fine = part[part["dense"].isin(["better", "level", "ahead"])]
         row = (fine if len(fine) else part).sort_values("compression").iloc[-1]
         named = f"{setting.label}: {row['method']} with {written.times(row['compression'])} fewer weights"
         (level if len(fine) else lost).append(named)
-    never = [s.label for s, table in decided if s.label not in {t.label for t, _ in tenth}]
+    never = [s.label for s, _ in measured if s.label not in {t.label for t, _ in tenth}]
     lists = [s.label for s, table in decided if len(table) and table["other"].isin(["worse", "behind", "level"]).any()]
-    single = [s.label for s, _ in decided if (s.table["seeds"] < 2).all()]
-    text = f"Of {len(decided)} settings measured: "
+    single = [s.label for s, table in decided if len(table) and (table["seeds"] < 2).all()]
+    text = f"Of {len(measured)} settings with a dense net: "
     text += f"a net with at most a tenth of the weights is level with its dense net, or ahead of it, in {len(level)}"
     text += f" ({'; '.join(level)})" if level else ""
     text += f", and behind it in {len(lost)} ({'; '.join(lost)})" if lost else ""
     text += f"; in {len(never)} ({'; '.join(never)}) no net chosen here keeps that little" if never else ""
     text += f". In {len(lists)} settings the best opponent that is no recurrent net – a list of words, or an n-gram model – is "
     text += "level with a net named below, or ahead of it: there the small net has not earned its recurrence. "
-    text += f"{len(single)} of the {len(decided)} settings rest on one seed alone."
+    text += f"Of {len(single)} of the {len(decided)} settings all nets named below are of one seed."
     return [text, *_costs(decided)]
 
 
@@ -190,7 +197,8 @@ def _costs(decided):
     text = ""
     if ratios:
         text = f"The nets chosen took {min(ratios):.1f} to {max(ratios):.1f} times the training seconds of their dense net on "
-        text += f"the same kind of processor (median {np.median(ratios):.1f}, {len(ratios)} nets; pauses counted in older runs). "
+        text += f"the same kind of processor (median {np.median(ratios):.1f}, {len(ratios)} nets; older runs with their pauses, "
+        text += "one-shot without the net it cuts). "
     steps = [
         (setting, dense["step_us"] / row["step_us"])
         for setting, table in decided
@@ -295,7 +303,7 @@ def training(tracked):
             rows.append(
                 {
                     "task": setting.label,
-                    "method": _named(row),
+                    "method": _named(row, setting.table),
                     "training": written.seconds(row["train_seconds"]),
                     "epochs": written.count(row["epochs"]),
                     "× dense": f"{row['train_seconds'] / dense['train_seconds']:.1f}" if same else written.DASH,
@@ -304,8 +312,9 @@ def training(tracked):
                 }
             )
     words = (
-        "Of one run (the median where there are several), on a CPU without pauses and others' turns; of the older runs, those "
-        "of AG News and imdb-authors among them, the wall's, pauses counted. × dense: of those on one device."
+        "Of one run (the median where there are several), without that of a finished net it starts from (one-shot), on a CPU "
+        "without pauses and others' turns; of the older runs, those of AG News and imdb-authors among them, the wall's, pauses "
+        "counted. × dense: of those on one device."
     )
     return Section("What training cost", [words, pd.DataFrame(rows)])
 

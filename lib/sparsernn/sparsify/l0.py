@@ -126,7 +126,10 @@ class L0(Neurons):
     def measure(self, step, masks):
         """At first the expected density, then more and more the one that is kept: gates close many at once, long after the
         penalty has begun to move them."""
-        expected, late = self.expected_weights().item() / sum(self.prunable().values()), step / self.pressed_steps
+        expected, late = (
+            self.expected_weights().item() / sum(self.prunable().values()),
+            min(1, step / self.pressed_steps),
+        )
         return expected ** (1 - late) * self.density(masks) ** late
 
     def expected_weights(self):

@@ -50,7 +50,9 @@ class Plan(Options):
     lr_from: int = option(1, "step: epochs at the full rate", least=1)
     lr_every: int = option(1, "step: epochs from one division to the next", least=1)
     lr_factor: float = option(1.0, "step: what the rate is divided by, the first time after lr_from epochs", least=1)
-    word_dropout: float = option(0.0, "share of a batch's words that are hidden (id 2)", least=0, below=1)
+    word_dropout: float = option(
+        0.0, "share of the words a batch's first input has that are hidden (id 2), not their letters", least=0, below=1
+    )
     int8_noise: float = option(
         0.0,
         "share of the epochs, at the end, in which every weight that is left stands at each step anywhere within half a step of "

@@ -50,8 +50,9 @@ class Forecast:
 
     def minutes(self, config):
         """Whole minutes."""
-        same = [row for row in self._of(config) if row["method"] == config.method] or self._of(config)
-        epochs = [row["train_seconds"] / row["epochs"] for row in same if _number(row, "epochs") > 0]
+        trained = [row for row in self._of(config) if _number(row, "epochs") > 0 and _number(row, "train_seconds") > 0]
+        same = [row for row in trained if row["method"] == config.method] or trained
+        epochs = [row["train_seconds"] / row["epochs"] for row in same]
         if not epochs:
             return UNKNOWN
         return START + math.ceil(SPARE * max(epochs) * config.plan.epochs / 60)

@@ -227,11 +227,11 @@ def _stacks(short, rrnn):
 
 
 def _readers(first, *smaller):
-    """BiDAF with so many numbers a word, filters over letters, and neurons a direction: the paper's, and smaller ones that
-    count against it."""
+    """BiDAF with so many filters over letters, and neurons a direction: the paper's, and smaller ones that count against it. All
+    have as many numbers a word as the first."""
     profiles, found = {"smoke": SMOKE_SQUAD, "quick": QUICK_SQUAD, "short": SHORT_SQUAD}, {}
     for size in (first, *smaller):
-        shape = dict.fromkeys(("word_size", "filters", "hidden"), size)
+        shape = {"word_size": first, "filters": size, "hidden": size}  # a file of vectors of words is as wide
         found[f"bidaf-{size}"] = Preset(BiDAF, shape, profiles, None if size == first else f"bidaf-{first}")
     return found
 

@@ -87,7 +87,8 @@ class Run:
             count = paper_count(masks)
             valid = evaluate(self.predictor(masks), self.task, "valid", self.config.plan)
             kept = {"weights_kept": count.weights_kept, "gates_live": sum(count.gates_live)}
-            rows.append({"threshold": threshold, "valid": valid, "compression": count.compression} | kept)
+            fewer = self.record["weights_total"] / count.weights_kept if count.weights_kept else float("inf")
+            rows.append({"threshold": threshold, "valid": valid, "compression": fewer} | kept)
         return pd.DataFrame(rows)
 
 
@@ -328,7 +329,7 @@ def _refuse_nothing(closed):
         if not closed.groups[axis.name].any():
             raise ValueError(
                 f"{axis.name} would keep none of its {axis.size} hidden neurons, so nothing would be left to run; "
-                "raise the threshold, train longer before the penalty is full, or lower kl_weight"
+                "let more stand: a larger density, a later or weaker penalty, or a threshold that removes less"
             )
 
 

@@ -226,7 +226,7 @@ def of_articles(name: str, train: list, test: list, profile: str, note: Iterable
     parts = [train[i] for i in sorted(order[held_out:])], [train[i] for i in sorted(order[:held_out])], test
     read, note = {split: _asked(articles) for split, articles in zip(SPLITS, parts, strict=True)}, list(note)
     if part := PARTS.get(profile):
-        read = {split: asked[:most] for (split, asked), most in zip(read.items(), part, strict=True)}
+        read = {split: _spread(asked, most) for (split, asked), most in zip(read.items(), part, strict=True)}
         note.append(f"{profile} subset")
     whole = [asked for asked in read["train"] if asked.is_whole and asked.span[1] < LONGEST]
     if dropped := len(read["train"]) - len(whole):
@@ -295,6 +295,11 @@ def _asked(articles):
                 asked = Asked(number, paragraph, Text.of(one["question"]), answers, (start, start + len(answers[0])))
                 found += [asked] if paragraph.words and asked.question.words else []
     return found
+
+
+def _spread(asked, most):
+    """So many questions, evenly over the articles; all of them where there are no more."""
+    return [asked[i * len(asked) // most] for i in range(most)] if len(asked) > most else asked
 
 
 def _paragraphs(asked):

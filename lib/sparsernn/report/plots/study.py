@@ -18,6 +18,7 @@ from .style import (
     size,
     styled,
     subplots,
+    telling,
     times,
     title,
     unique_legend,
@@ -26,10 +27,13 @@ from .style import (
 FILES = {"dense": (BLACK, ""), "compact": (BLUE, "///"), "floor": (GREY, "...")}
 
 
-def _short(variant):
-    """`a=1,b=2,c=3,d=4` → `a=1 and 3 more`, where it would not fit beside a point."""
+def _named(row, same):
+    """What tells a configuration from the others of its method: its model where they differ in it, and of its variant what
+    not all have, `a=1,b=2,c=3,d=4` as `a=1 and 3 more` where it would not fit beside a point."""
+    variant = telling(same["variant"])[row.variant]
     parts = variant.split(",")
-    return variant if len(variant) <= 40 else f"{parts[0]} and {len(parts) - 1} more"
+    variant = variant if len(variant) <= 40 else f"{parts[0]} and {len(parts) - 1} more"
+    return ", ".join(filter(None, (row.model if same["model"].nunique() > 1 else "", variant)))
 
 
 SPARSE = 1.5  # times fewer weights, from which on a net is called sparse
@@ -73,9 +77,10 @@ def front(table, ax=None, quality="test"):
         fill = {"mfc": "white", "mew": 1.6} if row.method in OPPONENTS else {"mec": "white"}
         big = 11 if marker == "*" else 9
         ax.plot(row.compression, value, marker, color=colour, ms=big, label=row.method, zorder=3, **fill)
-        if (means["method"] == row.method).sum() > 1:
+        same = means[means["method"] == row.method]
+        if len(same) > 1:
             right = row.compression**2 > means["compression"].max()  # in the right half words run to the left
-            ax.annotate(_short(row.variant), (row.compression, value), xytext=(-8 if right else 7, 3),
+            ax.annotate(_named(row, same), (row.compression, value), xytext=(-8 if right else 7, 3),
                         textcoords="offset points", fontsize=7, ha="right" if right else "left")  # fmt: skip
     for method, part in asked[asked["compression"].notna()].groupby("method"):
         if part.duplicated(["model", "variant"]).any():

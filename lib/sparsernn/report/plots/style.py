@@ -105,6 +105,13 @@ def size(count):
         count /= 1000
 
 
+def telling(variants):
+    """Variant → its entries that not all of these have, joined again; of a single one all."""
+    entries = {variant: [entry for entry in variant.split(",") if entry] for variant in variants}
+    common = set.intersection(*map(set, entries.values())) if len(entries) > 1 else set()
+    return {variant: ",".join(one for one in found if one not in common) for variant, found in entries.items()}
+
+
 def look(method):
     """(colour, marker, dash) of a method; grey diamonds for one that was registered from outside."""
     return METHOD_STYLE.get(method, (GREY, "D", ":"))
