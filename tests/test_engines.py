@@ -293,6 +293,19 @@ def test_a_choice_is_made_once_for_the_same_shapes(monkeypatch):
     assert error(choice.make(layer)(x).double(), oracle(layer, x)) <= 1e-6
 
 
+def test_a_choice_for_hard_gates_is_none_for_logistic_ones(monkeypatch):
+    monkeypatch.setattr(chooser, "_choices", {})
+    nets = []
+    for activation in ("hard", "logistic"):
+        torch.manual_seed(0)
+        nets.append(Classifier(9, 2, 4, 5, activation=activation).eval())
+    words = torch.randint(9, (4, 2))
+    first, second = (chooser.choose(net, words, seconds=0.01) for net in nets)
+    assert second is not first and chooser.choose(nets[0], words, seconds=0.01) is first
+    with torch.no_grad():
+        assert error(second.make(nets[1])(words)[0], nets[1](words)[0]) <= 1e-5
+
+
 def table(*cells):
     """A full table: a cell is engine → ms, and what was chosen."""
     rows = []

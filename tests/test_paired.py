@@ -14,10 +14,14 @@ from sparsernn import records, tasks
 from sparsernn.report import claims
 from sparsernn.report.paired import difference, mean_of, over_items, p_value
 from sparsernn.sparsify.plan import Plan
-from sparsernn.study.evaluation import evaluate, mistakes
+from sparsernn.study.evaluation import evaluate, examine, mistakes
 from sparsernn.study.opponents import back_off_directory, count_back_off
 from sparsernn.tasks.base import LanguageTask, WordTask
 from sparsernn.tasks.language import WindowTask
+
+
+def kept_of(predict, task, plan):
+    return mistakes(examine(predict, task, plan), task)
 
 
 def counts(errors, of=None, groups=None, split="test"):
@@ -208,7 +212,7 @@ def test_a_text_costs_the_same_pieces_whatever_streams_it_was_read_in():
     found = {}
     for streams, steps in ((1, 35), (8, 10), (64, 50)):
         plan = Plan(epochs=1, batch_size=streams, steps=steps)
-        found[streams] = mistakes(predict, task, plan)
+        found[streams] = kept_of(predict, task, plan)
         errors, of = found[streams]["test.errors"], found[streams]["test.of"]
         assert of[:-1].tolist() == [1600] * (len(of) - 1) and of.sum() == 40_320 // streams * streams
         assert task.metric_of(errors.sum(), of.sum()) == pytest.approx(evaluate(predict, task, "test", plan), rel=1e-6)
@@ -216,25 +220,23 @@ def test_a_text_costs_the_same_pieces_whatever_streams_it_was_read_in():
     assert found[1]["test.errors"][3] == pytest.approx(by_hand[4800:6400].sum(), rel=1e-5)
     assert difference(found[1], found[64])[0] == pytest.approx(0, abs=1e-6), "not all read the last piece whole"
     with pytest.raises(ValueError, match="test.of differs"):
-        difference(found[1], mistakes(predict, LanguageTask("t", task.splits, list("abcdefg")), plan))
+        difference(found[1], kept_of(predict, LanguageTask("t", task.splits, list("abcdefg")), plan))
     shorter = WordTask("t", {split: {"ids": ids[:30_000]} for split in task.splits}, list("abcdefg"))
     with pytest.raises(ValueError, match="test.of differs"):
-        difference(found[1], mistakes(predict, shorter, plan))
+        difference(found[1], kept_of(predict, shorter, plan))
 
 
 def test_windows_that_know_nothing_of_each_other_are_pieces_of_one_text_too():
     ids = np.random.default_rng(7).integers(0, 5, 17_550)
     task = WindowTask("windows", {split: {"ids": ids} for split in ("train", "valid", "test")}, list("abcde"))
     table = torch.randn(5, 5, generator=torch.Generator().manual_seed(1))
-    found = mistakes(
-        lambda tokens, lengths, state: (table[tokens], None), task, Plan(epochs=1, batch_size=4, steps=100)
-    )
+    found = kept_of(lambda tokens, lengths, state: (table[tokens], None), task, Plan(epochs=1, batch_size=4, steps=100))
     of_all = -table.double().log_softmax(1)[ids[:-1], ids[1:]].numpy() / math.log(2)
     errors, of = task.in_pieces(task.predicted(np.concatenate([[np.nan], of_all])))
     assert found["test.of"].tolist() == of.tolist() == [4950, 4950, 4950, 2475]
     assert found["test.errors"] == pytest.approx(errors, rel=1e-5)
     longer = Plan(epochs=1, batch_size=4, steps=150)
-    assert mistakes(lambda tokens, lengths, state: (table[tokens], None), task, longer) == {}, (
+    assert kept_of(lambda tokens, lengths, state: (table[tokens], None), task, longer) == {}, (
         "its pieces would be others"
     )
 
@@ -245,7 +247,7 @@ def test_counted_n_grams_and_nets_are_compared_on_the_same_pieces(as_it_was, mon
     monkeypatch.setitem(tasks.TASKS, "counted", lambda profile: task)
     record = count_back_off("counted", "quick", 3)
     kept = records.read_counts(back_off_directory("counted", "quick", 3) / records.MISTAKES)
-    uniform = mistakes(
+    uniform = kept_of(
         lambda tokens, lengths, state: (torch.zeros(*tokens.shape, 3), None),
         task,
         Plan(epochs=1, batch_size=7, steps=9),

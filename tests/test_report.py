@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -93,6 +94,28 @@ def test_a_run_stopped_on_validation_stays_in_the_table_without_a_test_figure(pu
     report.publish("quick", root / "results", root / "figures")
     table = records.read(root / "results" / "quick.csv")
     assert table[table["method"] == "sparse-vd-w"]["test"].notna().all() and not records.duplicates(table)
+
+
+def test_a_net_of_another_size_counts_against_the_one_it_stands_for(published, tmp_path, monkeypatch):
+    """Its own dense net is not what the others count against: at no threshold, and in no row of a run that was stopped."""
+    smaller = replace(PRESETS["tiny-topic"]["lstm-8"], shape={"embedding": 6, "hidden": 4}, equivalent="lstm-8")
+    monkeypatch.setitem(PRESETS["tiny-topic"], "lstm-4", smaller)
+    monkeypatch.setenv("SPARSERNN_RUNS", str(tmp_path))
+
+    def stop(line):
+        if line.startswith("epoch 3/"):
+            raise KeyboardInterrupt
+
+    config = RunConfig(task="tiny-topic", model="lstm-4", method="sparse-vd-w", profile="quick")
+    with pytest.raises(KeyboardInterrupt):
+        ensure(config, stop)
+    (row,) = report.stopped("quick")
+    assert row["compression"] is None and "weights_total" not in row and row["weights_kept"] > 0
+    run = ensure(config)
+    total = 40 * 6 + 4 * 8 * (6 + 8) + 3 * 8
+    assert run.record["weights_total"] == total
+    kept = run.threshold_curve([0.0, 3.0])
+    assert kept["compression"].tolist() == [total / count for count in kept["weights_kept"]]
 
 
 def test_an_unfinished_run_of_a_method_registered_elsewhere_stops_nobody(published, tmp_path):

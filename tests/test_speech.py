@@ -16,7 +16,7 @@ import torch
 import sparsernn
 from sparsernn import tasks
 from sparsernn.study.config import RunConfig
-from sparsernn.study.evaluation import evaluate, mistakes
+from sparsernn.study.evaluation import evaluate, examine, mistakes
 from sparsernn.study.opponents import count_back_off
 from sparsernn.study.training import Session
 from sparsernn.tasks import corpora, digits
@@ -312,7 +312,7 @@ def test_a_run_keeps_what_every_test_item_got_wrong(as_it_was, method, options):
         assert kept[f"{split}.errors"].sum() / kept[f"{split}.of"].sum() == pytest.approx(float(rate))
         assert len(kept[f"{split}.groups"]) == len(kept[f"{split}.of"]) == 12
         assert kept[f"{split}.errors"].dtype.itemsize == 1
-    again = mistakes(run.compact, run.task, config.plan)
+    again = mistakes(examine(run.compact, run.task, config.plan), run.task)
     assert all(np.array_equal(again[name], kept[name]) for name in kept) and len(again) == len(kept.files)
 
 

@@ -16,7 +16,7 @@ from sparsernn import tasks
 from sparsernn.nets.bidaf import BiDAF
 from sparsernn.report import plots
 from sparsernn.study.config import RunConfig
-from sparsernn.study.evaluation import evaluate, mistakes, more_scores
+from sparsernn.study.evaluation import evaluate, examine, mistakes
 from sparsernn.study.opponents import count_back_off
 from sparsernn.study.training import Session
 from sparsernn.tasks import corpora, squad
@@ -244,16 +244,18 @@ def test_a_split_s_metric_is_the_mean_over_its_questions_and_f1_stands_beside_it
     first = [answer.split()[0] for answer in answers]  # "dark red" → "dark": half right
     exact = sum(a == b for a, b in zip(first, answers, strict=True)) / len(answers)
     assert evaluate(says(False), registered, "test", plan) == pytest.approx(exact) and 0 < exact < 1
-    assert more_scores(says(False), registered, plan) == {"f1": pytest.approx(exact + (1 - exact) * 2 / 3)}
+    assert examine(says(False), registered, plan)["test"].more == {"f1": pytest.approx(exact + (1 - exact) * 2 / 3)}
 
 
 def test_what_a_net_misses_is_counted_question_by_question_and_article_by_article(registered):
-    task, plan = registered, RunConfig("tiny-squad", method="dense", profile="quick").plan
+    task, plan, read = registered, RunConfig("tiny-squad", method="dense", profile="quick").plan, []
 
     def predict(words, letters, question, question_letters, lengths=None, state=None):
+        read.append(words.shape[1])
         return torch.zeros(*words.shape, 2), None  # always the first word
 
-    kept = mistakes(predict, task, plan)
+    kept = mistakes(examine(predict, task, plan), task)
+    assert sum(read) == len(task.splits["test"]["spans"]), "each question once, whatever is measured"
     assert 1 - kept["test.errors"].mean() == evaluate(predict, task, "test", plan) and set(kept["test.of"]) == {1}
     batches = list(task.batches("test", 256))
     numbers = torch.cat([batch.numbers for batch in batches]).tolist()

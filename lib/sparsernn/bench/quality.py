@@ -20,7 +20,7 @@ from ..engines.models import by_engine
 from ..files import clear, project_root
 from ..nets.file import load
 from ..study.config import RunConfig
-from ..study.evaluation import evaluate, example_of, mistakes
+from ..study.evaluation import evaluate, examine, example_of, mistakes
 
 ROUNDING = 1e-6  # of a figure that was added up in another order, in float32
 STEPPED = ("compact-loop", "csr-torch")  # a call of torch for every step: nobody's choice, and slow over a whole test
@@ -58,7 +58,7 @@ def rows_of(record, path, task, names):
 def keep_mistakes(record, path, task):
     """Write what the compact model at `path` gets wrong in the test beside it. Raises ValueError where its record says
     another figure."""
-    counts = mistakes(load(path), task, plan_of(record))
+    counts = mistakes(examine(load(path), task, plan_of(record)), task)
     if not counts:
         return
     errors, of = counts["test.errors"].sum(), counts["test.of"].sum()

@@ -1,6 +1,7 @@
 """How good a network is, masked or compact: a task's metric over a split, and the proof that the two are one."""
 
 import copy
+from dataclasses import dataclass
 
 import torch
 
@@ -18,25 +19,61 @@ def predictor(model, masks, means):
 
 def evaluate(predict, task, split, plan, device="cpu"):
     """The task's metric of a predictor `(*inputs, lengths=, state=) → logits, state` over a split."""
-    return task.metric_of(*_added_up(task.score, predictions(predict, task, split, plan, device)))
-
-
-def more_scores(predict, task, plan):
-    """What the task measures on the test split beside its metric: name → mean."""
-    found = {}
-    for name, score in task.more_scores.items():
-        total, count = _added_up(score, predictions(predict, task, "test", plan))
-        found[name] = total / count
-    return found
-
-
-def _added_up(score, predictions):
-    """(total, count) of a score, added up over [(batch, logits)]."""
     total = count = 0
-    for batch, logits in predictions:
-        part, number = score(logits, batch)
+    for batch, logits in predictions(predict, task, split, plan, device):
+        part, number = task.score(logits, batch)
         total, count = total + part, count + number
-    return total, count
+    return task.metric_of(total, count)
+
+
+@dataclass(frozen=True)
+class Examined:
+    """What a test split says of a network.
+
+    metric    the task's
+    more      name → mean of what the task measures beside it, on `test`
+    counts    (how much of each item is wrong, of how much), [N] each (of a language model the bits that a piece of text costs);
+              None where the task does not count item by item
+    """
+
+    metric: float
+    more: dict
+    counts: tuple | None
+
+
+def examine(predict, task, plan):
+    """Split → `Examined` of all test splits of a task, each read once."""
+    return {split: _examined(predict, task, split, plan) for split in ("test", *task.more_tests)}
+
+
+def _examined(predict, task, split, plan):
+    more = task.more_scores if split == "test" else {}
+    scores, totals = {"": task.score, **more}, {name: (0, 0) for name in ("", *more)}
+
+    def added_up():
+        for batch, logits in predictions(predict, task, split, plan):
+            for name, score in scores.items():
+                totals[name] = tuple(map(sum, zip(totals[name], score(logits, batch), strict=True)))
+            yield batch, logits
+
+    read = added_up()
+    counts = task.by_item(read)
+    for _ in read:  # what does not count item by item has not read on
+        pass
+    return Examined(task.metric_of(*totals.pop("")), {name: a / b for name, (a, b) in totals.items()}, counts)
+
+
+def mistakes(examined, task):
+    """`<split>.errors`, `.of` and `.groups` → [N], of what `examine` found: what an item shares data with is left out where each
+    stands alone. Empty for a task that does not count item by item."""
+    if any(one.counts is None for one in examined.values()):
+        return {}
+    found = {}
+    for split, one in examined.items():
+        found |= dict(zip((f"{split}.errors", f"{split}.of"), one.counts, strict=True))
+        if (groups := task.groups(split)) is not None:
+            found[f"{split}.groups"] = groups
+    return found
 
 
 @torch.no_grad()
@@ -48,20 +85,6 @@ def predictions(predict, task, split, plan, device="cpu", dtype=None):
         batch = batch.to(device, dtype)
         logits, state = predict(*batch.inputs, lengths=batch.lengths, state=state if batch.carry else None)
         yield batch, logits
-
-
-def mistakes(predict, task, plan):
-    """`<split>.errors`, `.of` and `.groups` → [N], for the test splits of a task that counts item by item: how much of an item
-    is wrong (of a language model: the bits that a piece of text costs), of how much, and what it shares data with (left out
-    where each stands alone)."""
-    found = {}
-    for split in ("test", *task.more_tests):
-        if (counts := task.by_item(predictions(predict, task, split, plan))) is None:
-            return {}
-        found |= dict(zip((f"{split}.errors", f"{split}.of"), counts, strict=True))
-        if (groups := task.groups(split)) is not None:
-            found[f"{split}.groups"] = groups
-    return found
 
 
 def example_of(task, plan, dtype=None):

@@ -31,7 +31,7 @@ from ..nets.work import multiply_adds
 from ..records import MISTAKES, constant_gates, count_fields, named, save_counts, where_and_with
 from . import checkpoint, sums
 from .config import RunConfig, begun, difference, identity, kept, needed
-from .evaluation import compact_error, evaluate, example_of, mistakes, more_scores, predictor
+from .evaluation import compact_error, evaluate, examine, example_of, mistakes, predictor
 from .metrics import Metrics, read_metrics
 from .presets import preset
 from .stopwatch import Stopwatch
@@ -280,7 +280,7 @@ def _finish(session, directory, lease, report, diverged):
     size = save(small, directory / "model.safetensors")
     small = load(directory / "model.safetensors", session.model)
     error = compact_error(session.model, masks, means, task, plan)
-    tests = {name: evaluate(predict, task, "test", plan) for name, predict in (("masked", masked), ("compact", small))}
+    examined, metric = examine(small, task, plan), evaluate(masked, task, "test", plan)
     spec = preset(config.task, config.model)
     dense = preset(config.task, spec.equivalent or config.model).build(task)
     total, full = (sum(p.numel() for p in part) for part in (weight_matrices(dense).values(), dense.parameters()))
@@ -292,22 +292,20 @@ def _finish(session, directory, lease, report, diverged):
     record |= {"metric": task.metric}
     record |= {
         "valid": evaluate(small, task, "valid", plan),
-        "test": tests["compact"],
-        "tests": named(
-            {split: evaluate(small, task, split, plan) for split in task.more_tests} | more_scores(small, task, plan)
-        ),
+        "test": examined["test"].metric,
+        "tests": named({split: examined[split].metric for split in task.more_tests} | examined["test"].more),
         "epoch_selected": session.best_epoch,
     }
     record |= count_fields(paper_count(masks), closed_count(closed), total) | {"gates_constant": constant_gates(closed)}
     record |= {"size_bytes": size, "size_bytes_dense": 4 * full, "multiply_adds": multiply_adds(small)}
-    record |= {"compact_error": error, "metric_difference": abs(tests["compact"] - tests["masked"])}
+    record |= {"compact_error": error, "metric_difference": abs(examined["test"].metric - metric)}
     record |= {
         "epochs": session.epoch,
         "steps": session.epoch * session.steps_per_epoch,
         "train_seconds": session.seconds,
     }
     record |= {"data_sha256": task.data_sha256, "data_note": task.data_note} | where_and_with(session.device)
-    wrong, text = mistakes(small, task, plan), records.written(record)
+    wrong, text = mistakes(examined, task), records.written(record)
     lease.check()
     if wrong:
         save_counts(wrong, directory / MISTAKES)
