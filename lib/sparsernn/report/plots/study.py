@@ -78,7 +78,7 @@ def front(table, ax=None, quality="test"):
         big = 11 if marker == "*" else 9
         ax.plot(row.compression, value, marker, color=colour, ms=big, label=row.method, zorder=3, **fill)
         same = means[means["method"] == row.method]
-        if len(same) > 1:
+        if 1 < len(same) <= MOST_NAMED:  # of more the table says what they are
             right = row.compression**2 > means["compression"].max()  # in the right half words run to the left
             ax.annotate(_named(row, same), (row.compression, value), xytext=(-8 if right else 7, 3),
                         textcoords="offset points", fontsize=7, ha="right" if right else "left")  # fmt: skip
