@@ -1,5 +1,7 @@
 """The reader with bidirectional attention flow: what it computes, what padding must not change, and who reads its neurons."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -287,3 +289,12 @@ def test_it_learns_to_read(tiny_squad):
         of_it = [a for a, p in zip(answers, run.task.splits["test"]["paragraphs"], strict=True) if p == number]
         blind += max(map(of_it.count, of_it))
     assert run.record["test"] > blind / len(answers) + 0.1
+
+
+def test_a_file_of_a_reader_is_read_where_nothing_else_was_imported(tmp_path):
+    net = reader()
+    masks = random_masks(net, 0)
+    save(compact(net, masks, random_means(masks)), tmp_path / "model.safetensors")
+    code = "import sys, sparsernn; small = sparsernn.load(sys.argv[1]); print(type(small).__name__)"
+    said = subprocess.run([sys.executable, "-c", code, tmp_path / "model.safetensors"], capture_output=True, text=True)
+    assert said.stdout.strip() == "BiDAF", said.stderr

@@ -24,7 +24,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 from ..files import nearest, replacing
-from . import first_format, speech  # noqa: F401 (a file may name its model)
+from . import bidaf, first_format, speech  # noqa: F401 (a file may name its model)
 from .compact import plain_copy
 from .models import MODELS
 from .packing import an_object, indices, pack, pack_index, unpacked
