@@ -248,8 +248,9 @@ def test_the_default_is_the_paper_s_reader_and_smaller_ones_count_against_it():
             "short",
         }
         assert [layer.hidden_size for layer in (model.contextual, model.modelling, model.output)] == [size] * 3
-        widths = [layer.input_size / size for layer in (model.contextual, model.modelling, model.output)]
-        assert widths == [2, 8, 14] and model.modelling.num_layers == 2
+        widths = [layer.input_size for layer in (model.contextual, model.modelling, model.output)]
+        assert widths == [100 + size, 8 * size, 14 * size], "numbers a word stay, for vectors from a file"
+        assert model.modelling.num_layers == 2
         for method in ("dense", "iss", "l0", "sparse-vd-w", "gradual"):
             assert RunConfig("squad", name, method, "short").plan.batch_size == 32
 

@@ -305,9 +305,14 @@ def test_beside_published_draws_a_line_a_seed_and_tells_their_mean():
     assert len(lines) == 2 and all((np.diff(line.get_xdata()) > 0).all() for line in lines)
 
 
-def test_a_long_variant_is_told_by_its_first_field():
-    assert plots.study._short("kl_weight=2") == "kl_weight=2"
-    assert plots.study._short("clip=0,epochs=60,kl_full=16,kl_peak=0,kl_settle=45") == "clip=0 and 4 more"
+def test_a_configuration_is_told_from_the_others_of_its_method_by_what_they_do_not_share():
+    def named(*rows):
+        table = pd.DataFrame(rows, columns=["model", "variant"])
+        return [plots.study._named(row, table) for row in table.itertuples()]
+
+    assert named(("m", "kl_weight=2"), ("m", "")) == ["kl_weight=2", ""]
+    assert named(("a", "lr=1,words=3"), ("b", "lr=1,words=3"), ("b", "lr=1")) == ["a, words=3", "b, words=3", "b"]
+    assert named(("m", "clip=0,epochs=60,kl_full=16,kl_peak=0,kl_settle=45"), ("m", ""))[0] == "clip=0 and 4 more"
 
 
 def test_the_page_of_words_is_of_a_dimension_with_many_of_them():

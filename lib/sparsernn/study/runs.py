@@ -27,6 +27,7 @@ from ..nets.file import load, save
 from ..nets.found import Found
 from ..nets.layers import kind_of
 from ..nets.masks import closed_count, paper_count, weight_matrices
+from ..nets.models import Model
 from ..nets.work import multiply_adds
 from ..records import MISTAKES, constant_gates, count_fields, named, save_counts, where_and_with
 from . import checkpoint, sums
@@ -297,7 +298,7 @@ def _finish(session, directory, lease, report, diverged):
         "epoch_selected": session.best_epoch,
     }
     record |= count_fields(paper_count(masks), closed_count(closed), total) | {"gates_constant": constant_gates(closed)}
-    record |= {"size_bytes": size, "size_bytes_dense": 4 * full, "multiply_adds": multiply_adds(small)}
+    record |= {"size_bytes": size, "size_bytes_dense": 4 * full, "multiply_adds": _a_step(small, task, plan)}
     record |= {"compact_error": error, "metric_difference": abs(examined["test"].metric - metric)}
     record |= {
         "epochs": session.epoch,
@@ -314,6 +315,15 @@ def _finish(session, directory, lease, report, diverged):
     with replacing(directory / "record.json") as temporary:
         temporary.write_text(text)
     report(f"test {task.metric} {record['test']:.4f}  {record['compression']:.1f}x  compact error {error:.1e}")
+
+
+def _a_step(small, task, plan):
+    """Multiply-adds a step: of the model's own example, or where it declares none of a batch of training."""
+    declared = (
+        "vocabulary" in getattr(small, "arguments", {})
+        or getattr(type(small), "example", Model.example) is not Model.example
+    )
+    return multiply_adds(small, None if declared else example_of(task, plan))
 
 
 def cell_of(model):
