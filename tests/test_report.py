@@ -96,6 +96,18 @@ def test_a_run_stopped_on_validation_stays_in_the_table_without_a_test_figure(pu
     assert table[table["method"] == "sparse-vd-w"]["test"].notna().all() and not records.duplicates(table)
 
 
+def test_a_large_model_that_is_tracked_stays_but_never_beside_the_record_of_another(published, tmp_path, monkeypatch):
+    source = published[0] / "runs" / "tiny-topic" / "lstm-8" / "sparse-vd-wgn" / "quick-s0"
+    report._copy(source, tmp_path, pytest.fail)
+    tracked = tmp_path / "model.safetensors"
+    monkeypatch.setattr(report, "LARGEST_MODEL", 10)
+    report._copy(source, tmp_path, pytest.fail)
+    assert tracked.read_bytes() == (source / "model.safetensors").read_bytes()
+    tracked.write_bytes(b"of other weights")
+    report._copy(source, tmp_path, pytest.fail)
+    assert not tracked.exists() and (tmp_path / "record.json").exists()
+
+
 def test_a_net_of_another_size_counts_against_the_one_it_stands_for(published, tmp_path, monkeypatch):
     """Its own dense net is not what the others count against: at no threshold, and in no row of a run that was stopped."""
     smaller = replace(PRESETS["tiny-topic"]["lstm-8"], shape={"embedding": 6, "hidden": 4}, equivalent="lstm-8")

@@ -62,7 +62,12 @@ class Model(nn.Module):
         raise NotImplementedError
 
     def example(self, steps, batch):
-        """Random input to time it with: token ids int64 [T, B], always the same."""
+        """Random input to time it with: token ids int64 [T, B], always the same. Raises NotImplementedError for a model that
+        reads no words and does not say what else."""
+        if "vocabulary" not in self.arguments:
+            raise NotImplementedError(
+                f"{type(self).__name__} has no vocabulary; say with `example(steps, batch)` what it reads"
+            )
         generator = torch.Generator().manual_seed(0)
         return torch.randint(self.arguments["vocabulary"], (steps, batch), generator=generator)
 

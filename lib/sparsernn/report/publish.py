@@ -151,11 +151,10 @@ def _copy(source, target, problem):
     clear(target)
     for name in ("record.json", records.MISTAKES, *TABLES, "model.safetensors"):
         path, there = source / name, target / name
-        if not path.exists() or path.stat().st_size > LARGEST_MODEL:
-            if name == "model.safetensors":  # one from before, of other weights
-                there.unlink(missing_ok=True)
+        if not path.exists() or there.exists() and filecmp.cmp(path, there, shallow=False):
             continue
-        if there.exists() and filecmp.cmp(path, there, shallow=False):
+        if path.stat().st_size > LARGEST_MODEL:
+            there.unlink(missing_ok=True)  # what was tracked before is of other weights
             continue
         try:
             sums.refuse_others(source, name)

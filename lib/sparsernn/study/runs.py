@@ -11,7 +11,7 @@ import json
 import shutil
 import tempfile
 import time
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -27,7 +27,6 @@ from ..nets.file import load, save
 from ..nets.found import Found
 from ..nets.layers import kind_of
 from ..nets.masks import closed_count, paper_count, weight_matrices
-from ..nets.models import Model
 from ..nets.work import multiply_adds
 from ..records import MISTAKES, constant_gates, count_fields, named, save_counts, where_and_with
 from . import checkpoint, sums
@@ -319,11 +318,10 @@ def _finish(session, directory, lease, report, diverged):
 
 def _a_step(small, task, plan):
     """Multiply-adds a step: of the model's own example, or where it declares none of a batch of training."""
-    declared = (
-        "vocabulary" in getattr(small, "arguments", {})
-        or getattr(type(small), "example", Model.example) is not Model.example
-    )
-    return multiply_adds(small, None if declared else example_of(task, plan))
+    if hasattr(small, "example"):
+        with suppress(NotImplementedError):
+            return multiply_adds(small)
+    return multiply_adds(small, example_of(task, plan))
 
 
 def cell_of(model):
