@@ -22,6 +22,7 @@ from sparsernn.nets.compact import compact
 from sparsernn.nets.file import save
 from sparsernn.nets.models import Classifier
 from sparsernn.nets.speech import SpeechModel
+from sparsernn.sparsify.block_shapes import blocks_of
 
 bench_sweep = importlib.import_module("sparsernn.bench.sweep")  # `bench.sweep` is its function
 ROOF = timing.Roof({1 << 20: 1e10}, {"fp32": 1e10})
@@ -91,6 +92,64 @@ def test_a_pattern_leaves_the_density_it_says(pattern):
     assert len(small.parts["constant"]) > 0 or pattern != "removed gates"
 
 
+@pytest.mark.parametrize("pattern", bench.BLOCKS[1:])
+def test_a_layer_in_blocks_keeps_whole_ones_in_the_share_it_says(pattern):
+    *_, layer = bench.LayerCase(256, 0.1, 1, pattern, 2, "gru").data
+    for weight in (layer.weight_ih_l0, layer.weight_hh_l0):
+        (row,) = [row for row in blocks_of(weight != 0) if row["block"] == pattern]
+        assert row["fits"] and row["density"] == pytest.approx(0.1, rel=0.06)
+
+
+@pytest.mark.parametrize("name", bench.PROFILES)
+def test_a_sweep_of_blocks_covers_every_place_once(name):
+    cases = bench.blocks(profile := bench.PROFILES[name])
+    fields = {str(case.fields) for case in cases}
+    every = len(profile.in_blocks) * len(profile.block_densities) * len(bench.BLOCKS) + len(profile.shipped)
+    assert len(cases) == len(fields) == every
+
+
+@pytest.mark.parametrize("system", bench.SHIPPED)
+def test_a_layer_that_ships_has_the_blocks_and_the_shares_published(system):
+    shipped, case = bench.SHIPPED[system], bench.ShippedCase(1, system, 2)
+    of_input, of_state = (mask.unflatten(0, (3, -1)) for mask in case.masks)
+    assert of_input.shape == (3, shipped.hidden, shipped.inputs) and of_state.shape == (
+        3,
+        shipped.hidden,
+        shipped.hidden,
+    )
+    eye = torch.eye(shipped.hidden, dtype=torch.bool)
+    for mask, shares in (
+        (of_input, shipped.of_input),
+        (of_state & ~eye if shipped.diagonal else of_state, shipped.of_state),
+    ):
+        for gate, share in zip(mask, shares, strict=True):
+            expected = share / (shipped.heads if mask.shape[-1] == shipped.hidden and mask is of_state else 1)
+            assert float(gate.double().mean()) == pytest.approx(expected, rel=0.05)
+    assert not shipped.diagonal or bool(of_state[:, eye].all())
+    dense, small, *_ = case.data
+    assert small.nonzeros == int(of_input.sum() + of_state.sum()) and dense.hidden == shipped.hidden
+    assert case.density == pytest.approx(
+        small.nonzeros / (3 * shipped.hidden * (shipped.hidden + shipped.inputs)), abs=1e-4
+    )
+
+
+def test_a_system_that_is_misspelt_is_refused_with_the_right_one():
+    with pytest.raises(ValueError, match="unknown system 'LPCnet'; did you mean 'LPCNet'"):
+        bench.ShippedCase(1, "LPCnet", 2)
+
+
+def test_the_cache_of_a_weight_is_the_nearest_that_holds_it(tmp_path):
+    for number, (kind, level, holds) in enumerate(
+        [("Data", 1, "32K"), ("Instruction", 1, "64K"), ("Unified", 2, "1024K")]
+    ):
+        (one := tmp_path / f"index{number}").mkdir()
+        for name, text in (("type", kind), ("level", level), ("size", holds)):
+            (one / name).write_text(f"{text}\n")
+    said = [timing.cache_of(size, tmp_path) for size in (32 << 10, (32 << 10) + 1, 1 << 20, 2 << 20)]
+    assert said == ["L1 (32K)", "L2 (1024K)", "L2 (1024K)", "memory"]
+    assert timing.cache_of(1, tmp_path / "nothing") == ""
+
+
 def test_two_to_four_keeps_two_of_four():
     kept = bench_cases.kept_mask((8, 64), 0.5, "2:4", torch.Generator().manual_seed(0))
     assert bool((kept.view(8, 16, 4).sum(2) == 2).all())
@@ -156,7 +215,7 @@ def test_a_sweep_says_which_packages_are_missing(monkeypatch):
             raise ImportError("engine 'persistent-cuda' needs cuda: pip install cuda-bindings")
 
     monkeypatch.setattr(bench_sweep, "engine_class", missing)
-    assert list(bench_sweep.not_here([layer_cell(), layer_cell("block")])) == [
+    assert list(bench_sweep.not_here([layer_cell(), layer_cell("32x32")])) == [
         "engine 'persistent-cuda' needs cuda: pip install cuda-bindings"
     ]
 
@@ -202,6 +261,16 @@ def test_a_stopped_sweep_goes_on_where_it_stood(tmp_path, monkeypatch):
     assert "4 cases to time" in said[0] and "2 there already" in said[0] and "minutes" in said[0]
     table = records.read_timings(path)
     assert len(table[["batch", "pattern"]].drop_duplicates()) == 6 and table["error"].notna().all()
+
+
+def test_a_smoke_run_times_one_network_of_each_task(tmp_path):
+    for task, size, seed in (("a", 6, 0), ("a", 4, 1), ("b", 8, 0)):
+        (folder := tmp_path / task / "m" / "dense" / f"smoke-s{seed}").mkdir(parents=True)
+        model = randomise(Classifier(12, 2, embedding=4, hidden=size))
+        save(compact(model, random_masks(model, 1, 0.9)), folder / "model.safetensors")
+    paths = [case.path.parent for case in bench.models(bench.profile_of("smoke"), tmp_path)]
+    assert [(path.parts[-4], path.name) for path in paths] == [("a", "smoke-s1"), ("b", "smoke-s0")]
+    assert len(bench.models(bench.profile_of("cpu"), tmp_path)) == 6, "three nets at two batches"
 
 
 def test_a_trained_model_is_timed_beside_the_dense_net_of_its_first_size(tmp_path):

@@ -472,8 +472,9 @@ def test_words_are_grouped_by_what_they_speak_for():
 def timing(engine, speedup, density=0.1, batch=1, model="lstm", **more):
     row = {"model": model, "engine": engine, "opponent": "dense-fp32", "hidden": 64, "input": 64, "density": density}
     row |= {
+        "device": "cpu:AMD EPYC",
         "batch": batch,
-        "pattern": "block",
+        "pattern": "32x32",
         "median_ms": 1 / speedup,
         "iqr_ms": 0.1,
         "floor_ms": 0.01,
@@ -501,8 +502,8 @@ def test_a_crossover_shades_where_dense_wins_and_says_where():
     figure = plots.crossover(pd.DataFrame(rows))
     words = words_of(figure)
     assert (
-        "A sparse or compact engine beats dense fp32 in 2 of 4 cells, at most 4×; every dense engine in 1 (not in 3, "
-        "at batch 1, 32)" in words
+        "AMD EPYC, LSTM 64: a sparse or compact engine beats dense fp32 in 2 of 4 cells, at most 4×; every dense engine in "
+        "1 (not in 3, at batch 1, 32)" in words
     )
     left, right = figure.axes
     assert left.get_yscale() == "log" and "batch 1" in words and "batch 32" in words
@@ -522,7 +523,7 @@ def test_the_claim_counts_products_inside_it():
     rows += [timing("dense-fp32", 1.0, 0.05, b, "product") for b in (1, 4, 1500)]
     rows += [timing("dense-bf16", 5.0, 0.05, 4, "product"), timing("two-to-four", 1.5, 0.5, 1, "product")]
     table = pd.DataFrame(rows).assign(pattern="unstructured")
-    mixed = pd.concat([table, table.assign(pattern="block", speedup=99.0)]).sample(frac=1, random_state=1)
+    mixed = pd.concat([table, table.assign(pattern="32x32", speedup=99.0)]).sample(frac=1, random_state=1)
     ax = plots.product_claim(mixed)
     words = words_of(ax)
     assert any(list(line.get_xdata()) == [1, 4, 1500] for line in ax.lines), "a line goes from left to right"
@@ -541,6 +542,51 @@ def test_the_fastest_of_a_cell_stands_against_fp32_and_against_the_fastest_dense
         and row["dense"] == "dense-int8"
         and row["over_dense"] == 0.75
     )
+
+
+def in_blocks(sparse, device="cpu:EPYC", hidden=1024, **own):
+    """Timing rows of a GRU, 50 steps: (pattern, density) → its milliseconds in fp32 and in int8; dense has 10, 4 and 2."""
+    rows = []
+    for (pattern, density), took in sparse.items():
+        every = {"dense-fp32": 10.0, "dense-int8": 4.0, "own-dense-int8": 2.0} | dict(
+            zip(("c-blocks", "c-int8"), took, strict=True)
+        )
+        for engine, ms in every.items():
+            rows.append({
+                "method": "shape-only", "device": device, "model": "gru", "hidden": hidden, "input": hidden, "steps": 50,
+                "batch": 1, "pattern": pattern, "density": density, "engine": engine, "opponent": "dense-fp32",
+                "dtype": "int8" if "int8" in engine else "float32", "median_ms": ms,
+                "floor_note": "bytes: 1 B at 2 GB/s; weights 9 B in " + ("L1 (32K)" if engine == "c-int8" else "memory"),
+            } | own)  # fmt: skip
+    return pd.DataFrame(rows)
+
+
+def test_a_layer_in_blocks_stands_beside_every_dense_one_with_the_cache_of_its_weights():
+    rows = in_blocks({("16x4", 0.1): (1.0, 0.5)})
+    rows = pd.concat([rows, rows.assign(engine="choose"), rows.assign(batch=32), rows.assign(pattern="removed gates")])
+    (row,) = timings.in_blocks(rows).to_dict("records")
+    assert row["layer"] == "GRU 1024, input 1024" and (row["pattern"], row["density"]) == ("16x4", 0.1)
+    assert [row[f"{name}_us"] for name in ("fp32", "int8", "dense", "torch", "own")] == [20, 10, 200, 80, 40]
+    assert [row["fp32_over_torch"], row["int8_over_torch"], row["fp32_over_own"], row["int8_over_own"]] == [4, 8, 2, 4]
+    assert (row["fp32_in"], row["int8_in"]) == ("memory", "L1 (32K)")
+
+
+def test_the_finding_over_block_times_holds_in_every_layer():
+    took = {("16x4", 0.5): (9.0, 3.0), ("8x4", 0.5): (9.0, 1.6), ("unstructured", 0.5): (1.0, 1.0)}
+    took |= {("16x4", 0.1): (1.0, 0.5), ("8x4", 0.1): (3.0, 0.4), ("unstructured", 0.1): (9.0, 1.0)}
+    slower = {place: (2.5 * fp32, 2 * int8) for place, (fp32, int8) in took.items()}
+    table = pd.concat([timings.in_blocks(in_blocks(took)), timings.in_blocks(in_blocks(slower, hidden=512))])
+    words = words_of(plots.block_times(table))
+    assert "in fp32 they do not beat every dense int8 at any density" in words, (
+        "2.5 ms in the smaller layer, dense has 2"
+    )
+    assert "in int8 they beat every dense int8 with 10% of the weights left, and 2.5× with 10%" in words
+    assert "GRU 1024, input 1024, weights in fp32" in words and "GRU 512, input 512, weights in int8" in words
+
+
+def test_layers_of_one_or_two_patterns_are_not_drawn_beside_those_in_blocks():
+    table = timings.in_blocks(in_blocks({("32x32", 0.1): (1.0, 0.5), ("unstructured", 0.1): (1.0, 0.5)}))
+    assert "no layer in blocks was timed yet" in words_of(plots.block_times(table))
 
 
 @pytest.mark.parametrize("draw", [plots.crossover, plots.rooflines, plots.product_claim])

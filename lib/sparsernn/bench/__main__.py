@@ -1,10 +1,10 @@
 """Sparse kernels against dense ones, swept and timed: python -m sparsernn.bench --profile smoke|cpu|gpu-short|gpu
 
-Three sweeps: products (the shapes behind the 2× to 7× of 1704.05119), layers (hidden × density × batch × pattern), and
-models (the study's own trained compact ones, results/runs/). Every engine is compared with float64 before it is timed;
-one whose error is large gets no row. Rows go to results/timings-<device>.csv a case at a time, so a sweep that was
-stopped goes on where it stood. Needs torch, numpy, pandas, safetensors; an engine whose package is not here (numba,
-Triton, cuda-bindings) is said to be missing.
+Four sweeps: products (the shapes behind the 2× to 7× of 1704.05119), layers (hidden × density × batch × pattern), blocks
+(shape of block × density, and layers of programs that ship), and models (the study's own trained compact ones, results/runs/).
+Every engine is compared with float64 before it is timed; one whose error is large gets no row. Rows go to
+results/timings-<device>.csv a case at a time, so a sweep that was stopped goes on where it stood. Needs torch, numpy, pandas,
+safetensors; an engine whose package is not here (numba, Triton, cuda-bindings) is said to be missing.
 """
 
 import argparse

@@ -1,6 +1,7 @@
 """What is timed: a product, a recurrent layer, a trained network; each knows its fields, its engines and its error."""
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,8 +15,9 @@ from ..engines.parts import shrink
 from ..files import error
 from ..nets.file import load
 from ..nets.layers import GRU, LSTM, RNN
+from ..sparsify.block_shapes import shape_of, to_entries
 
-PATTERNS = ("unstructured", "block", "removed neurons", "removed gates")
+PATTERNS = ("unstructured", "32x32", "removed neurons", "removed gates")
 KINDS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 ALLOWED = {"float32": 1e-4, "tf32": 5e-3, "int8": 0.3}  # error an engine may have and still be timed, by its dtype
 ALLOWED_ELSE = 0.1
@@ -32,23 +34,21 @@ RATES = {
     "own-dense-int8": "int8",
     "c-int8": "int8",
 }  # of the units an engine computes with (`timing.Roof`); others: fp32
-BLOCK = 32  # side of the blocks of pattern "block"
 
 
 def kept_mask(shape, density, pattern, generator):
-    """bool: which weights stay. `block`: whole tiles of 32 × 32, as many as make the density; else independent weights;
-    `2:4`: two of every four in a row."""
+    """bool: which weights stay. `16x4` and its like: whole blocks, as many as make the density; `2:4`: two of every four in a
+    row; `unstructured`: independent weights."""
     if pattern == "2:4":
         order = torch.rand(shape[0], shape[1] // 4, 4, generator=generator).argsort(2)
         return (order < 2).view(shape)
-    if pattern != "block":
+    if pattern == "unstructured":
         return torch.rand(shape, generator=generator) < density
-    tiles = -(-shape[0] // BLOCK), -(-shape[1] // BLOCK)
-    count = tiles[0] * tiles[1]
-    kept = torch.zeros(count, dtype=torch.bool)
-    kept[torch.randperm(count, generator=generator)[: max(1, round(density * count))]] = True
-    wide = kept.view(tiles).repeat_interleave(BLOCK, 0).repeat_interleave(BLOCK, 1)
-    return wide[: shape[0], : shape[1]]
+    block = shape_of(pattern)
+    count = [-(-size // side) for size, side in zip(shape, block, strict=True)]
+    kept = torch.zeros(math.prod(count), dtype=torch.bool)
+    kept[torch.randperm(len(kept), generator=generator)[: max(1, round(density * len(kept)))]] = True
+    return to_entries(kept.view(count), block, torch.empty(shape))
 
 
 def dtype_name(engine):
@@ -70,6 +70,14 @@ class Case:
     def error(self, name, got):
         """`base.error` of what the engine returned, in the sequences or columns that `choose.compared` picks."""
         raise NotImplementedError
+
+    def stored(self, name):
+        """Weights that this engine multiplies; their bytes are WEIGHT_BYTES as many."""
+        raise NotImplementedError
+
+    def weight_bytes(self, name):
+        """Bytes of the weights that this engine multiplies, without what says where they stand."""
+        return WEIGHT_BYTES.get(name, 4) * self.stored(name)
 
     def work(self, name):
         """Bytes and flops that this engine's function cannot do without."""
@@ -122,16 +130,19 @@ class ProductCase(Case):
     def error(self, name, got):
         return error(got.cpu()[:, self.compared], self.expected)
 
+    def stored(self, name):
+        return self.rows * self.columns * (1 if is_dense(name) else self.density)
+
     def work(self, name):
-        kept = self.rows * self.columns * (1 if is_dense(name) else self.density)
-        moved = WEIGHT_BYTES.get(name, 4) * kept + 4 * self.batch * (self.rows + self.columns)
-        return moved, 2 * kept * self.batch
+        moved = self.weight_bytes(name) + 4 * self.batch * (self.rows + self.columns)
+        return moved, 2 * self.stored(name) * self.batch
 
 
 @dataclass
 class LayerCase(Case):
     """A layer of a kind of KINDS, input as wide as it is high, over `steps` steps: the masked one in full, and what is left.
 
+    16x4 and its like  whole blocks of both matrices are left, as many as make the density
     removed neurons  the share √density of neurons and inputs is left, so that the share `density` of weights is
     removed gates    the share `density` of gates has weights, the others are constants
     """
@@ -148,36 +159,47 @@ class LayerCase(Case):
         return len(KINDS[self.kind].cell_type.gates)
 
     @property
+    def inputs(self):
+        return self.hidden
+
+    @property
     def fields(self):
-        shape = {"input": self.hidden, "hidden": self.hidden, "density": self.density, "pattern": self.pattern}
+        shape = {"input": self.inputs, "hidden": self.hidden, "density": self.density, "pattern": self.pattern}
         return {"model": self.kind, "method": "shape-only", "batch": self.batch, "steps": self.steps} | shape
+
+    def cut(self, generator):
+        """What is left: bool of the neurons, of the inputs, and of each weight of W_ih and W_hh."""
+        rows, keep = self.gates * self.hidden, torch.ones(self.hidden, dtype=torch.bool)
+        reads = torch.ones(self.inputs, dtype=torch.bool)
+        if self.pattern == "removed neurons":
+            for kept in (keep, reads):
+                kept[torch.randperm(len(kept), generator=generator)[max(1, round(self.density**0.5 * len(kept))) :]] = (
+                    False
+                )
+            of_row = keep.repeat(self.gates)[:, None]
+            return keep, reads, reads & of_row, keep & of_row
+        if self.pattern == "removed gates":
+            live = torch.rand(rows, 1, generator=generator) < self.density
+            return keep, reads, live.expand(-1, self.inputs), live.expand(-1, self.hidden)
+        widths = self.inputs, self.hidden
+        return keep, reads, *(kept_mask((rows, width), self.density, self.pattern, generator) for width in widths)
 
     @cached_property
     def data(self):
-        """The dense layer, the small one, x for each, kept neurons."""
-        generator, size, rows = torch.Generator().manual_seed(0), self.hidden, self.gates * self.hidden
-        layer = KINDS[self.kind](size, size).requires_grad_(False)
-        keep, inputs = torch.ones(size, dtype=torch.bool), torch.ones(size, dtype=torch.bool)
-        masks = [torch.ones(rows, size, dtype=torch.bool) for _ in range(2)]
-        if self.pattern == "removed neurons":
-            for kept in (keep, inputs):
-                kept[torch.randperm(size, generator=generator)[max(1, round(self.density**0.5 * size)) :]] = False
-            masks[0] &= inputs & keep.repeat(self.gates)[:, None]
-            masks[1] &= keep & keep.repeat(self.gates)[:, None]
-        elif self.pattern == "removed gates":
-            masks = [(torch.rand(rows, 1, generator=generator) < self.density).expand(-1, size)] * 2
-        else:
-            masks = [kept_mask((rows, size), self.density, self.pattern, generator) for _ in range(2)]
+        """The dense layer, the small one, x for each, kept neurons, and the layer that both are of."""
+        generator = torch.Generator().manual_seed(0)
+        layer = KINDS[self.kind](self.inputs, self.hidden).requires_grad_(False)
+        keep, reads, *masks = self.cut(generator)
         for name, mask in zip(("weight_ih_l0", "weight_hh_l0"), masks, strict=True):
-            parameter = getattr(layer, name)
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * mask / (self.density * size) ** 0.5)
+            parameter, a_row = getattr(layer, name), max(1.0, float(mask.sum()) / len(mask))
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * mask / a_row**0.5)
         given = layer.weight_ih_l0, layer.weight_hh_l0, layer.bias_ih_l0, layer.bias_hh_l0
-        everything = torch.ones(rows, dtype=torch.bool)
-        dense = Layer(layer.cell, shrink(layer.cell, *given, everything[:size], everything))
+        everything = torch.ones(self.gates * self.hidden, dtype=torch.bool)
+        dense = Layer(layer.cell, shrink(layer.cell, *given, everything[: self.hidden], everything))
         live = (given[0] != 0).any(1) | (given[1] != 0).any(1)
-        small = Layer(layer.cell, shrink(layer.cell, given[0][:, inputs], given[1][:, keep], *given[2:], keep, live))
-        x = torch.randn(self.steps, self.batch, size, generator=generator)
-        return dense, small, x, x[:, :, inputs].contiguous(), keep, layer
+        small = Layer(layer.cell, shrink(layer.cell, given[0][:, reads], given[1][:, keep], *given[2:], keep, live))
+        x = torch.randn(self.steps, self.batch, self.inputs, generator=generator)
+        return dense, small, x, x[:, :, reads].contiguous(), keep, layer
 
     @cached_property
     def expected(self):
@@ -196,17 +218,16 @@ class LayerCase(Case):
         keep = slice(None) if is_dense(name) else self.data[4]
         return error(got.cpu()[:, choose.compared(self.batch)], self.expected[:, :, keep])
 
+    def stored(self, name):
+        return self.gates * self.hidden * (self.inputs + self.hidden) if is_dense(name) else self.data[1].nonzeros
+
     def work(self, name):
-        if is_dense(name):
-            weights, width = 2 * self.gates * self.hidden**2, 2 * self.hidden
-        else:
-            small = self.data[1]
-            weights, width = small.nonzeros, small.inputs + small.hidden
-        moved = WEIGHT_BYTES.get(name, 4) * weights + 4 * self.steps * self.batch * width
-        return moved, 2 * weights * self.steps * self.batch
+        layer = self.data[0 if is_dense(name) else 1]
+        moved = self.weight_bytes(name) + 4 * self.steps * self.batch * (layer.inputs + layer.hidden)
+        return moved, 2 * self.stored(name) * self.steps * self.batch
 
     def heavy(self):
-        return 4 * self.gates * self.hidden**2 * self.steps * self.batch
+        return 2 * self.gates * self.hidden * (self.inputs + self.hidden) * self.steps * self.batch
 
     def chosen(self, device):
         return choose.choose(self.data[1], self.data[3], device).engine
@@ -270,12 +291,19 @@ class TrainedCase(Case):
         some = got.index_select(got.dim() - 2, choose.compared(self.batch).to(got.device)).cpu()  # logits [(T,) B, n]
         return error(some, self.expected[is_dense(name)])
 
-    def work(self, name):
-        model, logits = self.of(name), self.expected[is_dense(name)]
-        recurrent = sum(int((part.weight_hh != 0).sum()) for part in _parts(model))
+    def stored(self, name):
+        return sum(self._by_step(name))
+
+    def _by_step(self, name):
+        """Weights of the recurrent products, and of the heads."""
+        model = self.of(name)
         head = sum(int((m.weight != 0).sum()) for m in model.modules() if isinstance(m, torch.nn.Linear))
+        return sum(int((part.weight_hh != 0).sum()) for part in _parts(model)), head
+
+    def work(self, name):
+        logits, (recurrent, head) = self.expected[is_dense(name)], self._by_step(name)
         answers = logits.numel() // logits.shape[-1] // logits.shape[-2] * self.batch
-        moved = WEIGHT_BYTES.get(name, 4) * (recurrent + head) + 8 * self.batch * self.steps
+        moved = self.weight_bytes(name) + 8 * self.batch * self.steps
         flops = 2 * (recurrent * self.batch * self.steps + head * answers)
         return moved + 4 * answers * logits.shape[-1], flops
 

@@ -7,10 +7,15 @@ from dataclasses import dataclass, replace
 from ..engines.models import recurrent_layers
 from ..files import nearest, project_root
 from ..nets.file import load
+from ..sparsify.block_shapes import SHAPES
 from .cases import PATTERNS, LayerCase, ProductCase, TrainedCase
+from .shipped import SHIPPED, ShippedCase
 
 PAPER_LAYERS = (("rnn", 1760), ("gru", 2560))  # the recurrent layers that 1704.05119 prunes
 PAPER_SHAPES = ((1760, 1760), (2560, 2560), (3072, 3072), (7680, 2560), (10752, 3584))  # 1704.05119; DeepBench's layers
+
+
+BLOCKS = ("unstructured", *SHAPES[1:])
 
 
 @dataclass(frozen=True)
@@ -20,6 +25,9 @@ class Profile:
     shapes, product_*            products: [rows, columns], densities, columns of x
     hidden, densities, batches   LSTM layers, under every one of `patterns`
     others                       (kind, hidden) of other layers, scattered weights at `product_densities`
+    in_blocks, block_densities   (kind, hidden) of layers cut in every shape of BLOCKS, one sequence at a time
+    shipped                      names of SHIPPED, likewise
+    every_net                    whether all tracked networks are timed, or of each task the smallest file alone
     """
 
     shapes: tuple
@@ -31,27 +39,32 @@ class Profile:
     patterns: tuple
     model_batches: tuple
     others: tuple
+    in_blocks: tuple
+    block_densities: tuple
+    shipped: tuple
+    every_net: bool
     steps: int
     seconds: float
 
 
 WIDE = (1, 2, 4, 8, 16, 32, 64, 1500)
 PROFILES = {
-    "smoke": Profile(((256, 256),), (0.05,), (1, 8), (64,), (0.1,), (1, 4), PATTERNS, (1,), (("gru", 48),), 10, 0.02),
+    "smoke": Profile(((256, 256),), (0.05,), (1, 8), (64,), (0.1,), (1, 4), PATTERNS, (1,), (("gru", 48),),
+                     (("gru", 64),), (0.3,), ("LPCNet",), False, 10, 0.02),
     "cpu": Profile(((1760, 1760), (7680, 2560)), (0.1, 0.05), WIDE, (256, 1024), (0.3, 0.1, 0.05, 0.01), (1, 32),
-                   PATTERNS, (1, 128), PAPER_LAYERS, 50, 0.5),
+                   PATTERNS, (1, 128), PAPER_LAYERS, (("gru", 1024), ("lstm", 512)), (0.5, 0.3, 0.1, 0.05),
+                   tuple(SHIPPED), True, 50, 0.5),
     "gpu": Profile(PAPER_SHAPES, (0.1, 0.05), WIDE, (256, 512, 1024, 1760, 2304), (0.3, 0.1, 0.05, 0.01),
-                   (1, 4, 32, 128), PATTERNS, (1, 32, 128), PAPER_LAYERS, 200, 1.0),
+                   (1, 4, 32, 128), PATTERNS, (1, 32, 128), PAPER_LAYERS, (("gru", 1024),), (0.5, 0.3, 0.1, 0.05),
+                   tuple(SHIPPED), True, 200, 1.0),
     # some of its cases, in half an hour: persistent layers, the trained nets, and where sparse products win and lose
     "gpu-short": Profile(((1760, 1760), (7680, 2560)), (0.1, 0.05), (1, 4, 64, 1500), (1024, 1760, 2304),
-                         (0.3, 0.1, 0.05), (1, 4), PATTERNS[:1], (1, 128), PAPER_LAYERS, 200, 0.3),
+                         (0.3, 0.1, 0.05), (1, 4), PATTERNS[:1], (1, 128), PAPER_LAYERS, (), (), (), True, 200, 0.3),
 }  # fmt: skip
 
 
 def products(profile):
-    combined = itertools.product(
-        profile.shapes, profile.product_densities, ("unstructured", "block"), profile.product_batches
-    )
+    combined = itertools.product(profile.shapes, profile.product_densities, PATTERNS[:2], profile.product_batches)
     cases = [ProductCase(*shape, density, batch, pattern) for shape, density, pattern, batch in combined]
     return cases + [
         ProductCase(*shape, 0.5, batch, "2:4") for shape in profile.shapes for batch in profile.product_batches
@@ -66,13 +79,30 @@ def layers(profile):
     ]
 
 
+def blocks(profile):
+    combined = itertools.product(profile.in_blocks, profile.block_densities, BLOCKS)
+    cases = [LayerCase(hidden, share, 1, block, profile.steps, kind) for (kind, hidden), share, block in combined]
+    return cases + [ShippedCase(1, name, profile.steps) for name in profile.shipped]
+
+
 def models(profile, root=None):
     paths = sorted((root or project_root() / "results" / "runs").glob("*/*/*/*/model.safetensors"))
-    paths = [path for path in paths if recurrent_layers(load(path))]
-    return [TrainedCase(path, batch, profile.steps) for path in paths for batch in profile.model_batches]
+    if not profile.every_net:
+        paths = sorted(paths, key=lambda path: (path.parts[-5], path.stat().st_size))
+    cases, seen = [], set()
+    for path in paths:
+        if (profile.every_net or path.parts[-5] not in seen) and recurrent_layers(load(path)):
+            seen.add(path.parts[-5])
+            cases += [TrainedCase(path, batch, profile.steps) for batch in profile.model_batches]
+    return cases
 
 
-SWEEPS = {"layers": layers, "models": models, "products": products}  # in this order: what is new first
+SWEEPS = {
+    "layers": layers,
+    "blocks": blocks,
+    "models": models,
+    "products": products,
+}  # in this order: what is new first
 
 
 def profile_of(name, shapes=None, densities=None, batches=None, hidden=None):
@@ -100,7 +130,7 @@ def profile_of(name, shapes=None, densities=None, batches=None, hidden=None):
     if shapes is not None:
         changes["shapes"] = tuple(tuple(map(int, shape.split("x"))) for shape in shapes)
     if densities is not None:
-        changes |= dict.fromkeys(("product_densities", "densities"), tuple(densities))
+        changes |= dict.fromkeys(("product_densities", "densities", "block_densities"), tuple(densities))
     if batches is not None:
         changes |= dict.fromkeys(("product_batches", "batches", "model_batches"), tuple(batches))
     return replace(PROFILES[name], **changes)

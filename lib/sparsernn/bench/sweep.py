@@ -8,7 +8,7 @@ import torch
 
 from .. import records
 from ..engines import LAYERS, OPPONENTS, PRODUCTS, available, engine_class
-from ..engines.timing import Roof, interleaved, summary, wait
+from ..engines.timing import Roof, cache_of, interleaved, summary, wait
 from .cases import ALLOWED, ALLOWED_ELSE, RATES
 
 
@@ -45,7 +45,10 @@ def measure(case, device, roof, seconds, report=lambda line: None):
             calls[name + ", empty"], known[name]["on_chip"] = empty
     for name in known:
         size, flops = case.work(name)
-        known[name]["floor_ms"], known[name]["floor_note"] = roof.floor(size, flops, RATES.get(name, "fp32"))
+        known[name]["floor_ms"], note = roof.floor(size, flops, RATES.get(name, "fp32"))
+        if cache := device == "cpu" and cache_of(weights := case.weight_bytes(name)):
+            note += f"; weights {weights:.3g} B in {cache}"
+        known[name]["floor_note"] = note
     samples = interleaved(calls, device, seconds)
     for name in known:
         if (on_chip := known[name].pop("on_chip", None)) is not None:

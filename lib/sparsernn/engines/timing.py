@@ -3,6 +3,7 @@
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -108,6 +109,20 @@ def _best(call, device):
     call()
     wait(device)
     return 1e-3 * float(interleaved({"": call}, device, 0.05)[""].min())
+
+
+CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
+
+
+def cache_of(size, caches=CACHES):
+    """The nearest cache of a core that holds so many bytes, as "L2 (1024K)", or "memory"; empty where the system tells none."""
+    found = []
+    for one in caches.glob("index*"):
+        kind, level, holds = ((one / name).read_text().strip() for name in ("type", "level", "size"))
+        if kind != "Instruction" and holds.endswith("K"):
+            found.append((1024 * int(holds[:-1]), f"L{level} ({holds})"))
+    fitting = [said for holds, said in sorted(found) if size <= holds]
+    return (fitting or ["memory"])[0] if found else ""
 
 
 @dataclass(frozen=True)

@@ -7,11 +7,13 @@ A file of a run that is damaged, or lies where another run's belongs, is told to
 
 import filecmp
 import shutil
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 
 from .. import records, sparsify, tasks
+from ..bench import BLOCKS, PATTERNS
 from ..files import clear, nearest, project_root, replacing
 from ..study import sums
 from ..study.asked import read_study, study_configs
@@ -268,7 +270,24 @@ def draw(profile, results, figures, study=None):
             keep(plots.beside_published(curves, theirs), f"{stem}-beside-authors", shown, seen[0], seen[-1])
     if len(through := timings.through_engines(results)):
         keep(plots.rounding_cost(through), "int8", through, "results/engines.csv")
+    for name, draw, timed in speeds(results):
+        keep(draw(timed), f"speed-{name}", timed, "results/timings-cpu.csv")
     return written
+
+
+def speeds(results):
+    """(what, who draws it, timing rows) of the figures about layers and products, of the CPU that most were timed on."""
+    timed = timings.timing_rows(results, "cpu")
+    timed = timed[timed["device"].isin(timed["device"].mode()[:1]) & (timed["method"] == "shape-only")]
+    large = timed[(timed["model"] == "lstm") & (timed["hidden"] == timed.loc[timed["model"] == "lstm", "hidden"].max())]
+    large = large[(large["batch"] == 1) & large["pattern"].isin(PATTERNS)]
+    if len(large):
+        yield "layers", partial(plots.crossover, x="density", panel="pattern"), large
+    if len(products := timed[timed["model"] == "product"]):
+        yield "products", partial(plots.product_claim, published=timings.cusparse_figures()), products
+    cut = timed[timed["pattern"].isin(BLOCKS) & (timed["batch"] == 1) & timed["model"].isin(("lstm", "gru", "rnn"))]
+    if len(cut):
+        yield "blocks", lambda rows: plots.block_times(timings.in_blocks(rows)), cut
 
 
 OF_A_RUN = (  # a run's table, what its figure is called, who draws it, and whether that is worth it

@@ -5,6 +5,7 @@ from pathlib import Path
 import pandas as pd
 
 from .. import records
+from ..bench import BLOCKS, SHIPPED
 from ..engines import LAYERS, PRODUCTS, is_dense
 from ..files import project_root
 
@@ -61,6 +62,47 @@ def agreement(table, within=0.05):
         cells, columns=["model", "hidden", "density", "batch", "pattern", "chosen", "best", "loss", "right"]
     )
     return (float(found["right"].mean()) if len(found) else float("nan")), found
+
+
+INT8 = {"dense-int8": "torch", "own-dense-int8": "own"}  # dense engines in int8, and what their columns are called
+
+
+def in_blocks(table):
+    """Timing rows of layers cut in blocks, or as programs that ship are, one sequence at a time → a row a layer and cut:
+
+    layer, pattern, density          as "GRU 1024, input 1024"
+    fp32_us, int8_us                 microseconds a step, by the fastest engine in fp32 and by the fastest in int8
+    dense_us, torch_us, own_us       the same of the whole layer: the fastest dense one in fp32, torch's in int8 and ours in int8
+    fp32_over_…, int8_over_…         how many times faster than torch's dense int8, than our own
+    fp32_in, int8_in                 the nearest cache that holds the weights
+    """
+    rows = table[
+        (table["opponent"] == "dense-fp32") & (table["engine"] != "choose") & (table["method"] == "shape-only")
+    ]
+    rows = rows[rows["pattern"].isin((*BLOCKS, *SHIPPED)) & (rows["batch"] == 1)]
+    places, found = ["device", "model", "hidden", "input", "steps", "pattern", "density"], []
+    for place, cell in rows.groupby(places, sort=False):
+        cell = cell.set_index("engine").assign(us=lambda c: 1e3 * c["median_ms"] / c["steps"])
+        left, whole = cell[[not is_dense(name) for name in cell.index]], cell[[is_dense(name) for name in cell.index]]
+        row = dict(zip(places, place, strict=True))
+        row |= {"layer": f"{row['model'].upper()} {row['hidden']:g}, input {row['input']:g}"}
+        row |= {"dense_us": whole.loc[whole["dtype"] == "float32", "us"].min()}
+        row |= {f"{said}_us": whole["us"].get(name) for name, said in INT8.items()}
+        for kind, dtype in (("fp32", "float32"), ("int8", "int8")):
+            these = left[left["dtype"] == dtype]
+            if len(these):
+                best = these.loc[these["us"].idxmin()]
+                row |= {
+                    f"{kind}_us": best["us"],
+                    f"{kind}_in": best["floor_note"].partition("; weights ")[2].partition(" in ")[2],
+                }
+                row |= {
+                    f"{kind}_over_{said}": row[f"{said}_us"] / best["us"] for said in INT8.values() if row[f"{said}_us"]
+                }
+        found.append(row)
+    columns = ["layer", "pattern", "density", "fp32_us", "int8_us", "dense_us", "torch_us", "own_us"]
+    columns += [f"{kind}_over_{said}" for said in INT8.values() for kind in ("fp32", "int8")] + ["fp32_in", "int8_in"]
+    return pd.DataFrame(found, columns=["device", *columns])
 
 
 def tracked_timings(kind):

@@ -11,7 +11,7 @@ from .answers import answers
 from .blocks import pattern_curves
 from .costs import cost_front
 from .gates import constant_values, gate_counts, gate_map
-from .kernels import ENGINE_STYLE, crossover, product_claim, rooflines, rounding_cost
+from .kernels import ENGINE_STYLE, block_times, crossover, product_claim, rooflines, rounding_cost
 from .listen import listen
 from .patterns import gate_patterns
 from .pruning import score_histogram, score_histograms, threshold_curve
@@ -28,6 +28,7 @@ __all__ = [
     "OPPONENTS",
     "answers",
     "beside_published",
+    "block_times",
     "constant_values",
     "cost_front",
     "crossover",

@@ -15,6 +15,7 @@ from .style import (
     PURPLE,
     RED,
     log_counts,
+    percent,
     say,
     styled,
     subplots,
@@ -109,15 +110,26 @@ def crossover(table, x="density", panel="batch"):
     return figure
 
 
+def where(rows):
+    """What all rows share of machine, layer and batch, before a finding: "AMD EPYC, LSTM 1024, batch 1: "."""
+    shared = {name: rows[name].iloc[0] for name in ("device", "model", "hidden", "batch") if rows[name].nunique() == 1}
+    said = [str(shared["device"]).partition(":")[2]] if "device" in shared else []
+    if shared.get("model", "product") != "product":
+        said.append(shared["model"].upper() + (f" {shared['hidden']:g}" if "hidden" in shared else ""))
+    said += [f"batch {shared['batch']:g}"] if "batch" in shared else []
+    return f"{', '.join(said)}: " if said else ""
+
+
 def crossover_finding(rows):
     """The sentence over a crossover: how often the fastest engine beats dense, and at which batches not."""
     cells = fastest(rows)
-    text = f"A sparse or compact engine beats dense fp32 in {(cells['over_fp32'] > 1).sum()} of {len(cells)} cells, at most "
+    text = f"{where(rows)}a sparse or compact engine beats dense fp32 in {(cells['over_fp32'] > 1).sum()} of {len(cells)} cells, "
+    text += "at most "
     lost = cells[cells["over_dense"] <= 1]
     text += f"{times(cells['over_fp32'].max())}; every dense engine in {len(cells) - len(lost)}"
     if len(lost):
         text += f" (not in {len(lost)}, at batch {', '.join(f'{b:g}' for b in sorted(lost['batch'].unique()))})"
-    return text
+    return text[:1].upper() + text[1:]
 
 
 @styled
@@ -179,12 +191,68 @@ def product_claim(table, published=None, ax=None):
     log_counts(ax.yaxis)
     unique_legend(ax, loc="upper left", bbox_to_anchor=(1.01, 1))
     inside, more = best["over_fp32"].between(*CLAIM).sum(), (best["over_fp32"] > CLAIM[1]).sum()
-    text = f"{inside} of {len(best)} products are 2 to 7 times faster than dense fp32, {more} more, "
+    text = f"{where(best)}{inside} of {len(best)} products are 2 to 7 times faster than dense fp32, {more} more, "
     text += (
         f"{(best['over_fp32'] <= 1).sum()} slower; {(best['over_dense'] <= 1).sum()} lose to a dense one of fewer bits"
     )
     title(ax, text)
     return ax
+
+
+WHOLE = {"dense_us": ("torch, fp32", "-"), "torch_us": ("torch, int8", "-."), "own_us": ("ours, int8", ":")}
+CUTS = {"unstructured": (ORANGE, "P"), "16x1": (BLUE, "o"), "8x4": (GREEN, "s"), "4x4": (PINK, "v"), "16x4": (RED, "D")}
+CUTS |= {"32x32": (PURPLE, "^")}
+
+
+@styled
+def block_times(table):
+    """Microseconds a step of a layer against the share of its weights left, a line a shape of block, a panel each in fp32 and in
+    int8; the whole layer through every dense engine as level lines. table: rows as `timings.in_blocks` gives them."""
+    table = table[table["pattern"].isin(CUTS)]
+    table = table[table.groupby("layer")["pattern"].transform("nunique") > 2]
+    layers = list(dict.fromkeys(table["layer"]))
+    figure, axes = subplots(8.4, 3.4 * max(1, len(layers)), max(1, len(layers)), 2, sharex=True, squeeze=False)
+    if table.empty:
+        say(axes[0, 0], "no layer in blocks was timed yet")
+        return figure
+    for row, layer in zip(axes, layers, strict=True):
+        part = table[table["layer"] == layer]
+        row[1].sharey(row[0])
+        for ax, kind in zip(row, ("fp32", "int8"), strict=True):
+            for pattern, line in part.sort_values("density").groupby("pattern", sort=False):
+                colour, marker = CUTS[pattern]
+                ax.plot(line["density"], line[f"{kind}_us"], color=colour, marker=marker, ms=5, lw=1.3, label=pattern)
+            for column, (said, dash) in WHOLE.items():
+                ax.axhline(part[column].median(), color=BLACK, ls=dash, lw=1, label=f"whole: {said}")
+            ax.set(xscale="log", yscale="log", title=f"{layer}, weights in {kind}", xlabel=AXES["density"])
+            ax.set_xticks(sorted(part["density"].unique()))
+            ax.xaxis.set_major_formatter(lambda share, _: percent(share))
+            ax.xaxis.set_minor_formatter(NullFormatter())
+        row[0].set_ylabel("microseconds a step")
+        log_counts(row[0].yaxis)
+    known = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
+    order = [name for name in (*CUTS, *(f"whole: {said}" for said, _ in WHOLE.values())) if name in known]
+    axes[0, 1].legend([known[name] for name in order], order, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+    title(figure, block_finding(table))
+    return figure
+
+
+def block_finding(table):
+    """The sentence over block times: from which share left on the quickest shape beats the best dense int8 in every layer, and
+    by how much."""
+    said, blocks = [], table[table["pattern"] != "unstructured"]
+    for kind in ("fp32", "int8"):
+        ahead = blocks[[f"{kind}_over_torch", f"{kind}_over_own"]].min(axis=1)
+        best = ahead.groupby([blocks["layer"], blocks["density"]]).max().groupby("density").min().sort_index()
+        if best.empty or best.iloc[0] <= 1:
+            said.append(f"in {kind} they do not beat every dense int8 at any density")
+            continue
+        until = best[(best > 1).cummin()].index[-1]
+        said.append(
+            f"in {kind} they beat every dense int8 with {percent(until)} of the weights left, and {times(best.iloc[0])} "
+            f"with {percent(best.index[0])}"
+        )
+    return f"Blocks of the best shape, one sequence at a time: {'; '.join(said)}"
 
 
 @styled
