@@ -6,6 +6,7 @@ import matplotlib
 import numpy as np
 import pandas as pd
 import pytest
+import timed
 import torch
 
 matplotlib.use("agg")
@@ -544,25 +545,8 @@ def test_the_fastest_of_a_cell_stands_against_fp32_and_against_the_fastest_dense
     )
 
 
-def in_blocks(sparse, device="cpu:EPYC", hidden=1024, **own):
-    """Timing rows of a GRU, 50 steps: (pattern, density) → its milliseconds in fp32 and in int8; dense has 10, 4 and 2."""
-    rows = []
-    for (pattern, density), took in sparse.items():
-        every = {"dense-fp32": 10.0, "dense-int8": 4.0, "own-dense-int8": 2.0} | dict(
-            zip(("c-blocks", "c-int8"), took, strict=True)
-        )
-        for engine, ms in every.items():
-            rows.append({
-                "method": "shape-only", "device": device, "model": "gru", "hidden": hidden, "input": hidden, "steps": 50,
-                "batch": 1, "pattern": pattern, "density": density, "engine": engine, "opponent": "dense-fp32",
-                "dtype": "int8" if "int8" in engine else "float32", "median_ms": ms,
-                "floor_note": "bytes: 1 B at 2 GB/s; weights 9 B in " + ("L1 (32K)" if engine == "c-int8" else "memory"),
-            } | own)  # fmt: skip
-    return pd.DataFrame(rows)
-
-
 def test_a_layer_in_blocks_stands_beside_every_dense_one_with_the_cache_of_its_weights():
-    rows = in_blocks({("16x4", 0.1): (1.0, 0.5)})
+    rows = timed.in_blocks({("16x4", 0.1): (1.0, 0.5)})
     rows = pd.concat([rows, rows.assign(engine="choose"), rows.assign(batch=32), rows.assign(pattern="removed gates")])
     (row,) = timings.in_blocks(rows).to_dict("records")
     assert row["layer"] == "GRU 1024, input 1024" and (row["pattern"], row["density"]) == ("16x4", 0.1)
@@ -575,7 +559,9 @@ def test_the_finding_over_block_times_holds_in_every_layer():
     took = {("16x4", 0.5): (9.0, 3.0), ("8x4", 0.5): (9.0, 1.6), ("unstructured", 0.5): (1.0, 1.0)}
     took |= {("16x4", 0.1): (1.0, 0.5), ("8x4", 0.1): (3.0, 0.4), ("unstructured", 0.1): (9.0, 1.0)}
     slower = {place: (2.5 * fp32, 2 * int8) for place, (fp32, int8) in took.items()}
-    table = pd.concat([timings.in_blocks(in_blocks(took)), timings.in_blocks(in_blocks(slower, hidden=512))])
+    table = pd.concat(
+        [timings.in_blocks(timed.in_blocks(took)), timings.in_blocks(timed.in_blocks(slower, hidden=512))]
+    )
     words = words_of(plots.block_times(table))
     assert "in fp32 they do not beat every dense int8 at any density" in words, (
         "2.5 ms in the smaller layer, dense has 2"
@@ -585,7 +571,7 @@ def test_the_finding_over_block_times_holds_in_every_layer():
 
 
 def test_layers_of_one_or_two_patterns_are_not_drawn_beside_those_in_blocks():
-    table = timings.in_blocks(in_blocks({("32x32", 0.1): (1.0, 0.5), ("unstructured", 0.1): (1.0, 0.5)}))
+    table = timings.in_blocks(timed.in_blocks({("32x32", 0.1): (1.0, 0.5), ("unstructured", 0.1): (1.0, 0.5)}))
     assert "no layer in blocks was timed yet" in words_of(plots.block_times(table))
 
 

@@ -1,8 +1,9 @@
 """The tables inside README.md and results/README.md, the card beside each tracked model, and the page of figures: text written
 from what is tracked.
 
-A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is `decisions`, for the answers of the report's first
-section, or a profile and what the figures of a setting are called: `short ag-news`, `short pydocs-char-bayes-512`.
+A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is `decisions` or `costs`, for the two of the report's
+first section, one of `speeds.TABLES`, or a profile and what the figures of a setting are called: `short ag-news`,
+`short pydocs-char-bayes-512`.
 """
 
 import json
@@ -17,9 +18,10 @@ from PIL import Image
 
 from .. import records
 from ..files import nearest, replacing
-from . import publish, sections, written
+from . import publish, sections, speeds, written
 from .plots.style import telling
 
+ANSWERS = "decisions", "costs"  # what the tables of the first section are called, in their order
 MARKED = re.compile(r"(<!-- table: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -67,13 +69,15 @@ def filled(text, tracked):
 
     def fill(found):
         name = found["name"]
-        if name == "decisions":
-            table = next(part for part in sections.answer(tracked).parts if isinstance(part, pd.DataFrame))
-            table = table.drop(columns=["file", "training"], errors="ignore")
+        if name in ANSWERS:
+            both = [part for part in sections.answer(tracked).parts if isinstance(part, pd.DataFrame)]
+            table = both[ANSWERS.index(name)]
         elif name in tables:
             table = rows_of(tables[name], tracked.results)
+        elif name in speeds.TABLES:
+            table = speeds.TABLES[name](tracked.timed)
         else:
-            raise ValueError(nearest("table", name, ["decisions", *tables]))
+            raise ValueError(nearest("table", name, [*ANSWERS, *tables, *speeds.TABLES]))
         return f"{found[1]}\n{written.markdown(table)}\n\n{found[3]}"
 
     return MARKED.sub(fill, text)

@@ -4,6 +4,7 @@ Each function makes one section from tracked tables alone, for whatever tasks an
 and parts: sentences, tables of texts, figures. Sentences are written by rules (`decisions`) and name the runs they rest on.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +109,8 @@ def tracked(results=None):
 def answer(tracked):
     """The first page: what the rows say in a paragraph, and the table of decisions."""
     decided = [(setting, decisions.decide(setting.table)) for setting in tracked.settings]
-    rows = [_decision(setting, row) for setting, table in decided for _, row in table.iterrows()]
+    chosen = [(setting, row) for setting, table in decided for _, row in table.iterrows()]
+    rows, costs = ([say(*one) for one in chosen] for say in (_decision, _cost))
     how = (
         "How it was decided: among configurations with that many times fewer weights the one best on validation; "
         f"“{decisions.EQUAL}” is the sparsest within a hundredth of the dense net there. A small dense net was small from "
@@ -121,19 +123,31 @@ def answer(tracked):
         "that is not zero, so that looking up a word is none. In brackets the schedule: quick is minutes, short what a "
         "CPU affords of the papers' own."
     )
-    return Section("Which method, when, at what cost?", [*_sentences(decided), pd.DataFrame(rows), how])
+    parts = [
+        *_sentences(decided),
+        pd.DataFrame(rows),
+        "What these nets cost, beside their dense nets:",
+        pd.DataFrame(costs),
+        how,
+    ]
+    return Section("Which method, when, at what cost?", parts)
+
+
+NAME = "task", "asked for", "method"  # what a net is called in both tables
+
+
+def _called(setting, row):
+    return dict(zip(NAME, (setting.label, row["asked"], _named(row, setting.table)), strict=True))
 
 
 def _decision(setting, row):
+    """A row of the table of decisions: what a net is as good as."""
     dense, other = decisions.reference(setting.table), decisions.opponent(setting.table)
     tiny = decisions.small(setting.table, row["least"])
-    one = {
-        "task": setting.label,
-        "asked for": row["asked"],
-        "method": _named(row, setting.table),
+    one = _called(setting, row) | {
         "test": written.with_interval(row),
+        "fewer weights": written.fewer(row["compression"]),
     }
-    one |= {"fewer weights": written.fewer(row["compression"]), "file": written.bytes_of(row["size_bytes"])}
     one["against dense"] = (
         written.DASH if dense is None else f"{row['dense']} ({written.quality(dense['test'], setting.metric)})"
     )
@@ -143,13 +157,25 @@ def _decision(setting, row):
     one["against no network"] = written.DASH if other is None else (
         f"{row['other']} ({other['method']}: {written.quality(other['test'], setting.metric)})"
     )  # fmt: skip
+    return one
+
+
+def _cost(setting, row):
+    """A row of the table of costs: what the same net takes, and the dense one."""
+    dense = decisions.reference(setting.table)
+
+    def beside(name, say):
+        if row[name] != row[name]:
+            return written.DASH
+        whole = math.nan if dense is None else dense[name]
+        return say(row[name]) + (f" ({say(whole)})" if whole == whole else "")
+
+    one = _called(setting, row) | {"file (dense)": beside("size_bytes", written.bytes_of)}
     same = dense is not None and row["device"] == dense["device"]
     ratio = f", {row['train_seconds'] / dense['train_seconds']:.1f} × dense" if same else ""
     one["training"] = written.seconds(row["train_seconds"]) + ratio
-    step, whole = row["step_us"], None if dense is None else dense["step_us"]
-    faster = f", dense {whole:.3g} µs" if whole is not None and whole == whole and step == step else ""
-    one["a step"] = written.DASH if step != step else f"{step:.3g} µs{faster}"
-    one["multiply-adds a step"] = written.count(row["multiply_adds"])
+    one["a step (dense)"] = beside("step_us", lambda us: f"{us:.3g} µs")
+    one["multiply-adds a step (dense)"] = beside("multiply_adds", written.count)
     return one
 
 
