@@ -186,6 +186,18 @@ def test_a_step_is_the_mean_of_seeds_on_the_device_most_were_timed_on():
     assert found.loc[found["method"].isna(), "step_us"].tolist() == [160.0]
 
 
+def test_nets_timed_while_the_machine_was_slow_are_set_beside_others_by_their_own_dense_net():
+    base = {"task": "t", "model": "m", "variant": None, "batch": 1, "steps": 50.0, "input": 3, "hidden": 4, "seed": 0,
+            "density": 0.1, "pattern": "x", "opponent": "dense-fp32", "device": "p"}  # fmt: skip
+    rows = []
+    for method, slow, faster in (("a", 1.0, 4.0), ("b", 2.0, 5.0), ("c", 1.0, 2.0)):
+        one = base | {"method": method}
+        rows += [one | {"engine": "numba", "median_ms": 8.0 * slow / faster, "speedup": faster}]
+        rows += [one | {"engine": "dense-fp32", "median_ms": 8.0 * slow, "speedup": 1.0}]
+    found = timings.a_step(pd.DataFrame(rows), "t").dropna(subset=["method"]).set_index("method")["step_us"]
+    assert found.to_dict() == {"a": 40.0, "b": 32.0, "c": 80.0}, "b, measured at half the speed, is the fastest"
+
+
 def test_a_front_shows_seeds_intervals_and_what_no_net_beats():
     rows = [row("dense", 0.9, 1), row("linear", 0.89, 90), *(row("a", 0.89 + s / 1000, 20, seed=s) for s in range(3))]
     figure = plots.cost_front(decisions.configurations(pd.DataFrame(rows), {"abc": 1000}))

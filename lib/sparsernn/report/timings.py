@@ -138,19 +138,20 @@ def a_step(table, task):
 
     → a row a network: model, method, variant, device_timed, step_us (the fastest engine that leaves something out, the mean
     of its seeds), and one with variant None a model for the dense net by the fastest engine that runs it whole, in whatever
-    precision. Empty where none was timed.
+    precision, the median of its cells. A network's is that divided by how many times faster it was in its own cell: a machine is
+    not equally fast at all times. Empty where none was timed.
     """
     columns = ["model", "method", "variant", "device_timed", "step_us"]
     cells = fastest(table[(table["task"] == task) & (table["batch"] == 1)])
     if cells.empty:
         return pd.DataFrame(columns=columns)
-    cells = cells.assign(
-        variant=cells["variant"].astype(object).fillna(""), step_us=1e3 * cells["median_ms"] / cells["steps"]
-    )
+    cells = cells.assign(variant=cells["variant"].astype(object).fillna(""))
     networks = cells.groupby("device")[["method", "variant"]].apply(lambda part: len(part.drop_duplicates()))
     cells = cells[cells["device"] == networks.idxmax()].rename(columns={"device": "device_timed"})
-    dense = cells.assign(step_us=cells["step_us"] * cells["over_dense"]).groupby(["model", "device_timed"])["step_us"]
+    cells = cells.assign(whole_us=1e3 * cells["median_ms"] / cells["steps"] * cells["over_dense"])
+    cells = cells.assign(step_us=cells.groupby("model")["whole_us"].transform("median") / cells["over_dense"])
+    dense = cells.groupby(["model", "device_timed"])["whole_us"]
     small = cells.groupby(["model", "method", "variant", "device_timed"])["step_us"]
-    return pd.concat([small.mean().reset_index(), dense.median().reset_index()], ignore_index=True).reindex(
-        columns=columns
-    )
+    return pd.concat(
+        [small.mean().reset_index(), dense.median().rename("step_us").reset_index()], ignore_index=True
+    ).reindex(columns=columns)
