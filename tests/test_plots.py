@@ -546,10 +546,14 @@ def test_the_fastest_of_a_cell_stands_against_fp32_and_against_the_fastest_dense
 
 
 def test_a_layer_in_blocks_stands_beside_every_dense_one_with_the_cache_of_its_weights():
-    rows = timed.in_blocks({("16x4", 0.1): (1.0, 0.5)})
+    rows = timed.in_blocks({("16x4", 0.1): (1.0, 0.5), ("8x4", 0.1): (1.0, 1.0), ("unstructured", 0.1): (3.0, 3.0)})
     rows = pd.concat([rows, rows.assign(engine="choose"), rows.assign(batch=32), rows.assign(pattern="removed gates")])
-    (row,) = timings.in_blocks(rows).to_dict("records")
-    assert row["layer"] == "GRU 1024, input 1024" and (row["pattern"], row["density"]) == ("16x4", 0.1)
+    row, *others = timings.in_blocks(rows).to_dict("records")
+    assert (
+        len(others) == 2
+        and row["layer"] == "GRU 1024, input 1024"
+        and (row["pattern"], row["density"]) == ("16x4", 0.1)
+    )
     assert [row[f"{name}_us"] for name in ("fp32", "int8", "dense", "torch", "own")] == [20, 10, 200, 80, 40]
     assert [row["fp32_over_torch"], row["int8_over_torch"], row["fp32_over_own"], row["int8_over_own"]] == [4, 8, 2, 4]
     assert (row["fp32_in"], row["int8_in"]) == ("memory", "L1 (32K)")

@@ -278,7 +278,8 @@ def draw(profile, results, figures, study=None):
 def speeds(results):
     """(what, who draws it, timing rows) of the figures about layers and products, of the CPU that most were timed on."""
     timed = timings.timing_rows(results, "cpu")
-    timed = timed[timed["device"].isin(timed["device"].mode()[:1]) & (timed["method"] == "shape-only")]
+    timed = timings.most_timed(timed)
+    timed = timed[timed["method"] == "shape-only"]
     large = timed[(timed["model"] == "lstm") & (timed["hidden"] == timed.loc[timed["model"] == "lstm", "hidden"].max())]
     large = large[(large["batch"] == 1) & large["pattern"].isin(PATTERNS)]
     if len(large):

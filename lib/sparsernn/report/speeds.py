@@ -6,11 +6,11 @@ from ..bench import BLOCKS, SHIPPED
 from . import timings, written
 from .decisions import SMALL
 
+WHOSE = {"torch": "torch's", "own": "our own"}
+
 
 def _here(timed):
-    """The rows of one CPU, the one with the most."""
-    timed = timed[timed["device"].str.startswith("cpu")]
-    return timed[timed["device"].isin(timed["device"].mode()[:1])]
+    return timings.most_timed(timed[timed["device"].str.startswith("cpu")])
 
 
 def nets(timed):
@@ -39,7 +39,6 @@ def blocks(timed):
     """Microseconds a step in fp32 / in int8, a row a layer and share left, a column a shape of block, beside the whole layer."""
     cut = timings.in_blocks(_here(timed))
     cut, rows = cut[cut["pattern"].isin(BLOCKS)], []
-    cut = cut[cut.groupby("layer")["pattern"].transform("nunique") > 2]
     for (layer, density), part in sorted(cut.groupby(["layer", "density"]), key=lambda one: (one[0][0], -one[0][1])):
         row = {"layer": layer, "left": f"{density:.0%}"}
         of = part.set_index("pattern")
@@ -65,9 +64,6 @@ def shipped(timed):
         one |= {f"int8 over {said} dense int8": written.times(row[f"int8_over_{name}"]) for name, said in WHOSE.items()}
         rows.append(one | {"int8 lies in": row["int8_in"]})
     return pd.DataFrame(rows)
-
-
-WHOSE = {"torch": "torch's", "own": "our own"}
 
 
 def _both(row, one, other):

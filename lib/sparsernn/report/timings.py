@@ -67,8 +67,14 @@ def agreement(table, within=0.05):
 INT8 = {"dense-int8": "torch", "own-dense-int8": "own"}  # dense engines in int8, and what their columns are called
 
 
+def most_timed(table):
+    """The rows of one device, the one with the most."""
+    return table[table["device"].isin(table["device"].mode()[:1])]
+
+
 def in_blocks(table):
-    """Timing rows of layers cut in blocks, or as programs that ship are, one sequence at a time → a row a layer and cut:
+    """Timing rows of layers cut in several shapes of block, or as programs that ship are, one sequence at a time → a row a layer
+    and cut:
 
     layer, pattern, density          as "GRU 1024, input 1024"
     fp32_us, int8_us                 microseconds a step, by the fastest engine in fp32 and by the fastest in int8
@@ -80,7 +86,11 @@ def in_blocks(table):
         (table["opponent"] == "dense-fp32") & (table["engine"] != "choose") & (table["method"] == "shape-only")
     ]
     rows = rows[rows["pattern"].isin((*BLOCKS, *SHIPPED)) & (rows["batch"] == 1)]
-    places, found = ["device", "model", "hidden", "input", "steps", "pattern", "density"], []
+    layer = ["device", "model", "hidden", "input", "steps"]
+    several = (
+        rows.groupby(layer)["pattern"].transform("nunique") > 2
+    )  # other sweeps time scattered weights and 32x32 alone
+    rows, places, found = rows[several | rows["pattern"].isin(SHIPPED)], [*layer, "pattern", "density"], []
     for place, cell in rows.groupby(places, sort=False):
         cell = cell.set_index("engine").assign(us=lambda c: 1e3 * c["median_ms"] / c["steps"])
         left, whole = cell[[not is_dense(name) for name in cell.index]], cell[[is_dense(name) for name in cell.index]]

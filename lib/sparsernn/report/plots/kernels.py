@@ -209,7 +209,6 @@ def block_times(table):
     """Microseconds a step of a layer against the share of its weights left, a line a shape of block, a panel each in fp32 and in
     int8; the whole layer through every dense engine as level lines. table: rows as `timings.in_blocks` gives them."""
     table = table[table["pattern"].isin(CUTS)]
-    table = table[table.groupby("layer")["pattern"].transform("nunique") > 2]
     layers = list(dict.fromkeys(table["layer"]))
     figure, axes = subplots(8.4, 3.4 * max(1, len(layers)), max(1, len(layers)), 2, sharex=True, squeeze=False)
     if table.empty:
