@@ -14,7 +14,7 @@ from torch import nn
 from sparsernn import attach, compact
 from sparsernn.engines import engine_class
 from sparsernn.engines.base import Unsupported
-from sparsernn.engines.models import by_engine
+from sparsernn.engines.whole import by_engine
 from sparsernn.nets.file import load
 from sparsernn.study import runs
 from sparsernn.study.config import RunConfig

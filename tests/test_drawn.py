@@ -17,7 +17,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from sparsernn import attach, compact, engines
 from sparsernn.engines.base import Unsupported
-from sparsernn.engines.models import by_engine
+from sparsernn.engines.whole import by_engine
 
 CELLS = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN tanh": nn.RNN, "RNN relu": nn.RNN}
 V, ANSWERS, DRAWS, CHUNK, EXACT, FLOAT = 12, 3, 300, 10, 1e-9, 1e-5

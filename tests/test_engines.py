@@ -15,7 +15,7 @@ from sparsernn import engines
 from sparsernn.engines import LAYERS, PRODUCTS, engine_class
 from sparsernn.engines import choose as chooser
 from sparsernn.engines.base import Unsupported, oracle
-from sparsernn.engines.models import by_engine
+from sparsernn.engines.whole import by_engine
 from sparsernn.nets.compact import compact
 from sparsernn.nets.models import BagOfWords, Classifier, LanguageModel
 from sparsernn.report import timings

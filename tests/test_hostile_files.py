@@ -28,7 +28,7 @@ import sparsernn
 from sparsernn import engines
 from sparsernn.engines.base import Unsupported
 from sparsernn.engines.c import build
-from sparsernn.engines.models import by_engine
+from sparsernn.engines.whole import by_engine
 from sparsernn.files import error
 from sparsernn.nets.compact import compact
 from sparsernn.nets.file import FORMAT, digest

@@ -15,7 +15,7 @@ from torch.optim.swa_utils import AveragedModel
 
 import sparsernn
 from sparsernn import tasks
-from sparsernn.engines.models import by_engine
+from sparsernn.engines.whole import by_engine
 from sparsernn.nets.file import digest, size_floor
 from sparsernn.nets.masks import close, closed_count, gate_states, paper_count
 from sparsernn.sparsify.restricted import pool_size

@@ -12,7 +12,8 @@ import sparsernn
 from sparsernn import sparsify
 from sparsernn.engines import engine_class
 from sparsernn.engines.base import Unsupported
-from sparsernn.engines.models import by_engine, layers_of
+from sparsernn.engines.models import layers_of
+from sparsernn.engines.whole import by_engine
 from sparsernn.nets.compact import compact
 from sparsernn.nets.file import load, save, size_floor
 from sparsernn.nets.masked import masked

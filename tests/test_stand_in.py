@@ -16,7 +16,7 @@ from sparsernn.engines import choose as chooser
 from sparsernn.engines import stand_in
 from sparsernn.engines.base import Unsupported
 from sparsernn.engines.c import build, layers
-from sparsernn.engines.models import by_engine
+from sparsernn.engines.whole import by_engine
 from sparsernn.nets import quick
 from sparsernn.nets.models import Classifier, LanguageModel
 

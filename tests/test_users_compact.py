@@ -26,7 +26,8 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import sparsernn
-from sparsernn.engines import available, base, engine_class, models
+from sparsernn.engines import available, base, engine_class
+from sparsernn.engines.whole import by_engine
 
 W = 2 * H
 STACKS = [{}, {"cell": nn.GRU, "bidirectional": True, "layers": 2}]
@@ -694,7 +695,7 @@ def test_a_model_of_ones_own_runs_on_the_engines(shape):
     exact = [name for name in available("cpu") if engine_class(name).dtype == torch.float32]
     for name in ("chosen", *exact):
         try:
-            run = choice.make(small) if name == "chosen" else models.by_engine(small, name, FEW)
+            run = choice.make(small) if name == "chosen" else by_engine(small, name, FEW)
             for x in (FEW, OTHER):
                 same(run(x), model(x), 1e-5)
             answered += 1

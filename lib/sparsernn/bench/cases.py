@@ -10,8 +10,9 @@ import torch
 
 from ..engines import LAYERS, PRODUCTS, choose, engine_class, is_dense
 from ..engines.base import Layer
-from ..engines.models import by_engine, layers_of, recurrent_layers
+from ..engines.models import layers_of, recurrent_layers
 from ..engines.parts import shrink
+from ..engines.whole import by_engine
 from ..files import error
 from ..nets.file import load
 from ..nets.layers import GRU, LSTM, RNN

@@ -15,9 +15,9 @@ import torch
 
 from ..engines import LAYERS, PRODUCTS, choose, engine_class
 from ..engines.base import Layer, oracle
-from ..engines.models import by_engine
 from ..engines.parts import shrink
 from ..engines.timing import interleaved
+from ..engines.whole import by_engine
 from ..files import error
 from ..nets.compact import compact
 from ..nets.layers import GRU

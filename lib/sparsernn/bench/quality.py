@@ -16,7 +16,7 @@ import torch
 from .. import records, tasks
 from ..engines import available, is_dense
 from ..engines.base import Unsupported
-from ..engines.models import by_engine
+from ..engines.whole import by_engine
 from ..files import clear, project_root
 from ..nets.file import load
 from ..study.config import RunConfig

@@ -117,6 +117,7 @@ class Engine:
     dtype = torch.float32  # of its products; x and y are float32
     reads_ids = False  # whether ids cost a row of a table, not a product
     activations = ("logistic", "hard", "tanh", "relu")  # those it computes (`Cell.activation`)
+    whole = None  # of a class that runs a `chain.Chain` in one call: `whole(chain, width)` → x ↦ its answer, its states
     carries = False  # whether it goes on from a state and hands one out: `carry(x, live, state)` → y, [h, c]
 
     def __init__(self, layer, device="cpu"):

@@ -10,7 +10,8 @@ from ..nets.outside import deep_copy
 from ..nets.readers import answer
 from . import available, engine_class, is_dense, timing
 from .base import Layer, oracle
-from .models import by_engine, recurrent_layers
+from .models import recurrent_layers
+from .whole import by_engine
 
 COARSE = 1e-3  # an error that is asked for by whoever wants int8
 _choices = {}

@@ -138,7 +138,7 @@ class Ids(nn.Module):
         return input.long()
 
 
-def by_engine(model, engine, example, device="cpu"):
+def by_layers(model, engine, example, device="cpu"):
     """A copy of `model` on `device` whose recurrent and linear layers are run by `engine`, in float32 and evaluation.
 
     model    small, or as it was                      example  what it is called with, as `sparsernn.compact` takes it

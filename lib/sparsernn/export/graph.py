@@ -17,6 +17,7 @@ from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
+from ..engines.chain import refuse_others
 from ..engines.compare import REFUSES, difference
 from ..engines.models import as_small, recurrent_layers
 from ..files import nearest, replacing
@@ -24,7 +25,6 @@ from ..nets.layers import RECURRENT, by_time, kind_of
 from ..nets.outside import deep_copy
 from ..nets.readers import call
 from ..nets.small import SmallEmbedding, SmallRecurrent
-from .chain import refuse_others
 
 OPSET = 17
 TOLERANCE = 1e-5  # of what is returned, in float32

@@ -7,9 +7,9 @@ which lie between −1 and 1, to steps of 1/127, numbers given as input by their
 
 import torch
 
+from ..engines.chain import chain_of
 from ..files import nearest, replacing
 from .arrays import Array, Matrix
-from .chain import chain_of
 from .helpers import HELPERS
 
 WEIGHTS = ("float32", "int8")

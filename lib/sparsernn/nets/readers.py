@@ -49,15 +49,16 @@ def call(model, example):
 
 @torch.no_grad()
 def answer(model, example, behind=False):
-    """The tensors the model returns, but for states of its recurrent layers that it hands through.
+    """The tensors the model returns, but for states of its recurrent layers that it hands through (of one that has the method
+    `states_in`, what that finds in its output).
 
     behind  behind a yes or no, or the number of a class, stand numbers that say more: then also what linear layers returned
     """
     states, said = [], []
     handles = [
-        m.register_forward_hook(lambda module, args, output: states.extend(tree_leaves(output[1])))
+        m.register_forward_hook(lambda module, args, output: states.extend(_states_in(module, output)))
         for m in model.modules()
-        if isinstance(m, nn.RNNBase)
+        if isinstance(m, nn.RNNBase) or hasattr(m, "states_in")
     ] + [
         m.register_forward_hook(lambda module, args, output: said.append(output))
         for m in model.modules()
@@ -70,6 +71,10 @@ def answer(model, example, behind=False):
             handle.remove()
     leaves = [x for x in leaves if not any(x is state for state in states)]
     return leaves + said if any(not x.is_floating_point() for x in leaves) else leaves
+
+
+def _states_in(module, output):
+    return module.states_in(output) if hasattr(module, "states_in") else tree_leaves(output[1])
 
 
 def _leaves(returned):

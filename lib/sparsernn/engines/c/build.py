@@ -25,6 +25,7 @@ PATHS = {  # name → flags, in the order of which.c, the fastest first
     "neon": "-DSIMD=128 -march=armv8.2-a+dotprod",
     "plain": "-DSIMD=0",
 }
+NO_MEMORY, NO_SUCH_WORD = -1, -2  # what the engine returns for these
 FLAGS = "-std=gnu99 -O3 -ffp-contract=fast -fno-math-errno -Wno-psabi -fPIC -shared"
 
 
@@ -88,5 +89,13 @@ def library(path=None):
     pointer, number = ctypes.c_void_p, ctypes.c_int64
     loaded.sparsernn_run.argtypes = [pointer] * 9 + [number] * 2
     loaded.sparsernn_linear.argtypes = [pointer] * 3 + [number] * 2
-    loaded.sparsernn_run.restype = loaded.sparsernn_linear.restype = number
+    loaded.sparsernn_chain.argtypes = [pointer] * 6 + [number] * 2
+    loaded.sparsernn_run.restype = loaded.sparsernn_linear.restype = loaded.sparsernn_chain.restype = number
     return loaded
+
+
+def done(result, call):
+    """What C returned, if it is no complaint."""
+    if result == NO_MEMORY:
+        raise MemoryError(f"no memory for {call}")
+    return result

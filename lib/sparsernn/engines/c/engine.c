@@ -1,4 +1,5 @@
-/* A recurrent layer without its zeros: whole sequences or a step, from a state to a state; and a product on its own.
+/* A recurrent layer without its zeros: whole sequences or a step, from a state to a state; a product on its own; and a model
+   made of both, in one call.
 
    Compiled once for each path of simd.h, as shared libraries that Python calls (build.py), from what pack.py laid down. Eight
    sequences at a time, so that a weight that was read is used eight times; of fewer sequences, the products with the
@@ -139,5 +140,62 @@ int64_t sparsernn_linear(const char *base, const float *x, float *y, int64_t cou
                 memcpy(y + (begin + i) * l->rows, a + i * to_a, l->rows * sizeof *y);
         }
     free(memory);
+    return outside;
+}
+
+/* The state of a layer [batch, hidden] → [batch, width], zeros where nothing is left. */
+static void spread(const int32_t *places, const float *from, long hidden, float *to, long width, long batch)
+{
+    memset(to, 0, batch * width * sizeof *to);
+    for (long b = 0; b < batch; b++)
+        for (long j = 0; j < hidden; j++)
+            to[b * width + places[j]] = from[b * hidden + j];
+}
+
+/* A whole model, each sequence from zeros. x float [steps, batch, inputs] or ids int64 [steps, batch] of words; answer float
+   [batch, rows] or, where it answers on every step, [steps, batch, rows]; h, c: float [levels, batch, width], where the last
+   states go, NULL for nowhere. → as sparsernn_run. */
+int64_t sparsernn_chain(const struct chain *chain, const float *x, const int64_t *ids, float *answer, float *h, float *c,
+                        int64_t steps, int64_t batch)
+{
+    long count = steps * batch, widest = 1, outside = 0;
+    for (long n = 0; n < chain->levels; n++) {
+        long hidden = ((const struct layer *)chain->level[n].layer)->hidden;
+        widest = hidden > widest ? hidden : widest;
+    }
+    int64_t *rows = malloc(((ids ? count : 0) + 1) * sizeof *rows);
+    float *y = malloc((2 * count + 2 * batch) * widest * sizeof *y);
+    if (!rows || !y) {
+        free(rows), free(y);
+        return NO_MEMORY;
+    }
+    float *next = y, *last_h = y + 2 * count * widest, *last_c = last_h + batch * widest;
+    for (long i = 0; ids && i < count && outside >= 0; i++) {
+        if (ids[i] < 0 || ids[i] >= chain->words)
+            outside = NO_SUCH_WORD;
+        else
+            rows[i] = chain->rows[ids[i]];
+    }
+    for (long n = 0; n < chain->levels && outside >= 0; n++) {
+        const struct level *level = chain->level + n;
+        const struct layer *layer = (const struct layer *)level->layer;
+        long hidden = layer->hidden, to = n * batch * chain->width;
+        int64_t found = sparsernn_run(level->layer, x, n ? 0 : ids ? rows : 0, 0, next, 0, 0, h ? last_h : 0,
+                                      c ? last_c : 0, steps, batch);
+        outside = found < 0 ? found : outside + found;
+        if (h)
+            spread(level->places, last_h, hidden, h + to, chain->width, batch);
+        if (c)
+            spread(level->places, last_c, hidden, c + to, chain->width, batch);
+        x = next;
+        next = next == y ? y + count * widest : y;
+    }
+    if (outside >= 0) {
+        long hidden = ((const struct layer *)chain->level[chain->levels - 1].layer)->hidden;
+        const float *read = chain->last ? x + (steps - 1) * batch * hidden : x;
+        int64_t found = sparsernn_linear(chain->head, read, answer, chain->last ? batch : count, 1);
+        outside = found < 0 ? found : outside + found;
+    }
+    free(rows), free(y);
     return outside;
 }

@@ -33,3 +33,18 @@ struct layer {
 /* Floats of a row of preactivations: panels write whole ones, up to 16 beyond the last row, and blocks are read so. */
 #define ROOM(rows) ((((rows) + 15) / 16 + 2) * 16)
 #define FILLED(count) (((count) + 15) / 16 * 16)
+
+/* A whole model, one layer after the other and a product at the end; its pointers are those of this process. */
+struct level {
+    const char *layer;
+    const int32_t *places; /* of each neuron, in a state as wide as it was before anything was removed */
+};
+struct chain {
+    int64_t levels;
+    int64_t last;        /* whether it answers on the last step alone */
+    int64_t words;       /* how many ids it knows; 0: it reads numbers */
+    int64_t width;       /* of a state */
+    const int64_t *rows; /* [words]: the row of each in the first layer's table */
+    const char *head;
+    struct level level[];
+};

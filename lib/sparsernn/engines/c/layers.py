@@ -9,23 +9,17 @@ from ...nets.cells import CEILING
 from ..base import KINDS, Engine, Unsupported, check_ids
 from ..products import Product
 from . import build, pack
+from .build import NO_SUCH_WORD, done
+from .whole import Whole
 
 build.compiler()  # without one there are no such engines: better known when this file is imported than when one is made
 
 LIMITS = {"tanh": 0.0, "relu": math.inf, "clipped_relu": CEILING}  # of an RNN's h; 0: none is needed
-NO_MEMORY, NO_SUCH_WORD = -1, -2
 FLIP = {"avx512": 128}  # what is added to every q of x, by path (simd.h)
 
 
 def _float32(tensor):
     return tensor.detach().cpu().float().contiguous()
-
-
-def _done(result, call):
-    """What C returned, if it is no complaint."""
-    if result == NO_MEMORY:
-        raise MemoryError(f"no memory for {call}")
-    return result
 
 
 class InFloat32:
@@ -89,7 +83,7 @@ class Linear(InFloat32):
         result = build.library(self.path).sparsernn_linear(
             self.memory.address, x.data_ptr(), y.data_ptr(), count, times
         )
-        self.saturated += _done(result, f"a product of {len(self.bias)} rows")
+        self.saturated += done(result, f"a product of {len(self.bias)} rows")
         return y
 
 
@@ -125,6 +119,10 @@ class Blocks(InFloat32, Engine):
     @classmethod
     def linear(cls, weight, bias, device="cpu"):
         return cls.product(weight, bias, cls.path)
+
+    @classmethod
+    def whole(cls, chain, width):
+        return Whole(chain, cls, width)
 
     def step_of_state(self):
         """Of h in int8."""
@@ -181,7 +179,7 @@ class Blocks(InFloat32, Engine):
         )
         if result == NO_SUCH_WORD:
             check_ids(x, self.inputs)
-        self.saturated += _done(result, f"{batch} sequences of {self.hidden} neurons")
+        self.saturated += done(result, f"{batch} sequences of {self.hidden} neurons")
         return y, list(last) or None
 
 

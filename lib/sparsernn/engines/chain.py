@@ -12,12 +12,13 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
-from ..engines.base import Layer, oracle
-from ..engines.compare import REFUSES, difference
-from ..engines.models import layers_of, recurrent_layers
 from ..nets.layers import kind_of
 from ..nets.outside import deep_copy
 from ..nets.small import SmallRecurrent
+from .base import Layer
+from .compare import REFUSES, difference
+from .models import layers_of, recurrent_layers
+from .parts import run
 
 SUPPORTED = "supported: (nn.Embedding) → nn.LSTM, nn.GRU or nn.RNN, forwards → nn.Linear, on the last or on every step"
 STEPS, BATCH, SAME = 6, 3, 1e-9
@@ -32,6 +33,8 @@ class Chain:
     embedding  [len(kept), I], or None: one-hot ids, or numbers
     levels     `Layer`s that read the input, then each other       weight [C, H], bias [C]  read the last level
     last       whether it answers on the last step alone           name     of the model's class
+    first      whether the model is given, and gives, sequences along the first dimension, not steps
+    neurons    of each level the places in its layer's state
     """
 
     name: str
@@ -42,6 +45,8 @@ class Chain:
     weight: torch.Tensor
     bias: torch.Tensor
     last: bool
+    first: tuple[bool, bool]
+    neurons: tuple[torch.Tensor, ...]
 
     @property
     def inputs(self):
@@ -49,13 +54,19 @@ class Chain:
 
     def __call__(self, x):
         """Ids [T, B] or numbers [T, B, I] → [B, C] or [T, B, C], each sequence from zeros."""
+        return self.with_states(x)[0]
+
+    def with_states(self, x):
+        """The same, and of each level its final states, each [B, H]."""
         if self.words is not None:
             places = torch.full((self.words,), len(self.kept))
             places[self.kept] = torch.arange(len(self.kept))
             x = places[x] if self.embedding is None else F.pad(self.embedding, (0, 0, 0, 1))[places[x]]
+        states = []
         for level in self.levels:
-            x = oracle(level, x)
-        return F.linear(x[-1] if self.last else x, self.weight, self.bias)
+            x, state = run(level.cell, level.parts, x, None, None, reverse=False)
+            states.append(state)
+        return F.linear(x[-1] if self.last else x, self.weight, self.bias), states
 
 
 def chain_of(model):
@@ -69,7 +80,7 @@ def chain_of(model):
     )
     words = embedding.num_embeddings if embedding is not None else first.input_size if one_hot else None
     kept, table = _words(embedding, first, words)
-    x = _input(words, kept, first.input_size)
+    x = probe(words, kept, first.input_size)
     answers, called = _answers(model, layers, x)
     links = [layers[name] for name in called]
     levels, weight = _levels(links), _read(head)
@@ -79,11 +90,15 @@ def chain_of(model):
         levels[0] = _with_inputs(levels[0], _spread(levels[0].parts["weight_ih"], links[0], links[0].input_size))
     weight = _of_neurons(weight, links[-1])
     bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach()
+    neurons = tuple(kept for link in links for kept in _neurons(link))
     for last in (True, False):
-        chain = Chain(type(model).__name__, words, kept, table, tuple(levels), weight, bias, last)
-        for answer in answers:
-            if difference(chain(x), answer) <= SAME:
-                return chain
+        chain = Chain(
+            type(model).__name__, words, kept, table, tuple(levels), weight, bias, last, (False, False), neurons
+        )
+        said = chain(x)
+        for first, answer in answers:
+            if difference(said, answer) <= SAME:
+                return replace(chain, first=first)
     raise ValueError(f"{type(model).__name__} computes something else than its layers one after the other; {SUPPORTED}")
 
 
@@ -115,7 +130,7 @@ def _links(model):
     return next(iter(of[nn.Embedding]), None), layers, of[nn.Linear][0]
 
 
-def _input(words, kept, width):
+def probe(words, kept, width):
     """Random numbers, or ids of which at least half have a row."""
     generator = torch.Generator().manual_seed(0)
     if words is None:
@@ -128,7 +143,8 @@ def _input(words, kept, width):
 
 @torch.no_grad()
 def _answers(model, layers, x):
-    """What the model says to x, in either layout of both; and the names of its recurrent layers as they are called."""
+    """What the model says to x, in either layout of both, each after (whether x, whether the answer had its sequences first);
+    and the names of its recurrent layers as they are called."""
     answers, problem = [], None
     for turned in (False, True):
         called, handles = [], []
@@ -136,7 +152,8 @@ def _answers(model, layers, x):
             handles.append(layer.register_forward_pre_hook(lambda *_, to=called, name=name: to.append(name)))
         try:
             said = [y for y in tree_leaves(model(x.transpose(0, 1) if turned else x)) if isinstance(y, torch.Tensor)]
-            answers += [y for first in said[:1] if first.dim() > 1 for y in (first, first.transpose(0, 1))]
+            for y in [y for y in said[:1] if y.dim() > 1]:
+                answers += [((turned, False), y), ((turned, True), y.transpose(0, 1))]
             order = called
         except REFUSES as refused:
             problem = refused
@@ -178,6 +195,13 @@ def _levels(links):
         if not below.hidden:  # a column of zeros stands for no neuron
             levels[number] = _with_inputs(levels[number], levels[number].parts["weight_ih"][:, :0])
     return levels
+
+
+def _neurons(link):
+    """Of each level of a link the places of its neurons in the states that it gives."""
+    if not isinstance(link, SmallRecurrent):
+        return [torch.arange(link.hidden_size)] * link.num_layers
+    return [link.kept(number)[0] for number in range(link.num_layers)]
 
 
 def _with_inputs(level, weight_ih):

@@ -1,0 +1,115 @@
+"""A model run by an engine: as one call of C where it is a chain of layers, else layer by layer.
+
+Where a net has a few neurons left, a step takes less than a tenth of a microsecond, and what Python does between an
+embedding, a layer and a head takes a hundred: that is left out.
+"""
+
+from functools import cached_property
+
+import torch
+from torch import nn
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from ..nets.outside import deep_copy
+from . import engine_class
+from .chain import SAME, chain_of, probe
+from .compare import REFUSES, difference
+from .models import by_layers, recurrent_layers
+
+
+def by_engine(model, engine, example, device="cpu"):
+    """A copy of `model` on `device` whose recurrent and linear layers are run by `engine`, in float32 and evaluation.
+
+    model    small, or as it was                      example  what it is called with, as `sparsernn.compact` takes it
+    Where the engine reads ids, an embedding that goes straight into a recurrent layer is multiplied into its weights, once.
+    Raises ValueError for an unknown engine, `Unsupported` for a layer it does not run.
+    """
+    kind = engine_class(engine)
+    if kind.whole and torch.device(device).type == "cpu" and (found := chained(model)):
+        chain, form, width = found
+        return InOneCall(kind.whole(chain, width), chain, form, (deep_copy(model), engine, example)).eval()
+    return by_layers(model, engine, example, device)
+
+
+def chained(model):
+    """→ the chain that a model is, the form of what it returns, and the width of the states in it, 0 for none; None for a model
+    that is no chain, or of which a layer has nothing to say."""
+    try:
+        chain = chain_of(model)
+        shape = _returned(model, chain)
+    except REFUSES:
+        return None
+    return (chain, *shape) if shape and all(level.hidden for level in chain.levels) else None
+
+
+@torch.no_grad()
+def _returned(model, chain):
+    """How a model returns a chain's answer, alone or before the states of its only recurrent layer → its form with
+    numbers in the place of tensors, the width of the states or 0; None where it returns something else."""
+    model, x = deep_copy(model).double().cpu().eval(), probe(chain.words, chain.kept, chain.inputs)
+    leaves, tree = tree_flatten(model(x.transpose(0, 1) if chain.first[0] else x))
+    said, states = chain.with_states(x)
+    if difference(said.transpose(0, 1) if chain.first[1] else said, leaves[0]) > SAME:
+        return None
+    form = tree_unflatten(range(len(leaves)), tree)
+    if len(leaves) == 1:
+        return form, 0
+    layers = list(recurrent_layers(model).values())
+    if len(layers) != 1 or len(leaves) - 1 != len(states[0]):
+        return None
+    for leaf, level_states in zip(leaves[1:], zip(*states, strict=True), strict=True):
+        wide = leaf.new_zeros(len(states), x.shape[1], layers[0].hidden_size)
+        for to, state, places in zip(wide, level_states, chain.neurons, strict=True):
+            to[:, places] = state
+        if difference(wide, leaf) > SAME:
+            return None
+    return form, layers[0].hidden_size
+
+
+def filled(form, values):
+    """A form with its numbers replaced by the values of those numbers."""
+    if type(form) is int:
+        return values[form]
+    if type(form) is tuple:  # what models return, quicker than the general way
+        return tuple([filled(part, values) for part in form])
+    return tree_map(values.__getitem__, form)
+
+
+class InOneCall(nn.Module):
+    """A chain by one call, called and answering as its model does.
+
+    What it is called with otherwise than with ids or numbers alone is run layer by layer, by the same engine, made when it is
+    first asked for.
+    """
+
+    def __init__(self, run, chain, form, layers):
+        super().__init__()
+        self.run, self.form, self.given = run, form, layers
+        self.ids, self.inputs, (self.turns, self.turns_back) = chain.words is not None, chain.inputs, chain.first
+
+    @cached_property
+    def layers(self):
+        """The model layer by layer."""
+        return by_layers(*self.given)
+
+    @staticmethod
+    def states_in(returned):
+        """The states in what it returns (`nets.readers.answer`)."""
+        return tree_leaves(returned)[1:]
+
+    def forward(self, *given, **more):
+        x = given[0] if len(given) == 1 and not more else None
+        if not isinstance(x, torch.Tensor) or not self._fits(x):
+            with torch.no_grad():
+                return self.layers(*given, **more)
+        answer, states = self.run((x.transpose(0, 1) if self.turns else x).contiguous())
+        if self.turns_back:
+            answer = answer.transpose(0, 1)
+        return filled(self.form, [answer, *states])
+
+    def _fits(self, x):
+        if not x.is_cpu or not x.numel():
+            return False
+        if self.ids:
+            return x.dtype == torch.int64 and x.dim() == 2
+        return x.dtype == torch.float32 and x.dim() == 3 and x.shape[2] == self.inputs

@@ -1,0 +1,185 @@
+"""A model that is a chain of layers, run by one call of C: it says what the model says, states too, however it is called."""
+
+import copy
+import os
+import pickle
+import subprocess
+import sys
+
+import pytest
+import torch
+from oracles import error
+from test_export import CELLS, STUDY, Mine, V, mine, thinned, tokens
+from torch import nn
+from torch.utils._pytree import tree_leaves
+
+from sparsernn.engines import engine_class
+from sparsernn.engines.base import Unsupported
+from sparsernn.engines.c import build, layers
+from sparsernn.engines.models import by_layers
+from sparsernn.engines.whole import InOneCall, by_engine
+from sparsernn.nets.file import load, save
+
+EXACT = 1e-5
+every_cell = pytest.mark.parametrize("cell", CELLS)
+every_model = pytest.mark.parametrize("name", STUDY)
+
+
+def wrong(got, expected):
+    """The largest error of all tensors that two models return; the first alone where the other has no states."""
+    got, expected = tree_leaves(got), tree_leaves(expected)
+    assert len(got) == len(expected)
+    return max(error(a.double(), b) for a, b in zip(got, expected, strict=True))
+
+
+@every_cell
+@every_model
+@pytest.mark.parametrize("path", build.paths())
+def test_a_model_of_the_study_and_its_states_are_those_of_float64(path, name, cell, monkeypatch):
+    monkeypatch.setattr(layers.Blocks, "path", path)
+    *_, small = thinned(name, cell, means=True)
+    fast = by_engine(small, "c-blocks", tokens())
+    assert isinstance(fast, InOneCall)
+    for steps, batch in [(9, 4), (1, 1), (17, 1), (2, 9), (5, 20)]:
+        x = tokens(steps, batch, seed=steps)
+        assert wrong(fast(x), small(x)) <= EXACT
+        assert torch.equal(fast(x)[0], fast(x)[0]), "each call starts from zeros"
+
+
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("words", [V, None])
+@pytest.mark.parametrize(
+    "how", [{}, {"batch_first": True}, {"turned": True}, {"layers": 2}, {"twice": True}, {"bias": False}]
+)
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+def test_a_model_of_ones_own_in_either_layout_is_that_of_float64(cell, how, words, last):
+    model = mine(cell, words=words, last=last, **how).double().eval()
+    for batch, steps in [(4, 9), (1, 3), (9, 1)]:
+        x = torch.randint(V, (batch, steps)) if words else torch.randn(batch, steps, 5)
+        fast = by_engine(model, "c-blocks", x)
+        assert isinstance(fast, InOneCall)
+        assert wrong(fast(x), model(x if words else x.double())) <= EXACT
+
+
+@every_cell
+@every_model
+def test_int8_says_the_same_as_layer_by_layer(name, cell):
+    *_, small = thinned(name, cell)
+    x = tokens()
+    fast, slow = by_engine(small, "c-int8", x), by_layers(small, "c-int8", x)
+    for ids in (x, tokens(20, 3, seed=1)):
+        assert (
+            wrong(fast(ids), [y.double() for y in tree_leaves(slow(ids))]) <= 0.02
+        )  # scales are multiplied in elsewhere
+
+
+@every_model
+def test_called_with_lengths_or_a_state_it_says_what_the_model_says(name):
+    *_, small = thinned(name, "LSTM")
+    fast, x, lengths = by_engine(small, "c-blocks", tokens()), tokens(), torch.tensor([9, 1, 4, 9])
+    state = small(x)[1]
+    given = [s.float() for s in state]
+    assert wrong(fast(x, state=given), small(x, state=state)) <= EXACT
+    if "classifier" in name:
+        assert wrong(fast(x, lengths), small(x, lengths)) <= EXACT
+    assert wrong(fast(x), small(x)) <= EXACT
+
+
+def test_a_word_that_is_not_there_and_numbers_of_another_width_are_refused():
+    *_, small = thinned("classifier", "GRU")
+    for before in (False, True):
+        fast = by_engine(small, "c-blocks", tokens())
+        _ = before and fast(tokens())
+        for bad in (-1, V):
+            x = tokens()
+            x[3, 1] = bad
+            with pytest.raises(IndexError):
+                fast(x)
+        assert wrong(fast(tokens()), small(tokens())) <= EXACT
+    fast = by_engine(mine(words=None), "c-blocks", torch.randn(3, 2, 5))
+    with pytest.raises((ValueError, RuntimeError), match="5"):
+        fast(torch.randn(3, 2, 4))
+
+
+def test_what_is_no_chain_is_run_layer_by_layer():
+    class Twice(Mine):
+        def forward(self, x):
+            return 2 * super().forward(x)
+
+    class NotStates(Mine):
+        def forward(self, x):
+            y = super().forward(x)
+            return y, torch.zeros(1, len(y), 6), torch.zeros(1, len(y), 6)
+
+    ids = torch.randint(V, (3, 4))
+    for model in (Twice(), NotStates(), mine(bidirectional=True)):
+        fast = by_engine(model.eval(), "c-blocks", ids)
+        assert not isinstance(fast, InOneCall)
+        assert wrong(fast(ids), [y.double() for y in tree_leaves(model(ids))]) <= EXACT
+    assert not isinstance(by_engine(mine(), "numba", ids), InOneCall)
+    with pytest.raises(Unsupported, match="no recurrent layer"):
+        by_engine(nn.Linear(2, 2), "c-blocks", torch.zeros(1, 2))
+
+
+def test_what_int8_cuts_off_is_counted_for_the_whole():
+    model = mine(words=None)
+    fast = by_engine(model, "c-int8", torch.ones(3, 2, 5))
+    fast(torch.ones(3, 2, 5))
+    assert fast.run.saturated == 0
+    fast(torch.full((3, 2, 5), 2.0))
+    assert fast.run.saturated == 30
+
+
+@pytest.mark.parametrize("again", [copy.deepcopy, lambda module: pickle.loads(pickle.dumps(module))])
+def test_a_copy_outlives_it(again):
+    *_, small = thinned("classifier, 2 layers", "LSTM")
+    fast, x = by_engine(small, "c-blocks", tokens()), tokens()
+    y = fast(x)[0]
+    other = again(fast)
+    del fast
+    torch.randn(100_000)
+    assert torch.equal(other(x)[0], y)
+
+
+def test_the_model_itself_may_change_afterwards():
+    *_, small = thinned("classifier", "LSTM")
+    fast, x, lengths = by_engine(small, "c-blocks", tokens()), tokens(), torch.tensor([9, 1, 4, 9])
+    before = small(x, lengths)
+    with torch.no_grad():
+        for parameter in small.parameters():
+            parameter.zero_()
+    assert wrong(fast(x, lengths), before) <= EXACT
+
+
+WATCHED = """
+import sys, torch
+from sparsernn.engines.c import build
+build.FLAGS += " -g -fsanitize=address,undefined -fno-sanitize-recover=all"
+from sparsernn.engines.whole import InOneCall, by_engine
+from sparsernn.nets.file import load
+for path in sys.argv[1:]:
+    small = load(path)
+    for engine in ("c-blocks", "c-int8"):
+        for steps, batch in ((1, 1), (7, 3), (3, 17)):
+            x = torch.randint(11, (steps, batch))
+            fast = by_engine(small, engine, x)
+            assert isinstance(fast, InOneCall)
+            fast(x), fast(x)
+"""
+
+
+def test_no_sanitizer_finds_a_fault_in_the_call(tmp_path):
+    """Python itself under the address sanitizer, so that what the call reads and writes of tensors is watched too."""
+    asked = subprocess.run(["cc", "-print-file-name=libasan.so"], capture_output=True, text=True)
+    if not os.path.isabs(asked.stdout.strip()):
+        pytest.skip("the compiler has no libasan.so")
+    paths = []
+    for number, (name, cell) in enumerate((name, cell) for name in STUDY for cell in CELLS):
+        paths.append(tmp_path / f"{number}.safetensors")
+        save(thinned(name, cell)[3].float(), paths[-1])
+    watched = {"LD_PRELOAD": asked.stdout.strip(), "ASAN_OPTIONS": "detect_leaks=0", "XDG_CACHE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", WATCHED, *paths], env=os.environ | watched, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert engine_class("c-blocks").whole and load(paths[0])
