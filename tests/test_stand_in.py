@@ -235,10 +235,21 @@ def test_a_method_can_be_put_on_it_again():
 def test_more_sequences_than_it_is_faster_for_are_the_layers_own(ran):
     model = net()
     small, _ = sparsernn.compact(model, X)
-    stand_in.run_by(small, "c-blocks", most=2)
+    stand_in.run_by(small, "c-blocks", most=(2, 2))
     ran.clear()
     assert apart(small(X), model(X)) <= 1e-6 and not ran
     assert apart(small(X[:2]), model(X[:2])) <= 1e-6 and ran == [2]
+
+
+@torch.no_grad()
+def test_a_layer_slower_for_single_steps_takes_them_itself_and_leaves_longer_sequences_to_the_engine(ran):
+    model = net()
+    small, _ = sparsernn.compact(model, X)
+    stand_in.run_by(small, "c-blocks", most=(0, 8))
+    ran.clear()
+    assert apart(small(X), model(X)) <= 1e-6 and ran
+    ran.clear()
+    assert apart(small(X[:, :1]), model(X[:, :1])) <= 1e-6 and not ran
 
 
 @torch.no_grad()
@@ -276,8 +287,8 @@ def test_compact_puts_the_faster_one_in_its_place_and_the_proof_says_so(monkeypa
         model, X, metric=lambda small: f"{error(small(X)[0], model(X)[0]) < 1e-6}, measured"
     )
     said = str(proof)
-    assert proof.engine.engine == "c-blocks" and proof.engine.error <= 1e-6 and proof.engine.most == 128
-    assert "c-blocks while gradients are off, for up to 128 sequences" in said
+    assert proof.engine.engine == "c-blocks" and proof.engine.error <= 1e-6 and proof.engine.most == (128, 128)
+    assert "c-blocks while gradients are off, for up to 128 sequences (128 of a single step)" in said
     assert "60.0 → 20.0 µs the example, 60.0 → 20.0 µs a step" in said
     assert "True, measured" in said
     ran.clear()

@@ -16,7 +16,7 @@ from ..nets.small import SmallEmbedding, SmallLinear, SmallRecurrent, zeros_stay
 from ..nets.wiring import left_as_they_are, readings, wired
 from ..sparsify.attach import Study
 from .compare import ROUNDED, Calls, in_float64
-from .stand_in import Tried, quickest
+from .stand_in import Tried, quickest, run_by
 from .timing import wait
 
 
@@ -28,7 +28,7 @@ class Proof:
     compared   what the models were called with, in words → error
     weights_*  numbers in matrices that are not zero, before and after
     bytes_*    parameters and buffers        bytes_file  what `save` writes
-    ms_*       a forward pass of the first example, median of nine, interleaved
+    ms_*       a forward pass of the first example without gradients, median of nine, interleaved; after: by its engine, if any
     layers     name → what became of it
     warnings   what is worse than before, and what happens when the small model is trained on
     engine     what answers for its recurrent layers (`stand_in.Tried`), or None: they do themselves
@@ -69,7 +69,8 @@ class Proof:
         if by:
             step, layers = by.us[1]
             lines = [
-                f"{'engine':20} {by.engine} while gradients are off, for up to {by.most} sequences; error {by.error:.1e}",
+                f"{'engine':20} {by.engine} while gradients are off, for up to {by.most[1]} sequences"
+                f" ({by.most[0] or 'none'} of a single step); error {by.error:.1e}",
                 f"{'':20} {1e3 * by.ms_layers:.1f} → {1e3 * by.ms:.1f} µs the example, {layers:.1f} → {step:.1f} µs a step",
             ]
         return lines + ([] if self.metric is None else [f"{'metric':20} {self.metric}"])
@@ -126,8 +127,8 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     small, layers = swapped(plain, Found(plain), whole, means, ways, outside)
     if any(parameter.dtype != torch.float64 for parameter in small.parameters()):
         compared = compared | calls.as_returned(small)
-    proof = _proof(model, before, small, examples[0], compared, layers | outside, keep_zeros)
-    proof = replace(proof, engine=quickest(small, examples[0]))
+    engine = quickest(small, examples[0])
+    proof = _proof(model, before, small, examples[0], compared, layers | outside, keep_zeros, engine)
     return small, proof if metric is None else replace(proof, metric=metric(small))
 
 
@@ -150,12 +151,12 @@ def _trials(found, masks, seen):
     yield wired(found, masks, {name: Reading({}, complete=False, state=True) for name in seen})
 
 
-def _proof(model, before, small, example, compared, layers, keep_zeros):
+def _proof(model, before, small, example, compared, layers, keep_zeros, engine):
     made = [m for m in small.modules() if isinstance(m, SmallRecurrent | SmallEmbedding | SmallLinear)]
     zeros = sum(int((p == 0).sum()) for m in made for p in m.parameters() if p.dim() == 2)
     for module in [small.get_submodule(name) for name in layers] if keep_zeros else ():
         module.register_forward_pre_hook(zeros_stay)
-    ms = _milliseconds(deep_copy(model).eval(), small, example)
+    ms = _milliseconds(deep_copy(model).eval(), small, example, engine)
     counts, sizes = (_weights(before), _weights(small)), (_bytes(before), _bytes(small))
     rounding = max((by for words, by in compared.items() if words.endswith(ROUNDED)), default=0.0)
     warnings = []
@@ -172,7 +173,7 @@ def _proof(model, before, small, example, compared, layers, keep_zeros):
             f"{zeros:,} zeros inside its layers come alive when it is trained on (keep_zeros=True keeps them)"
         )
     size = packed_size(small)
-    return Proof(max(compared.values()), compared, *counts, *sizes, size, *ms, layers, warnings)
+    return Proof(max(compared.values()), compared, *counts, *sizes, size, *ms, layers, warnings, engine)
 
 
 def _weights(model):
@@ -186,10 +187,13 @@ def _bytes(model):
     )
 
 
-def _milliseconds(model, small, example, rounds=9):
+@torch.no_grad()
+def _milliseconds(model, small, example, engine, rounds=9):
     starts = {name: Start(each) for name, each in (("model", model), ("small", small))}
     taken = {name: [] for name in starts}
     with starts["model"].again() as one, starts["small"].again() as other:
+        if engine:  # a copy has none
+            run_by(other, engine.engine, engine.most)
         device = next((t.device for t in answer(one, example)), "cpu")
         for _ in range(rounds):
             for name, each in (("model", one), ("small", other)):

@@ -23,7 +23,8 @@ from .choose import reference
 from .models import layers_of, put_levels, recurrent_layers
 from .timing import interleaved
 
-BATCHES = (1, 8, 32, 128)  # sequences that are tried, a step each
+BATCHES = (1, 8, 32, 128)  # sequences that are tried, of one step and of LONGER
+LONGER = 8
 
 
 @dataclass(frozen=True)
@@ -33,7 +34,7 @@ class Tried:
     error          on the example, against float64
     ms, ms_layers  milliseconds of the example by the engine, by the layers as they are
     us             sequences → microseconds of a step of the first layer that goes on from a state, by engine and layer
-    most           sequences up to which it answers: the most for which it was the faster one
+    most           sequences up to which it answers, of one step and of several: the most for which it was the faster one
     """
 
     engine: str
@@ -41,11 +42,12 @@ class Tried:
     ms: float
     ms_layers: float
     us: dict
-    most: int
+    most: tuple[int, int]
 
 
-def run_by(model, name, most=BATCHES[-1]):
-    """Have an engine that goes on from states answer for a model's recurrent layers, in place, for up to `most` sequences.
+def run_by(model, name, most=(BATCHES[-1],) * 2):
+    """Have an engine that goes on from states answer for a model's recurrent layers, in place, for up to `most`
+    sequences: (of one step, of several).
 
     Raises Unsupported for a layer it does not run.
     """
@@ -57,17 +59,17 @@ def run_by(model, name, most=BATCHES[-1]):
 
 
 def _up_to(most, batch_first, run, input, hx=None, scales=None, **more):
-    """A call for few sequences; ValueError for more, and for scales."""
+    """A call for few sequences; ValueError for more, and for scales. most: of one step, of several."""
     if scales is not None:
         raise ValueError("an engine knows no scales")
     if isinstance(input, PackedSequence):
-        batch = int(input.batch_sizes[0])
-    elif input.dtype == torch.int64:
-        batch = input.shape[1]
+        steps, batch = len(input.batch_sizes), int(input.batch_sizes[0])
+    elif input.dim() == 2 and input.dtype != torch.int64:
+        steps, batch = len(input), 1
     else:
-        batch = 1 if input.dim() == 2 else input.shape[0 if batch_first else 1]
-    if batch > most:
-        raise ValueError(f"{batch} sequences; the engine is faster for up to {most}")
+        batch, steps = input.shape[:2] if batch_first and input.dim() == 3 else input.shape[1::-1]
+    if batch > most[steps > 1]:
+        raise ValueError(f"{batch} sequences; the engine is faster for up to {most[steps > 1]}")
     return run(input, hx, **more)
 
 
@@ -108,8 +110,9 @@ def _at_once(levels, shadow, input, hx=None, **more):
 def quickest(model, example, tolerance=1e-5, seconds=0.05):
     """→ `Tried` of the engine that is put in the place of the model's recurrent layers, None where they are left as they are.
 
-    Only engines in float32, within `tolerance` of float64, and faster than the layers, both on the example and for a single
-    step. Tried on copies: the model has not been called when it gets one.
+    Only engines in float32, within `tolerance` of float64, and faster than the layers on the example; and they answer only for
+    as many sequences, of one step and of several, as they are faster for. Tried on copies: the model has not been called when
+    it gets one.
     """
     layers, best = recurrent_layers(model), None
     single = all(p.dtype == torch.float32 and p.is_cpu for layer in layers.values() for p in layer.parameters())
@@ -121,7 +124,7 @@ def quickest(model, example, tolerance=1e-5, seconds=0.05):
             found = _tried(model, name, example, tolerance, seconds)
         except Exception:  # what does not compile or run here is one engine less; the layers run as they are
             continue
-        if found and found.most and found.ms < min(found.ms_layers, best.ms if best else found.ms_layers):
+        if found and any(found.most) and found.ms < min(found.ms_layers, best.ms if best else found.ms_layers):
             best = found
     if best:
         run_by(model, best.engine, best.most)
@@ -138,22 +141,25 @@ def _tried(model, name, example, tolerance, seconds):
             return None
         calls = {"engine": partial(answer, fast, example), "layers": partial(answer, plain, example)}
         ms = {by: float(samples.min()) for by, samples in interleaved(calls, seconds=seconds, rounds=(3, 30)).items()}
-        us, most = {}, 0
-        for batch in BATCHES:
-            calls = {"engine": _step(fast, batch), "layers": _step(plain, batch)}
-            samples = interleaved(calls, seconds=seconds / 4, rounds=(3, 30))
-            us[batch] = tuple(1e3 * float(samples[by].min()) for by in calls)
-            if us[batch][0] >= us[batch][1]:
-                break
-            most = batch
-    return Tried(name, wrong, ms["engine"], ms["layers"], us, most)
+        us, most = {}, []
+        for steps in (1, LONGER):
+            most.append(0)
+            for batch in BATCHES:
+                calls = {"engine": _steps(fast, steps, batch), "layers": _steps(plain, steps, batch)}
+                samples = interleaved(calls, seconds=seconds / 4, rounds=(3, 30))
+                taken = tuple(1e3 * float(samples[by].min()) for by in calls)
+                us |= {batch: taken} if steps == 1 else {}
+                if taken[0] >= taken[1]:
+                    break
+                most[-1] = batch
+    return Tried(name, wrong, ms["engine"], ms["layers"], us, tuple(most))
 
 
-def _step(model, batch):
-    """A call of one step of a model's first recurrent layer, from a state."""
+def _steps(model, steps, batch):
+    """A call of some steps of a model's first recurrent layer, from a state."""
     layer = next(iter(recurrent_layers(model).values()))
-    shape = (batch, 1) if layer.batch_first else (1, batch)
+    shape = (batch, steps) if layer.batch_first else (steps, batch)
     words = getattr(getattr(layer, "_small", None), "words", None)
-    x = torch.zeros(*shape, layer.input_size) if words is None else torch.zeros(1, batch, dtype=torch.int64)
+    x = torch.zeros(*shape, layer.input_size) if words is None else torch.zeros(steps, batch, dtype=torch.int64)
     h = torch.zeros(layer.num_layers * (1 + layer.bidirectional), batch, layer.hidden_size)
     return partial(layer, x, (h, h) if isinstance(layer, nn.LSTM) else h)
