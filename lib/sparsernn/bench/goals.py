@@ -6,6 +6,8 @@ of each. Our products are repeated in C, so that no call stands between them; to
 
 And the language model of 1409.2329, two LSTMs of 1,500, cut to the 373 and 315 neurons that 1709.05027 leaves of them, with its
 embedding and 10,000 logits at each of 30 steps, ten texts at once: a shape, its weights are random.
+
+And the study's sentiment nets on one review of 200 words, as long as the papers let them be.
 """
 
 import argparse
@@ -18,12 +20,13 @@ from ..engines.base import Layer, oracle
 from ..engines.parts import shrink
 from ..engines.timing import interleaved
 from ..engines.whole import by_engine
-from ..files import error
+from ..files import error, project_root
 from ..nets.compact import compact
 from ..nets.layers import GRU
 from ..nets.masks import Masks
 from ..nets.models import StackedLanguageModel
 from ..sparsify.block_shapes import shape_of, to_entries
+from .cases import TrainedCase
 
 HIDDEN, STEPS, TIMES = 1024, 50, 50
 DENSE = ("dense-int8", "own-dense-int8")
@@ -107,6 +110,21 @@ def language_models(seconds, large=1500):
     return {name: (float(ms.min()), errors[name]) for name, ms in samples.items()}
 
 
+REVIEW, NETS = 200, ("sparse-vd-wgn", "sparse-vd-w")  # words; how they were made small
+READ_BY = ("dense-fp32", "dense-int8", "own-dense-int8", "c-blocks", "c-int8")
+
+
+def reviews(method, seconds):
+    """Engine → microseconds for a review by a tracked net of IMDb, and the error against float64."""
+    path = project_root() / "results" / "runs" / "imdb" / "bayes-128" / method / "short-s0" / "model.safetensors"
+    case, calls, errors = TrainedCase(path, 1, REVIEW), {}, {}
+    for name in READ_BY:
+        calls[name], *_ = case.make(name, "cpu")
+        errors[name] = case.error(name, calls[name]())
+    samples = interleaved(calls, seconds=seconds, rounds=(5, 500))
+    return {name: (1e3 * float(ms.min()), errors[name]) for name, ms in samples.items()}
+
+
 def table(found):
     """Lines: microseconds, and how many times those of each opponent."""
     base = {name: found[name, "1x1"][0] for name in (*DENSE, "numba-csr")}
@@ -134,6 +152,12 @@ def main(arguments=None):
             f"  {name:17} {ms:8.2f} ms  error {wrong:.0e}  {found['dense-fp32'][0] / ms:5.2f}× torch's own net of that size, "
             f"{found[WHOLE[0]][0] / ms:5.2f}× the whole one\n"
         )
+    for method in NETS:
+        sys.stdout.write(f"a review of {REVIEW} words by {method} of IMDb\n")
+        found = reviews(method, given.seconds)
+        for name, (us, wrong) in found.items():
+            against = "  ".join(f"{other} / {found[other][0] / us:5.1f}" for other in READ_BY[:3] if other != name)
+            sys.stdout.write(f"  {name:15} {us:8.2f} µs  error {wrong:.0e}  {against}\n")
 
 
 if __name__ == "__main__":

@@ -25,6 +25,7 @@ from . import decisions, plots, timings
 from . import tables as tidy
 
 STUDIES = (
+    "study-all.yaml",  # of which study.yaml's runs are some
     "study.yaml",
     "papers.yaml",
     "digits.yaml",

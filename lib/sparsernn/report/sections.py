@@ -97,8 +97,9 @@ def tracked(results=None):
                 continue
             shown = publish.of_the_study(finished, [study for study in asking if study["profile"] == profile])
             table = publish.costs(shown, results, timed)
-            models = table.loc[~table["method"].isin(plots.OPPONENTS), "model"]
-            label = f"{task}, {models.iloc[0]}" if len(models) else task
+            nets = table[~table["method"].isin(plots.OPPONENTS)]
+            own = [row["model"] for row in nets.to_dict("records") if not publish.stands_for(row | {"task": task})]
+            label = f"{task}, {own[0]}" if own else task
             settings.append(Setting(f"{label} ({profile})", task, stem, profile, shown, table))
     return Tracked(results, settings, timed)
 
