@@ -247,7 +247,7 @@ def draw(profile, results, figures, study=None):
             (Path(figures) / f"{stem}-tried.png").unlink(missing_ok=True)
         for model, same in finished.groupby("model"):
             same = same.assign(shape=[shape_of(row) for row in same.to_dict("records")])
-            if same["shape"].str.contains("×").sum() >= 3:
+            if same.loc[same["shape"].str.contains("×"), "shape"].nunique() >= 2:
                 keep(plots.pattern_curves(same[same["shape"] != ""]), f"{task}-{model}-blocks", same, table)
         curves = _curves(profile, task, shown, results)
         if curves.empty:  # what is finished was counted, not trained

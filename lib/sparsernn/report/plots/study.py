@@ -10,6 +10,7 @@ from .style import (
     BLUE,
     GREY,
     OPPONENTS,
+    apart,
     best_of,
     log_counts,
     look,
@@ -65,7 +66,7 @@ def front(table, ax=None, quality="test"):
         ax.plot([], [], "o", color=GREY, ms=4, alpha=0.45, mew=0, label="another plan")
     asked = rows[rows["asked"]]
     runs = asked.groupby(["method", "model", "variant"], as_index=False, sort=False, dropna=False)
-    means = runs[["compression", quality]].mean()
+    means, names = runs[["compression", quality]].mean(), []
     for row in means.itertuples():
         colour, marker, dash = look(row.method)
         value = getattr(row, quality)
@@ -80,8 +81,8 @@ def front(table, ax=None, quality="test"):
         same = means[means["method"] == row.method]
         if 1 < len(same) <= MOST_NAMED:  # of more the table says what they are
             right = row.compression**2 > means["compression"].max()  # in the right half words run to the left
-            ax.annotate(_named(row, same), (row.compression, value), xytext=(-8 if right else 7, 3),
-                        textcoords="offset points", fontsize=7, ha="right" if right else "left")  # fmt: skip
+            names.append(ax.annotate(_named(row, same), (row.compression, value), xytext=(-8 if right else 7, 3),
+                                     textcoords="offset points", fontsize=7, ha="right" if right else "left"))  # fmt: skip
     for method, part in asked[asked["compression"].notna()].groupby("method"):
         if part.duplicated(["model", "variant"]).any():
             colour, marker, _ = look(method)
@@ -100,6 +101,7 @@ def front(table, ax=None, quality="test"):
     unique_legend(ax, loc="upper left", bbox_to_anchor=(1.01, 1))
     runs = "one run" if len(asked) == 1 else f"{len(asked)} runs"
     title(ax, f"{front_finding(means, quality, words, better)} ({runs})")
+    apart(names)
     return ax
 
 
@@ -176,11 +178,11 @@ def fronts(points, published=None):
     log_counts(ax.xaxis)
     ax.grid(color="0.92", lw=0.6)
     unique_legend(ax, loc="upper left", bbox_to_anchor=(1.01, 1))
-    title(figure, _chosen(points[points["chosen"].astype(bool)], sign))
+    title(figure, chosen_finding(points[points["chosen"].astype(bool)], sign))
     return figure
 
 
-def _chosen(points, sign):
+def chosen_finding(points, sign):
     """The sentence over all that was seen: where each method's chosen runs lie, of one with several configurations (another
     size, another plan) those at both ends; of many methods those that no other beats."""
     plans = points.groupby(["method", "model", "variant"], sort=False, dropna=False)

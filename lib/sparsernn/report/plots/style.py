@@ -146,3 +146,14 @@ def unique_legend(ax, only=None, **kwargs):
     entries = {name: handle for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
     entries = {name: handle for name, handle in entries.items() if only is None or name in only}
     ax.legend(entries.values(), entries.keys(), fontsize=8, **kwargs)
+
+
+def apart(texts):
+    """Take away of some texts those that would be written over one before."""
+    taken = []
+    for text in texts:
+        box = text.get_window_extent(text.figure.canvas.get_renderer())
+        if any(box.overlaps(other) for other in taken):
+            text.remove()
+        else:
+            taken.append(box)

@@ -4,9 +4,11 @@ import numpy as np
 import pandas as pd
 from matplotlib.ticker import MaxNLocator
 
+from .study import chosen_finding
 from .style import BLACK, log_counts, look, metric_of, say, styled, subplots, times, title, unique_legend
 
 FEW = 4  # runs of a method that are each a line to follow; of more, all are pale
+MOST_SAID = 3  # runs that a title speaks of one by one
 FIT_INSIDE = 6  # lines of a legend that leave room for the curves
 ABSENT = {"train_loss": "no training loss: fitted in one go", "gates_live": "no gates here"}
 
@@ -48,8 +50,10 @@ def training_curves(table):
     elif entries:
         unique_legend(axes[0, 1])
     best = table[table["chosen"]]
-    found = [f"{r.method}: {r.valid:.3g} {words} at {times(r.compression)}" for r in best.itertuples()][:3]
+    found = [f"{r.method}: {r.valid:.3g} {words} at {times(r.compression)}" for r in best.itertuples()]
     said = f"Chosen on validation, {'one run' if len(best) == 1 else f'{len(best)} runs'} – " + "; ".join(found)
+    if len(found) > MOST_SAID:
+        said = chosen_finding(best, 1 if better == "higher" else -1)
     title(figure, said if found else f"No epoch chosen yet ({better} is better)")
     return figure
 
