@@ -6,12 +6,14 @@
 #                                (with conda, set pip's own PIP_EXTRA_INDEX_URL instead)
 #   STUDY=papers.yaml            which runs: study.yaml (minutes), or the papers' own corpora and models (hours)
 #   PROFILE=profiles/slurm       where: on a Slurm cluster; profiles/generic for another queue
+#   OWED=1                       of a study only the runs of which results/ has no row yet
 #   WORKERS=2                    how many tests, or runs of the study on this machine, go on at a time
 
 PYTHON    ?= python3
 PIP_FLAGS ?=
 STUDY     ?= study.yaml
 PROFILE   ?=
+OWED      ?=
 WORKERS   ?= 2
 CONDA     ?= $(or $(CONDA_EXE),$(shell command -v conda 2>/dev/null))
 
@@ -43,7 +45,7 @@ study: export STUDY := $(STUDY)
 study: export WORKERS := $(WORKERS)
 study: export PROFILE := $(PROFILE)
 study: $(STAMP)
-	@python tools/study.py --study "$$STUDY" --workers "$$WORKERS" --profile "$$PROFILE"
+	@python tools/study.py --study "$$STUDY" --workers "$$WORKERS" --profile "$$PROFILE" $(if $(OWED),--owed)
 
 test: $(STAMP)
 	ruff check

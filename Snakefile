@@ -7,6 +7,7 @@ import re
 import shlex
 
 from sparsernn.files import project_root
+from sparsernn.report.publish import owed
 from sparsernn.study.asked import read_study, study_configs
 from sparsernn.study.config import needed
 from sparsernn.study.forecast import Forecast
@@ -15,7 +16,7 @@ from sparsernn.study.opponents import back_off_directory, count_back_off
 os.environ["SPARSERNN_KEEP_SMOKE"] = "1"  # a run of a study is kept, whatever its profile
 study = read_study(project_root() / config.get("study", "study.yaml"))  # --config study=papers.yaml
 PROFILE = study["profile"]
-ASKED = study_configs(study)
+ASKED = owed(study) if config.get("owed") else study_configs(study)  # --config owed=1: of which results/ has no row
 CONFIGS = {str(one.directory): one for one in [*ASKED, *(before for one in ASKED for before in needed(one))]}
 NGRAMS = {
     str(back_off_directory(task, PROFILE, order)): (task, order)

@@ -464,4 +464,6 @@ def test_the_goals_say_what_blocks_are_worth_beside_dense_and_scattered(monkeypa
     errors = [float(line.split("error ")[1].split()[0]) for line in said[19:23]]
     assert said[18] == "2 × 1500 cut to 9 and 7, 4 words of 10 texts" and max(errors[:3]) <= 1e-5 and errors[3] < 0.2
     assert "own-dense-int8 /" in said[3] and "numba-csr /" in said[3]
-    assert said[23] == "a review of 200 words by sparse-vd-wgn of IMDb" and all("dense-fp32 /" in one for one in said[25:29])
+    assert said[23] == "a review of 200 words by sparse-vd-wgn of IMDb" and all(
+        "dense-fp32 /" in one for one in said[25:29]
+    )

@@ -9,11 +9,13 @@ import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import pandas as pd
 import psutil
 import pytest
 import yaml
 from projects import ROOT, copy_project
 
+from sparsernn import records
 from sparsernn.study.asked import read_study, study_configs
 
 STUDY = {"profile": "quick", "takes": "no time", "seeds": [0], "tasks": {"pydocs-topic": ["dense", "gradual"]}}
@@ -222,3 +224,18 @@ def test_the_lab_stays_on_this_machine_and_refuses_root_in_words(tmp_path, user,
     else:
         assert run.returncode != 0 and "does not start as root" in run.stdout and "runuser -u NAME" in run.stdout
         assert "notebooks: lab" not in run.stdout
+
+
+def test_where_the_runs_are_gone_only_those_without_a_tracked_row_are_made(tmp_path):
+    environment = copy_project(tmp_path, STUDY | {"tasks": {"pydocs-topic": ["dense", "binary-dropout"]}})
+    (tmp_path / "tools/kernels.py").write_text(NOTEBOOKS)
+    (tmp_path / "results").mkdir(exist_ok=True)
+    rows = [{"task": "pydocs-topic", "model": "lstm-64", "method": "dense", "profile": "quick", "seed": 0, "test": 0.5}]
+    pd.DataFrame(rows, columns=records.FIELDS).to_csv(tmp_path / "results/quick.csv", index=False)
+    code, said = make(tmp_path, environment, "OWED=1")
+    made = [path.parts[-3] for path in (tmp_path / "runs").glob("*/*/*/*/record.json")]
+    assert code == 0 and made == ["binary-dropout"], said
+    rows.append(rows[0] | {"method": "binary-dropout"})
+    pd.DataFrame(rows, columns=records.FIELDS).to_csv(tmp_path / "results/quick.csv", index=False)
+    code, said = make(tmp_path, environment, "OWED=1")
+    assert code == 0 and "nothing is owed" in said, said

@@ -1,6 +1,6 @@
 """`make study`: the runs of a study file by snakemake, its report of them, then the comparison with the tracked results.
 
-Usage: python tools/study.py --study study.yaml --workers 2 [--profile profiles/slurm]
+Usage: python tools/study.py --study study.yaml --workers 2 [--profile profiles/slurm] [--owed]
 
 The study file is checked before anything starts. One study writes a runs directory at a time: this process, which is snakemake's
 own, holds a lease there (sparsernn.lease), so that a killed study leaves nothing to be lifted by hand, and a living one is
@@ -15,6 +15,7 @@ from pathlib import Path
 
 from sparsernn.files import project_root
 from sparsernn.lease import held
+from sparsernn.report.publish import owed
 from sparsernn.study.asked import read_study
 from sparsernn.study.config import runs_root
 
@@ -37,7 +38,11 @@ def graph(arguments):
 
 def arguments_of(given):
     where = ["--profile", given.profile] if given.profile else ["--cores", given.workers]
-    return [*where, "--nolock", "--keep-going", "--rerun-incomplete", "--config", f"study={given.study}"]
+    return [*where, "--nolock", "--keep-going", "--rerun-incomplete", *asked(given)]
+
+
+def asked(given):
+    return ["--config", f"study={given.study}", *["owed=1"] * given.owed]
 
 
 def report(study):
@@ -56,11 +61,11 @@ def report(study):
     return code
 
 
-def provenance(study):
+def provenance(given):
     """snakemake's own report: which rule made what from what, by which command, when and how long → its exit code."""
     path = runs_root() / "provenance.html"
-    asked = [sys.executable, "-m", "snakemake", "--nolock", "--config", f"study={study}", "--report", path]
-    done = subprocess.run(asked, capture_output=True, text=True)
+    command = [sys.executable, "-m", "snakemake", "--nolock", *asked(given), "--report", path]
+    done = subprocess.run(command, capture_output=True, text=True)
     print(f"how each run was made: {path}" if done.returncode == 0 else done.stderr[-2000:])
     return done.returncode
 
@@ -70,6 +75,8 @@ def make(given):
         study = read_study(project_root() / given.study)
     except (OSError, ValueError) as problem:
         sys.exit(f"make study: {problem}")
+    if given.owed and not owed(study):
+        return print(f"make study: {given.study}: nothing is owed, results/ has a row of every run")
     root = runs_root()
     if "{" in str(root) or "}" in str(root):
         sys.exit(
@@ -82,7 +89,7 @@ def make(given):
             flush=True,
         )
         code = graph(arguments_of(given))
-        code = code or provenance(given.study)
+        code = code or provenance(given)
         code = report(given.study) or code
         if code:
             print(FAILED)
@@ -94,4 +101,5 @@ if __name__ == "__main__":
     parser.add_argument("--study", default="study.yaml")
     parser.add_argument("--workers", default="2")
     parser.add_argument("--profile", default="")
+    parser.add_argument("--owed", action="store_true", help="only the runs of which results/ has no row")
     sys.exit(make(parser.parse_args()))

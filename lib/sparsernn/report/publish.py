@@ -135,6 +135,14 @@ def missing(study, rows):
     return [config.key for config in study_configs(study) if config.key not in there]
 
 
+def owed(study, results=None):
+    """The runs a study asks for that have no finished row in `results` (the project's), as configurations."""
+    path = Path(results or project_root() / "results") / f"{study['profile']}.csv"
+    rows = records.read(path) if path.exists() else pd.DataFrame(columns=["test"])
+    absent = set(missing(study, rows[rows["test"].notna()].to_dict("records")))
+    return [config for config in study_configs(study) if config.key in absent]
+
+
 def publish(profile, results=None, figures=None, study=None, problem=stop):
     """Upsert the finished runs of a profile into results/, copy their tables and small models, redraw every figure."""
     results, figures = Path(results or project_root() / "results"), Path(figures or project_root() / "figures")

@@ -352,10 +352,8 @@ def not_run(tracked):
     owed = sorted(path.name for path in project_root().glob("*.yaml") if path.name not in publish.STUDIES)
     for name in (*publish.STUDIES, *owed):
         for study in publish.studies([name]):
-            there = records.read(tracked.results / f"{study['profile']}.csv")
-            there = there[there["test"].notna()].to_dict("records")
-            asked, absent = len(study_configs(study)), publish.missing(study, there)
-            by_task = pd.Series([key.split("/")[0] for key in absent], dtype=str).value_counts()
+            asked, absent = len(study_configs(study)), publish.owed(study, tracked.results)
+            by_task = pd.Series([config.task for config in absent], dtype=str).value_counts()
             rows.append({"study file": name, "runs asked for": str(asked), "finished": str(asked - len(absent)),
                          "not run": ", ".join(f"{task}: {n}" for task, n in by_task.items()) or written.DASH})  # fmt: skip
     table = papers.table(tracked.results)
