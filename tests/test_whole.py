@@ -111,6 +111,14 @@ def test_what_is_no_chain_is_run_layer_by_layer():
             y = super().forward(x)
             return y, torch.zeros(1, len(y), 6), torch.zeros(1, len(y), 6)
 
+    class AtMostTen(Mine):
+        def forward(self, x):
+            return super().forward(x[:10])
+
+    long = torch.randint(V, (30, 4))
+    assert isinstance(by_engine(AtMostTen().eval(), "c-blocks", long[:9]), InOneCall), "so far it is one"
+    fast = by_engine(cut := AtMostTen().eval(), "c-blocks", long)
+    assert not isinstance(fast, InOneCall) and wrong(fast(long), cut.double()(long)) <= EXACT
     ids = torch.randint(V, (3, 4))
     for model in (Twice(), NotStates(), mine(bidirectional=True)):
         fast = by_engine(model.eval(), "c-blocks", ids)

@@ -16,6 +16,8 @@ from .chain import SAME, chain_of, probe
 from .compare import REFUSES, difference
 from .models import by_layers, recurrent_layers
 
+FEW = 3  # sequences of an example that a chain is compared on
+
 
 def by_engine(model, engine, example, device="cpu"):
     """A copy of `model` on `device` whose recurrent and linear layers are run by `engine`, in float32 and evaluation.
@@ -25,28 +27,42 @@ def by_engine(model, engine, example, device="cpu"):
     Raises ValueError for an unknown engine, `Unsupported` for a layer it does not run.
     """
     kind = engine_class(engine)
-    if kind.whole and torch.device(device).type == "cpu" and (found := chained(model)):
+    if kind.whole and torch.device(device).type == "cpu" and (found := chained(model, example)):
         chain, form, width = found
         return InOneCall(kind.whole(chain, width), chain, form, (deep_copy(model), engine, example)).eval()
     return by_layers(model, engine, example, device)
 
 
-def chained(model):
-    """→ the chain that a model is, the form of what it returns, and the width of the states in it, 0 for none; None for a model
-    that is no chain, or of which a layer has nothing to say."""
+def chained(model, example):
+    """→ the chain that a model is, on the example too, the form of what it returns, and the width of the states in it, 0 for
+    none; None for a model that is no chain, or of which a layer has nothing to say."""
     try:
         chain = chain_of(model)
-        shape = _returned(model, chain)
+        shape = _returned(model, chain, *_of_example(example, chain))
     except REFUSES:
         return None
     return (chain, *shape) if shape and all(level.hidden for level in chain.levels) else None
 
 
+def _of_example(example, chain):
+    """Some sequences of an example, steps first, where it is what a chain reads."""
+    x = example[0] if isinstance(example, tuple | list) and len(example) == 1 else example
+    if not isinstance(x, torch.Tensor) or x.dim() != (3 if chain.words is None else 2) or not x.numel():
+        return []
+    x = (x.transpose(0, 1) if chain.first[0] else x)[:, :FEW].cpu()
+    return [x.double() if x.is_floating_point() else x]
+
+
 @torch.no_grad()
-def _returned(model, chain):
+def _returned(model, chain, *more):
     """How a model returns a chain's answer, alone or before the states of its only recurrent layer → its form with
-    numbers in the place of tensors, the width of the states or 0; None where it returns something else."""
+    numbers in the place of tensors, the width of the states or 0; None where it returns something else, or another answer to
+    one of what more is given."""
     model, x = deep_copy(model).double().cpu().eval(), probe(chain.words, chain.kept, chain.inputs)
+    for other in more:
+        answer, said = chain(other), tree_leaves(model(other.transpose(0, 1) if chain.first[0] else other))[0]
+        if difference(answer.transpose(0, 1) if chain.first[1] else answer, said) > SAME:
+            return None
     leaves, tree = tree_flatten(model(x.transpose(0, 1) if chain.first[0] else x))
     said, states = chain.with_states(x)
     if difference(said.transpose(0, 1) if chain.first[1] else said, leaves[0]) > SAME:
