@@ -5,6 +5,8 @@ import math
 import torch
 from torch.autograd.function import once_differentiable
 
+from .multiply import by_onednn, slope, times
+
 HALF = torch.tensor(0.5)  # without a dimension it takes the other's dtype and device
 CEILING = 20.0  # of the clipped relu, min(max(a, 0), 20) (Deep Speech 2, 1512.02595)
 
@@ -226,7 +228,7 @@ class Recurrence(torch.autograd.Function):
             kept[0] = s
         read = inputs.new_empty(batch, weight.shape[1])
         weight = weight.bfloat16() if rounded else weight
-        transposed = weight.t()
+        transposed, fast = weight.t(), not rounded and by_onednn(inputs, batch, *weight.shape)
         slices, states, value_rows = cell.slices(values), [kept.unbind() for kept in history], values.unbind()
         product_rows = None if gates is None else products.unbind()
         for t, x in enumerate(inputs.unbind()):
@@ -236,6 +238,8 @@ class Recurrence(torch.autograd.Function):
             product = a if gates is None else product_rows[t % rows]
             if rounded:
                 torch.add(x, (h.bfloat16() @ transposed).to(x.dtype), out=product)  # added as it is: five times as long
+            elif fast:
+                torch.add(x, times(h, weight), out=product)
             else:
                 torch.addmm(x, h, transposed, out=product)
             if gates is not None:
@@ -247,7 +251,7 @@ class Recurrence(torch.autograd.Function):
                     torch.where(live[t], after, before, out=after)
         if save:
             ctx.save_for_backward(weight, recurrent, gates, live, values, products, *history)
-            ctx.cell, ctx.partial = cell, partial
+            ctx.cell, ctx.partial, ctx.fast = cell, partial, fast
         last = steps % 2 if not save else steps
         return history[0][1:], *(kept[last].clone() for kept in history[1:])
 
@@ -265,6 +269,7 @@ class Recurrence(torch.autograd.Function):
         slices, d_slices, states = ctx.cell.slices(values), ctx.cell.slices(d_a), [kept.unbind() for kept in history]
         rounded = weight.dtype != d_h.dtype
         d_factor = torch.empty_like(d_inputs, dtype=weight.dtype) if rounded else d_inputs  # as the products take it
+        back = weight.t().contiguous() if ctx.fast else None
         d_inputs_rows, d_factor_rows, d_hidden = d_inputs.unbind(), d_factor.unbind(), d_hidden.unbind()
         dead = None if live is None else ~live
         for t in reversed(range(steps)):
@@ -282,6 +287,8 @@ class Recurrence(torch.autograd.Function):
                 torch.mul(d_a[0], gates, out=d_inputs_rows[t])
             if rounded:
                 d_h.copy_(d_factor_rows[t].copy_(d_inputs_rows[t]) @ weight)
+            elif ctx.fast:
+                d_h = times(d_inputs_rows[t], back)
             else:
                 torch.mm(d_inputs_rows[t], weight, out=d_h)
             if recurrent is not None:
@@ -296,6 +303,8 @@ class Recurrence(torch.autograd.Function):
         read, d_factor = read.flatten(0, 1), d_factor.flatten(0, 1)
         if rounded:  # the smaller factor is laid out anew, half the time of the larger
             d_weight = (read.to(weight.dtype).t().contiguous() @ d_factor).to(d_inputs.dtype).t().contiguous()
+        elif ctx.fast:
+            d_weight = slope(d_factor, read)
         else:
             d_weight = d_factor.t() @ read
         return (

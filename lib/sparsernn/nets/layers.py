@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
 from .cells import GRUCell, LSTMCell, Recurrence, RNNCell
+from .multiply import linear
 from .norms import SequenceNorm
 
 MOST_LAYERS = 1000  # of a stack: more is a mistake, or a file that was made to do harm
@@ -74,17 +75,17 @@ class Linear(Carrying, nn.Linear):
 
     def forward(self, input):
         if self.carried is None:
-            return super().forward(input)
+            return linear(input, self.weight, self.bias)
         scale = self.scale("input", input.shape[-2] if input.dim() > 1 else 1)
         x = input if scale is None else input * scale
         if self.listens:
             self.carried.tell("weight", x)
-        y = F.linear(x, self.used("weight"), self.bias)
+        y = linear(x, self.used("weight"), self.bias)
         noise = self.carried.noise("weight", input.shape[-2] if input.dim() > 1 else 1) if self.local_noise else None
         if noise is None:
             return y
         variance, epsilon = noise
-        return y + epsilon * torch.sqrt(F.linear(x * x, variance) + 1e-8)
+        return y + epsilon * torch.sqrt(linear(x * x, variance) + 1e-8)
 
 
 class Embedding(Carrying, nn.Embedding):
@@ -312,7 +313,7 @@ class Recurrent(Carrying):
             a = a if bias is None else a + bias
         else:
             x = x if inward is None else x * inward
-            a = F.linear(x, weight, bias)
+            a = linear(x, weight, bias)
         if self.listens:
             self.carried.tell("weight_ih" + suffix, x, live)
         return a

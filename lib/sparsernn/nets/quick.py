@@ -34,7 +34,7 @@ class Quick:
             return False
         if values.dtype not in (torch.float32, torch.int64) or torch.is_autocast_enabled("cpu"):
             return False
-        if torch.jit.is_tracing() or torch.compiler.is_compiling() or _transformed():
+        if watched():
             return False
         weights, asked = module._parameters, torch.is_grad_enabled()
         for name, weight, address, version in self.held:
@@ -53,8 +53,10 @@ class Quick:
         return type(self.module).forward(self.module, input, hx, *rest, **more)
 
 
-def _transformed():
-    """Whether torch.func or forward-mode differentiation wants to see every operation."""
+def watched():
+    """Whether somebody wants to see torch's every operation: tracing, compiling, torch.func, forward-mode differentiation."""
+    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+        return True
     return forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
 
 
