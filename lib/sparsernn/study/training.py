@@ -107,7 +107,7 @@ class Session:
                 (loss + penalty).backward()
             costs = {"loss": loss.item(), "penalty": penalty.item() if isinstance(penalty, torch.Tensor) else penalty}
             if self.plan.clip:
-                costs["gradient's norm"] = torch.nn.utils.clip_grad_norm_(self.parameters, self.plan.clip).item()
+                costs["gradient's norm"] = clipped(self.parameters, self.plan.clip)
             if odd := [name for name, cost in costs.items() if not math.isfinite(cost)]:
                 place = f"epoch {self.epoch + 1}, step {step - first + 1}"
                 raise Diverged(self, f"the {odd[0]} is {costs[odd[0]]}", place)
@@ -176,6 +176,14 @@ class Diverged(RuntimeError):
         kept = f"epoch {session.best_epoch} is the best so far" if session.best else "no epoch before it is kept"
         self.place = place
         super().__init__(f"{what} in {place} (gradient norm {norm:.3g}); {kept}. Lower lr, or set clip")
+
+
+def clipped(parameters, most):
+    """The norm of all gradients together, which are scaled down to `most` where it is larger, and else not touched."""
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+    if norm > most:
+        torch.nn.utils.clip_grads_with_norm_(parameters, most, norm)
+    return norm.item()
 
 
 def multiplies_bfloat16(device):
