@@ -1,4 +1,4 @@
-"""Products by oneDNN: what torch computes, forward and backward, and torch's own operation wherever somebody asks for it."""
+"""Products by oneDNN, and tanh: what torch computes, and torch's own operation wherever somebody asks for it."""
 
 import pytest
 import torch
@@ -113,3 +113,14 @@ def test_no_other_processor_is_asked(monkeypatch):
         assert multiply.onednn_is_faster.__wrapped__() == faster
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"cpu_name": "AMD EPYC 7B13", "avx512_f": False})
     assert not multiply.onednn_is_faster.__wrapped__()
+
+
+@pytest.mark.parametrize("n", [cells.MANY - 1, cells.MANY])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tanh_of_many_numbers_is_within_a_rounding_of_one(n, dtype):
+    a = torch.linspace(-30, 30, n).to(dtype)
+    a[:3] = torch.tensor([float("inf"), float("-inf"), 0.0])
+    exact, given = a.double().tanh(), a.clone()
+    assert cells.tanh(a, torch.empty_like(a)).sub(exact).abs().max() <= (2e-7 if dtype == torch.float32 else 1e-15)
+    assert torch.equal(a, given) and cells.tanh(a, a) is a and a.sub(exact).abs().max() <= 2e-7, "in place too"
+    assert cells.tanh(torch.full((n,), float("nan")), a.float()).isnan().all()

@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 from .multiply import by_onednn, slope, times
 
 HALF = torch.tensor(0.5)  # without a dimension it takes the other's dtype and device
+MANY = 4096  # numbers of which four passes take less time than one slow one
 CEILING = 20.0  # of the clipped relu, min(max(a, 0), 20) (Deep Speech 2, 1512.02595)
 
 
@@ -16,6 +17,13 @@ def squash(a, activation):
     if activation == "logistic":
         return a.sigmoid_()
     return torch.add(HALF, a, alpha=0.2, out=a).clamp_(0, 1)
+
+
+def tanh(a, out):
+    """tanh a = 2 σ(2a) − 1, of float32 within 2e-7: of many numbers in a quarter of the time that torch's own takes."""
+    if a.numel() < MANY or a.dtype != torch.float32 or not a.is_cpu:
+        return torch.tanh(a, out=out)
+    return torch.mul(a, 2, out=out).sigmoid_().mul_(2).sub_(1)
 
 
 class Cell:
@@ -118,19 +126,19 @@ class LSTMCell(Cell):
         squash(slices[0], self.activation), squash(slices[4], self.activation)
 
     def propose(self, slices):
-        slices[3].tanh_()
+        tanh(slices[3], slices[3])
 
     def advance(self, slices, state, new):
         _, i, f, g, o = slices
         h, c = new
         torch.mul(f, state[1], out=c).addcmul_(i, g)
-        torch.tanh(c, out=h).mul_(o)
+        tanh(c, h).mul_(o)
 
     def backward(self, slices, state, new, grad, out):
         i_f, i, f, g, o = slices
         d_i_f, d_i, d_f, d_g, d_o = out
         d_h, d_c = grad
-        tanh_c = new[1].tanh()
+        tanh_c = tanh(new[1], torch.empty_like(new[1]))
         torch.mul(d_h, tanh_c, out=d_o)
         d_c.add_(torch.ops.aten.tanh_backward(d_h * o, tanh_c))
         torch.mul(d_c, g, out=d_i), torch.mul(d_c, state[1], out=d_f), torch.mul(d_c, i, out=d_g)
@@ -153,7 +161,7 @@ class GRUCell(Cell):
 
     def propose(self, slices):
         _, r, _, n, n_h = slices
-        n.addcmul_(r, n_h).tanh_()
+        tanh(n.addcmul_(r, n_h), n)
 
     def advance(self, slices, state, new):
         _, _, z, n, _ = slices
@@ -186,7 +194,7 @@ class RNNCell(Cell):
 
     def propose(self, slices):
         if self.activation == "tanh":
-            slices[0].tanh_()
+            tanh(slices[0], slices[0])
         else:
             slices[0].clamp_(0, self.bounds[1])
 
