@@ -307,10 +307,15 @@ class Recurrent(Carrying):
     def _product(self, x, weight, suffix, inward, bias, live):
         """The product with the input, under its scale, plus a bias or None."""
         if x.dtype == torch.int64:
-            a = F.embedding(x, weight.t())
+            columns, later = weight.t(), bias
+            if x.numel() >= len(columns):  # each is read once or more, in the mean: what is done to it is done before
+                if bias is not None and inward is None:
+                    columns, later = columns + bias, None
+                columns = columns.contiguous()
+            a = F.embedding(x, columns)
             if inward is not None:
                 a = a * word_scale(x, inward)
-            a = a if bias is None else a + bias
+            a = a if later is None else a + later
         else:
             x = x if inward is None else x * inward
             a = linear(x, weight, bias)
