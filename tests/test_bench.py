@@ -438,7 +438,21 @@ def test_a_floor_is_the_larger_of_bytes_and_flops():
 
 def test_training_steps_and_layer_steps_are_timed_beside_dense_with_their_errors(monkeypatch):
     tiny.register()
-    rows = list(training_steps.train_steps(0.01, steps=(("tiny-topic", "quick"),)))
+    monkeypatch.setitem(training_steps.PROFILES, "tiny-topic", "quick")
+    taken, timed = [], training_steps.interleaved
+
+    def watched(calls, **more):
+        for name, call in calls.items():
+            penalties = [penalty for _, penalty in call()]
+            taken.append((name, len(penalties), any(penalties)))
+        return timed(calls, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(training_steps, "interleaved", watched)
+        rows = list(training_steps.train_steps(0.01, ["tiny-topic"]))
+    assert taken == [(name, training_steps.AT_ONCE, name != "dense") for name in training_steps.METHODS], (
+        "each method is timed in its own training, as often as a held KL is computed"
+    )
     assert [row["method"] for row in rows] == list(training_steps.METHODS)
     monkeypatch.setattr(training_steps, "SHAPES", ((3, 2, 4, 5),))
     rows += training_steps.layer_steps(0.01)

@@ -1,15 +1,14 @@
 """What a method costs per training step against dense, interleaved, on one thread: python -m sparsernn.bench.training
 
 Two kinds of rows go to results/timings-cpu.csv: whole training steps of the study's models (engine `train-step`, opponent
-`dense-fp32`), and the bare layer forward and backward against torch.nn.LSTM (engine `layer-step`, method `shape-only`, with
-and without scales). `error` is that of the forward pass without noise against float64. Run it on an otherwise idle machine.
+`dense-fp32`), in the mean of as many as a held gradient of the KL lasts at the longest, and the bare layer forward and
+backward against torch.nn.LSTM (engine `layer-step`, method `shape-only`, with and without scales). `error` is that of the
+forward pass without noise against float64. Run it on an otherwise idle machine.
 """
 
 import argparse
 import copy
-import itertools
 import sys
-from functools import partial
 
 import torch
 
@@ -21,7 +20,9 @@ from ..study.config import RunConfig
 from ..study.training import Session
 
 METHODS = ("dense", "sparse-vd-w", "sparse-vd-wgn")
-STEPS = (("pydocs-topic", "quick"), ("pydocs-char", "quick"))  # what needs no corpus
+PROFILES = {"pydocs-topic": "quick", "pydocs-char": "quick", "imdb": "short", "ptb-word": "short", "ptb-char": "short"}
+NO_CORPUS = ("pydocs-topic", "pydocs-char")
+AT_ONCE = 4  # steps of a sample, a multiple of every `kl_every` of these profiles: the KL costs in one of so many
 SHAPES = ((100, 64, 64, 64), (100, 64, 128, 128), (200, 128, 300, 128), (35, 32, 256, 256))  # T, B, I, H
 
 
@@ -44,18 +45,30 @@ def forward_error(session):
     )
 
 
-def train_steps(seconds, steps=STEPS):
+def some_steps(session):
+    """A function that takes the next `AT_ONCE` steps of the session's last epoch, begun anew at its end: there every penalty
+    is charged in full."""
+    session.epoch = session.plan.epochs - 1
+
+    def endless():
+        while True:
+            yield from session.steps()
+
+    stream = endless()
+    return lambda: [next(stream) for _ in range(AT_ONCE)]
+
+
+def train_steps(seconds, names=NO_CORPUS):
     """Rows of whole training steps, a method beside dense."""
-    for task, profile in steps:
-        data = tasks.load(task, profile)
-        sessions = {m: Session(RunConfig(task, method=m, profile=profile), data) for m in METHODS}
+    for task in names:
+        data = tasks.load(task, PROFILES[task])
+        sessions = {m: Session(RunConfig(task, method=m, profile=PROFILES[task]), data) for m in METHODS}
         errors = {name: forward_error(session) for name, session in sessions.items()}
-        streams = {name: (loss for _ in itertools.count() for loss in s.steps()) for name, s in sessions.items()}
-        samples = interleaved({name: partial(next, stream) for name, stream in streams.items()}, seconds=seconds)
+        samples = interleaved({name: some_steps(s) for name, s in sessions.items()}, seconds=seconds)
         plan, layers = sessions["dense"].plan, sessions["dense"].model.recurrent
         common = {"task": task, "engine": "train-step", "batch": plan.batch_size, "steps": plan.steps or None}
         common |= {"density": 1.0, "input": layers.input_size, "hidden": layers.hidden_size, "pattern": "dense"}
-        for name, row in timing_rows(samples, "dense", errors):
+        for name, row in timing_rows({name: ms / AT_ONCE for name, ms in samples.items()}, "dense", errors):
             config = sessions[name].config
             yield common | row | {"model": config.model, "method": name, "variant": config.variant}
 
@@ -87,10 +100,13 @@ def layer_steps(seconds):
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m sparsernn.bench.training", description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=6.0, help="spent timing one model or shape")
+    parser.add_argument(
+        "--tasks", nargs="+", default=NO_CORPUS, choices=PROFILES, help="whose training steps are timed"
+    )
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
     where = records.where_and_with() | {"threads": 1, "dtype": "float32"}
-    rows = [where | row for kind in (train_steps, layer_steps) for row in kind(given.seconds)]
+    rows = [where | row for row in (*train_steps(given.seconds, given.tasks), *layer_steps(given.seconds))]
     records.upsert_timings(rows, project_root() / "results" / "timings-cpu.csv")
     for row in rows:
         name = f"{row['engine']:18} {row.get('task', ''):13} {row['method']:14} H {row['hidden']:4}"

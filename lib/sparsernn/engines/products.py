@@ -1,10 +1,11 @@
-"""One product y [M, N] = W [M, K] x [K, N] through torch: dense (cuBLAS, MKL), CSR (cuSPARSE, MKL), 2:4 (CUTLASS)."""
+"""One product y [M, N] = W [M, K] x [K, N] through torch: dense (cuBLAS, MKL, oneDNN), CSR (cuSPARSE, MKL), 2:4 (CUTLASS)."""
 
 import warnings
 
 import torch
 from torch import nn
 
+from ..nets.multiply import times
 from .base import Unsupported
 from .timing import tf32
 
@@ -50,6 +51,21 @@ class DenseBF16(Product):
 
 class DenseFP16(Product):
     devices, dtype = ("cuda",), torch.float16
+
+
+class DenseOneDNN(Product):
+    """By the other library that torch is built with on a CPU (`nets.multiply`): on some processors the faster one."""
+
+    devices = ("cpu",)
+
+    def prepare(self, weight):
+        if not torch.backends.mkldnn.is_available():
+            raise Unsupported("torch was built without oneDNN")
+        return weight
+
+    @torch.no_grad()
+    def __call__(self, x):
+        return times(x.t(), self.weight).t() if x.shape[1] == 1 else times(self.weight, x.t())
 
 
 class DenseInt8(Product):

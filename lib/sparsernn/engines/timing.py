@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from ..files import nearest
+from ..nets.multiply import linear
 
 MEGABYTE = 1 << 20
 CLOCKS = 2e9  # of a GPU in a second, or a little fewer
@@ -148,7 +149,7 @@ class Roof:
             for side in (8192,) if on_gpu else (64, 256, 1024):
                 a = torch.ones(side, side, device=device, dtype=dtype)
                 with tf32(rate == "tf32"):
-                    seconds = _best(lambda a=a: a @ a, device)
+                    seconds = _best(lambda a=a: linear(a, a), device)
                 flops[rate] = max(flops[rate], found := 2 * side**3 / seconds)
                 if found < flops[rate] / 2:  # no units for this rate: larger products only take longer
                     break

@@ -30,6 +30,7 @@ ENGINE_STYLE = {
     "dense-tf32": (BLACK, "v", "--"),
     "dense-bf16": (GREY, "^", "--"),
     "dense-fp16": (GREY, "v", ":"),
+    "dense-onednn": (BLACK, "s", ":"),
     "dense-int8": (GREY, "s", "-."),
     "compact-torch": (BLUE, "o", "-"),
     "compact-loop": (BLUE, "x", ":"),
