@@ -191,13 +191,13 @@ def _with_cells(presets, fastest=math.inf):
     return presets | {f"gru-{net.shape['hidden']}": gru, f"rnn-{net.shape['hidden']}": rnn}
 
 
-def _with_sizes(presets, *sizes):
+def _with_sizes(presets, *sizes, called="lstm"):
     """The presets, and the first one's net in other sizes, `lstm-…` by their neurons, which count against it: small ones to
     be trained instead of making it small, a larger one to be made as small."""
     name, net = next(iter(presets.items()))
     widths = [width for width in ("embedding", "hidden") if width in net.shape]
     return presets | {
-        f"lstm-{n}": replace(net, shape=net.shape | dict.fromkeys(widths, n), equivalent=name) for n in sizes
+        f"{called}-{n}": replace(net, shape=net.shape | dict.fromkeys(widths, n), equivalent=name) for n in sizes
     }
 
 
@@ -253,7 +253,14 @@ PRESETS = {
     "pydocs-topic": _with_sizes(_with_cells(TOPICS, CALM), 2, 4, 8, 16),
     "pydocs-char": {
         **_with_sizes(_with_cells(CHARACTERS), 32, 48, 56, 64, 80, 256),
-        **_language_model(512, {"paper": PAPER_PTB_CHAR, "short": SHORT_PYDOCS_CHAR}),
+        **_with_sizes(
+            _language_model(512, {"paper": PAPER_PTB_CHAR, "short": SHORT_PYDOCS_CHAR}),
+            80,
+            128,
+            256,
+            350,
+            called="bayes",
+        ),
     },
     "imdb": REVIEWS,
     "imdb-authors": dict(REVIEWS),
