@@ -187,3 +187,24 @@ def test_every_figure_says_which_tracked_tables_it_was_drawn_from():
         for source in said["Source"].split(", "):
             assert list(ROOT.glob(source)) if "*" in source else (ROOT / source).is_file(), f"{figure}: {source}"
         assert f"[{figure.stem}]({figure.name})" in text
+
+
+def test_shapes_of_blocks_stand_beside_dense_nets_of_as_many_weights_with_what_a_step_takes():
+    def row(method, test, compression, variant="", model="lstm-64", us=float("nan")):
+        return {"model": model, "method": method, "variant": variant, "test": test, "compression": compression} | {
+            "metric": "bits_per_char",
+            "step_us": us,
+        }
+
+    rows = [
+        row("dense", 1.9, 1.0, us=90.0),
+        row("dense", 2.1, 9.8, model="lstm-16"),
+        row("back-off", 2.0, float("nan")),
+    ]
+    rows += [row("blocks", 2.2, 10.4, "block=8x4", us=3.256), row("blocks", 2.4, 19.0, "block=8x4,density=0.05")]
+    rows += [row("gradual", 2.15, 10.0, "density=0.1,schedule=cubic"), row("l0", 2.3, 10.0)]
+    setting = sections.Setting("chars", "chars", "chars", "short", None, pd.DataFrame(rows))
+    whole, tenth, twentieth = documents.blocks_of(setting).to_dict("records")
+    assert whole == {"left": "100%", "scattered": "–", "8×4": "–", "dense": "1.900 · 90 µs"}
+    assert tenth == {"left": "10%", "scattered": "2.150", "8×4": "2.200 · 3.26 µs", "dense": "2.100"}
+    assert twentieth == {"left": "5%", "scattered": "–", "8×4": "2.400", "dense": "–"}

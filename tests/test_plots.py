@@ -366,7 +366,11 @@ def test_shapes_of_blocks_are_lines_over_the_density_with_dense_beside_them():
     text = words_of(figure)
     assert "8×4 2.6 at 12%" in text and "32×32 3.2 at 12%" in text and "gradual 2.4 at 10%" in text and "dense" in text
     lines = {line.get_label(): line.get_xdata() for line in figure.axes[0].lines}
-    assert list(lines["8×4"]) == [0.125, 0.5]
+    assert list(lines["8×4"]) == [0.125, 0.5] and "dense, smaller" not in lines
+    rows += [record("dense", 2.7, 5.0, "bits_per_char") | {"model": f"small-{n}"} for n in (1, 2)]
+    figure = plots.pattern_curves(pd.DataFrame(rows).assign(shape=[*shapes, "dense", "dense"]))
+    lines = {line.get_label(): line.get_xdata() for line in figure.axes[0].lines}
+    assert list(lines["dense, smaller"]) == [0.2, 0.2], "a point a net, though no variant tells them apart"
 
 
 # ---- nothing to draw

@@ -72,3 +72,20 @@ def test_without_timings_the_tables_are_empty():
     rows = timed.in_blocks({("16x4", 0.1): (1.0, 0.5)})
     for table in speeds.TABLES.values():
         assert table(rows[:0]).empty
+
+
+def test_a_training_step_is_milliseconds_of_the_dense_net_and_times_of_the_others():
+    same = {"task": "words", "model": "lstm-8", "batch": 32, "steps": 35, "device": "cpu:EPYC"}
+    rows = [same | {"method": "dense", "median_ms": 100.0, "speedup": 1.0}]
+    rows += [same | {"method": "sparse-vd-w", "median_ms": 125.0, "speedup": 0.8}]
+    rows += [same | {"task": "reviews", "steps": None, "method": "dense", "median_ms": 50.0, "speedup": 1.0}]
+    rows += [one | {"device": "cpu:Xeon", "median_ms": 1.0} for one in rows[:1]]
+    reviews, words = speeds.training(pd.DataFrame(rows)).to_dict("records")
+    assert words == {
+        "task, model": "words, lstm-8",
+        "batch": "32",
+        "steps": "35",
+        "dense, ms": "100",
+        "sparse-vd-w over dense": "1.25×",
+    }
+    assert (reviews["steps"], reviews["sparse-vd-w over dense"]) == ("–", "–")

@@ -3,7 +3,7 @@ from what is tracked.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is `decisions` or `costs`, for the two of the report's
 first section, one of `speeds.TABLES`, or a profile and what the figures of a setting are called: `short ag-news`,
-`short pydocs-char-bayes-512`.
+`short pydocs-char-bayes-512`; with `blocks` behind it, what shapes of block cost there.
 """
 
 import json
@@ -17,8 +17,9 @@ import pandas as pd
 from PIL import Image
 
 from .. import records
+from ..bench import BLOCKS
 from ..files import nearest, replacing
-from . import publish, sections, speeds, written
+from . import publish, sections, speeds, timings, written
 from .plots.style import telling
 
 ANSWERS = "decisions", "costs"  # what the tables of the first section are called, in their order
@@ -74,10 +75,14 @@ def filled(text, tracked):
             table = both[ANSWERS.index(name)]
         elif name in tables:
             table = rows_of(tables[name], tracked.results)
+        elif (setting := tables.get(name.removesuffix(" blocks"))) is not None:
+            table = blocks_of(setting)
         elif name in speeds.TABLES:
             table = speeds.TABLES[name](tracked.timed)
+        elif name == speeds.TRAINING:
+            table = speeds.training(timings.training_rows(tracked.results))
         else:
-            raise ValueError(nearest("table", name, [*ANSWERS, *tables, *speeds.TABLES]))
+            raise ValueError(nearest("table", name, [*ANSWERS, *tables, *speeds.TABLES, speeds.TRAINING]))
         return f"{found[1]}\n{written.markdown(table)}\n\n{found[3]}"
 
     return MARKED.sub(fill, text)
@@ -93,6 +98,28 @@ def rows_of(setting, results):
     lines = [_line(row, theirs, variants[row["method"]][row["variant"] or ""]) for row in order.to_dict("records")]
     table = pd.DataFrame(lines).fillna(written.DASH)
     return table[[name for name in table if (table[name] != written.DASH).any()]]
+
+
+LEFT = (1.0, 0.5, 0.3, 0.1, 0.05)  # shares of weights by which blocks are told apart
+
+
+def blocks_of(setting):
+    """What each shape of block costs: the test's figure and, where it was timed, microseconds a step of the whole net at batch 1,
+    a row a share of weights left, a column a shape; in the last dense nets of about as many weights, trained alike."""
+    columns = {
+        "gradual": "scattered",
+        **{name: name for name in (b.replace("x", "×") for b in BLOCKS[1:])},
+        "dense": "dense",
+    }
+    lines = {}
+    for row in setting.table[setting.table["compression"].notna()].to_dict("records"):
+        if (shape := publish.shape_of(row)) in columns:
+            left = min(LEFT, key=lambda share: abs(math.log(share * row["compression"])))
+            took = f" · {row['step_us']:.3g} µs" if row["step_us"] == row["step_us"] else ""
+            lines.setdefault(left, {})[columns[shape]] = written.quality(row["test"], setting.metric) + took
+    found = [{"left": f"{left:.0%}"} | lines[left] for left in LEFT if left in lines]
+    table = pd.DataFrame(found, columns=["left", *columns.values()])
+    return table.dropna(axis=1, how="all").fillna(written.DASH)
 
 
 def _line(row, theirs, variant):

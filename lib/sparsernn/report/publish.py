@@ -256,7 +256,9 @@ def draw(profile, results, figures, study=None):
         for model, same in finished.groupby("model"):
             same = same.assign(shape=[shape_of(row) for row in same.to_dict("records")])
             if same.loc[same["shape"].str.contains("×"), "shape"].nunique() >= 2:
-                keep(plots.pattern_curves(same[same["shape"] != ""]), f"{task}-{model}-blocks", same, table)
+                smaller = finished[(finished["method"] == "dense") & (finished["compression"] > 1)]
+                drawn = pd.concat([same[same["shape"] != ""], smaller.assign(shape="dense")])
+                keep(plots.pattern_curves(drawn), f"{task}-{model}-blocks", drawn, table)
         curves = _curves(profile, task, shown, results)
         if curves.empty:  # what is finished was counted, not trained
             continue

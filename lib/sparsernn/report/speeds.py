@@ -70,4 +70,17 @@ def _both(row, one, other):
     return f"{row[one]:.3g} / {row[other]:.3g}"
 
 
+def training(rows):
+    """Milliseconds of a training step of the dense net, and how many times as long others take, a row a task and model."""
+    rows, found = timings.most_timed(rows), []
+    for (task, model), part in rows.groupby(["task", "model"]):
+        of = part.set_index("method")
+        row = {"task, model": f"{task}, {model}", "batch": written.count(of["batch"].iloc[0])}
+        row |= {"steps": written.count(of["steps"].iloc[0]), "dense, ms": f"{of.loc['dense', 'median_ms']:.3g}"}
+        others = of[of.index != "dense"]
+        found.append(row | {f"{name} over dense": f"{1 / times:.2f}×" for name, times in others["speedup"].items()})
+    return pd.DataFrame(found).fillna(written.DASH)
+
+
+TRAINING = "speed of training"
 TABLES = {"speed of nets": nets, "speed of blocks": blocks, "speed as shipped": shipped}

@@ -128,6 +128,12 @@ def timing_rows(results, kind):
     return table[ours & table["device"].str.startswith(kind)].reset_index(drop=True)
 
 
+def training_rows(results):
+    """The tracked rows of training steps (`bench.training`)."""
+    table = records.read_timings(Path(results) / "timings-cpu.csv")
+    return table[table["engine"] == "train-step"].reset_index(drop=True)
+
+
 def through_engines(results=None):
     """The tracked rows of what tests say through each engine (`bench.quality`)."""
     return records.read_engines(Path(results or project_root() / "results") / "engines.csv")

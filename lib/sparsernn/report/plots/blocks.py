@@ -7,10 +7,11 @@ MARKERS = "osD^vP*X"
 
 @styled
 def pattern_curves(rows, quality="test"):
-    """Quality against the share of weights kept, a line a shape of block (scattered zeros: a line a method), dense beside it.
+    """Quality against the share of weights kept, a line a shape of block (scattered zeros: a line a method), dense beside it,
+    and dense nets of fewer weights as one more line.
 
-    rows: records of one model (method, variant, test, compression, metric) and the shape of what each keeps; of several
-    seeds their mean, and a dot each.
+    rows: records of one model and its smaller nets (model, method, variant, test, compression, metric) and the shape of what
+    each keeps; of several seeds their mean, and a dot each.
     """
     figure, ax = subplots(6.4, 4.0)
     words, better = metric_of(rows)
@@ -18,7 +19,7 @@ def pattern_curves(rows, quality="test"):
     dense, shown = rows[rows["density"] == 1], rows[rows["density"] != 1]
     finding = []
     for number, (shape, part) in enumerate(shown.groupby("shape", sort=False)):
-        mean = part.groupby("variant")[["density", quality]].mean().sort_values("density")
+        mean = part.groupby(["model", "variant"])[["density", quality]].mean().sort_values("density")
         colour = METHOD_STYLE[shape][0] if shape in METHOD_STYLE else f"C{number}"
         ax.plot(
             mean["density"],
@@ -27,7 +28,7 @@ def pattern_curves(rows, quality="test"):
             color=colour,
             lw=1.3,
             ms=5,
-            label=shape,
+            label="dense, smaller" if shape == "dense" else shape,
         )
         ax.plot(part["density"], part[quality], ".", color=colour, ms=3, alpha=0.5)
         sparsest = mean.iloc[0]
