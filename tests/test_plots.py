@@ -290,6 +290,16 @@ def test_what_was_chosen_is_in_view_however_far_from_the_best():
     assert set(chosen) == {0.3, 0.84} and low < 0.3 and high > 0.84
 
 
+def test_errors_spread_over_decades_are_told_apart_and_the_axis_ends_with_what_is_in_view():
+    table = path_rows().assign(metric="label_error_rate", valid=lambda t: 1 - t["valid"])
+    axes = plots.fronts(table).axes[0]
+    assert axes.get_yscale() == "linear"
+    table.loc[table.index[0], ["valid", "chosen", "compression"]] = [0.004, True, 20.0]
+    table.loc[table.index[1], ["valid", "chosen", "compression"]] = [0.9, False, 1e6]
+    axes = plots.fronts(table).axes[0]
+    assert axes.get_yscale() == "log" and axes.get_ylim()[0] < 0.004 and axes.get_xlim()[1] < 1e6
+
+
 def test_beside_published_compares_the_last_epoch_both_have():
     curves = metric_rows(valid=0.81)
     drawn = words_of(plots.beside_published(curves, published_rows()))

@@ -117,6 +117,23 @@ def _limits(values):
     return values.min() - rim, values.max() + rim
 
 
+SPREAD = 20  # times the least: from there on what lies near it is told apart by its logarithm alone
+
+
+RIM = 1.25  # of a logarithmic axis
+
+
+def _look_at(ax, values, *tables):
+    """Limits of quality for the values that are to be in view, on a logarithmic axis where they are spread wide, and of weights
+    for the points of all tables that lie between them."""
+    least = values[values > 0].min()
+    wide = values.min() >= 0 and values.max() > SPREAD * least
+    low, high = (least / RIM, values.max() * RIM) if wide else _limits(values)
+    ax.set(ylim=(low, high), yscale="log" if wide else "linear")
+    seen = pd.concat([table.loc[table["valid"].between(low, high), "compression"] for table in tables])
+    ax.set_xlim(seen.min() / RIM, seen.max() * RIM)
+
+
 def front_finding(means, quality, words, better):
     """The sentence over a front: the sparsest network near the best one, and what an opponent makes of it."""
     nets = means[~means["method"].isin(OPPONENTS) & means["compression"].notna()]
@@ -172,8 +189,9 @@ def fronts(points, published=None):
             ax.plot(
                 *part.iloc[-1][["compression", "valid"]], look(method)[1], color=colour, mfc="white", ms=6
             )  # their end
-    limits = _limits(points[_in_view(points["valid"], points["chosen"].astype(bool), better)]["valid"])
-    ax.set(xscale="log", ylim=limits, xlabel="compression: weights of the dense net ÷ weights kept")
+    ax.set(xscale="log", xlabel="compression: weights of the dense net ÷ weights kept")
+    wanted = _in_view(points["valid"], points["chosen"].astype(bool), better)
+    _look_at(ax, points.loc[wanted, "valid"], points, *([] if published is None else [published]))
     ax.set_ylabel(f"validation {words} ({better} is better)")
     log_counts(ax.xaxis)
     ax.grid(color="0.92", lw=0.6)
