@@ -1029,3 +1029,30 @@ def test_the_penalty_s_gradient_is_held_for_kl_every_steps_of_an_epoch():
     assert all(torch.equal(a, b) for a, b in zip(fresh, gradients(STEPS_PER_EPOCH - 1 - 2), strict=True))  # 7
     held = gradients(STEPS_PER_EPOCH)  # an epoch begins, where a run may have been resumed: counted anew
     assert not any(torch.equal(a, b) for a, b in zip(fresh, held, strict=True))
+
+
+def test_whatever_is_done_to_a_gradient_the_one_that_is_held_stays():
+    _, study = prepared("classifier", "w", kl_every=4)
+    leaves = [p for pair in every_pair(study) for p in pair]
+
+    def gradients():
+        for leaf in leaves:
+            leaf.grad = None
+        study.method.penalty(1).backward()
+        return [leaf.grad for leaf in leaves]
+
+    first = gradients()
+    kept = [gradient.clone() for gradient in first]
+    for gradient in first:
+        gradient.mul_(0.1)  # as a clip does
+    assert all(torch.equal(a, b) for a, b in zip(gradients(), kept, strict=True))
+    (3 * study.method.penalty(1)).backward()
+    assert all(torch.allclose(leaf.grad, 4 * b) for leaf, b in zip(leaves, kept, strict=True)), "added up"
+
+
+def test_a_held_gradient_is_charged_at_the_weight_of_its_step():
+    _, study = prepared("classifier", "w", kl_every=4, kl_full=2.0)
+    leaves = [p for pair in every_pair(study) for p in pair]
+    fresh, third = (torch.autograd.grad(study.method.penalty(step), leaves) for step in (4, 6))
+    assert all(torch.allclose(6 / 4 * a, b) for a, b in zip(fresh, third, strict=True))
+    assert study.method.penalty(6).item() == pytest.approx(6 / 4 * study.method.penalty(4).item())

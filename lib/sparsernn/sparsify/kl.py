@@ -61,8 +61,8 @@ SLICE = (
 
 
 @torch.no_grad()
-def kl_and_gradients(theta, log_sigma, fit="molchanov"):
-    """`kl` with its gradients (value, d θ, d log σ), in one pass over slices that stay in the cache."""
+def kl_and_gradients(theta, log_sigma, fit="molchanov", factor=1.0):
+    """`kl` times a factor with its gradients (value, d θ, d log σ), in one pass over slices that stay in the cache."""
     theta, log_sigma = theta.contiguous(), log_sigma.contiguous()
     d_theta, d_log_sigma = torch.empty_like(theta), torch.empty_like(log_sigma)
     total = theta.new_zeros((), dtype=torch.float64)
@@ -74,8 +74,10 @@ def kl_and_gradients(theta, log_sigma, fit="molchanov"):
         torch.mul(t, t, out=square).add_(1e-16)
         torch.log(square, out=x).sub_(ls, alpha=2)  # −log α
         total += _exact(x, s, d_t, d_ls) if fit == "exact" else _fitted(x, s, d_t, d_ls, *FITS[fit])
+        if factor != 1:
+            d_ls.mul_(factor)
         torch.div(t, square, out=d_t).mul_(d_ls).neg_()  # dKL/dθ = −θ/θ² dKL/dlog σ
-    return total.to(theta.dtype), d_theta, d_log_sigma
+    return factor * total.to(theta.dtype), d_theta, d_log_sigma
 
 
 def _fitted(x, s, spare, d_log_sigma, k1, k2, k3, flat):
@@ -106,8 +108,8 @@ def _exact(x, t, r, d_log_sigma):
     return total + r.sum()
 
 
-class _KL(torch.autograd.Function):
-    """A value whose gradients are known."""
+class Known(torch.autograd.Function):
+    """A value whose gradients are known; they are handed on as they are where they count once, which is where they are large."""
 
     @staticmethod
     def forward(ctx, theta, log_sigma, value, d_theta, d_log_sigma):
@@ -117,13 +119,15 @@ class _KL(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         d_theta, d_log_sigma = ctx.saved_tensors
-        return grad * d_theta, grad * d_log_sigma, None, None, None
+        if not grad.is_cpu or grad != 1:  # a GPU would have to be waited for
+            d_theta, d_log_sigma = grad * d_theta, grad * d_log_sigma
+        return d_theta, d_log_sigma, None, None, None
 
 
 def kl(theta, log_sigma, fit="molchanov"):
     """Σ KL(N(θ, σ²) ‖ log-uniform), nats, "exact" or by one of FITS; → 0 as α → ∞ (by the code's fit to −10⁻⁶, and flat
     there)."""
-    return _KL.apply(theta, log_sigma, *kl_and_gradients(theta, log_sigma, fit))
+    return Known.apply(theta, log_sigma, *kl_and_gradients(theta, log_sigma, fit))
 
 
 class _Noisy(torch.autograd.Function):

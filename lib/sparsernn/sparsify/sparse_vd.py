@@ -12,7 +12,7 @@ from torch import nn
 
 from .base import LOG_ALPHA, Method, Thresholded
 from .carried import Transient
-from .kl import _KL, CHOICES, kl_and_gradients, log_alpha, noisy
+from .kl import CHOICES, Known, kl_and_gradients, log_alpha, noisy
 from .options import option
 from .pressure import Pressed
 from .pruned import kept_axes, lines_left, narrowed, put_back, take_lines
@@ -161,16 +161,19 @@ class SparseVD(Pressed):
         total = 0.0
         for item in self.uncertain():
             neuron = item.name in self.groups and item.kind != "vocabulary"
-            if not item.learns:
+            weight = factors[neuron] / self.n_examples
+            if not item.learns or not weight:
                 continue
             if fresh or item.name not in self.held:
-                self.held[item.name] = self.cost(item)
-            total = total + factors[neuron] * _KL.apply(item.theta, item.log_sigma, *self.held[item.name])
-        return total / self.n_examples
+                self.held[item.name] = weight, self.cost(item, weight)
+            then, cost = self.held[item.name]
+            charged = Known.apply(item.theta, item.log_sigma, *cost)
+            total = total + (charged if then == weight else weight / then * charged)
+        return total
 
-    def cost(self, item):
-        """KL of an item with its gradients; what is spared feels none."""
-        value, *gradients = kl_and_gradients(item.theta, item.log_sigma, self.options.kl_fit)
+    def cost(self, item, weight):
+        """KL of an item times a weight, with its gradients; what is spared feels none."""
+        value, *gradients = kl_and_gradients(item.theta, item.log_sigma, self.options.kl_fit, weight)
         if item.spared is not None:
             for gradient in gradients:
                 gradient[item.spared] = 0
