@@ -471,17 +471,24 @@ def _products(evidence):
     return _grade(best.min() >= 2, best.max() >= 2), text
 
 
+MOST_LISTED = 4  # configurations; of more those at both ends are named
+
+
 def _blocks(evidence):
-    rows = evidence.rows[(evidence.rows["method"] == "blocks") & evidence.rows["test"].notna()]
-    found = []
-    for row in rows.to_dict("records"):
-        dense = evidence.row(row["task"], "dense", row["model"], profile=row["profile"])
-        if dense is not None and row["metric"] == "bits_per_char" and row["compression"] >= 5:
-            found.append((row, row["test"] / dense["test"] - 1))
+    rows = evidence.rows[(evidence.rows["method"] == "blocks") & (evidence.rows["metric"] == "bits_per_char")]
+    rows, found = rows[rows["test"].notna()], []
+    for place, part in rows.groupby(["task", "model", "profile", rows["variant"].fillna("")], sort=False):
+        dense, fewer = evidence.row(place[0], "dense", place[1], profile=place[2]), part["compression"].mean()
+        if dense is not None and fewer >= 5:
+            named = f"{place[3]}: " if place[3] else ""
+            found.append((part["test"].mean() / dense["test"] - 1, named, f"bits at {fewer:.3g}×"))
     if not found:
         return _not_run("any language model", "blocks at a fifth or less", "dense")
-    text = "; ".join(f"{row['variant']}: {loss:+.1%} bits at {row['compression']:.3g}×" for row, loss in found)
-    return _where(_grade(*(loss <= 0.05 for _, loss in found)), [row["task"] for row, _ in found]), text
+    found.sort()
+    shown = found if len(found) <= MOST_LISTED else [found[0], found[-1]]
+    said = [f"{named}{loss:+.1%} {there}" for loss, named, there in shown]
+    text = "; ".join(said) if shown is found else f"{len(found)} configurations, from {' to '.join(said)}"
+    return _where(_grade(*(loss <= 0.05 for loss, *_ in found)), rows["task"]), text
 
 
 def _only(why):
