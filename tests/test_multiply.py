@@ -49,6 +49,17 @@ def test_a_product_and_its_gradients_are_those_of_float64(asked, shape, biased):
     assert len(asked) == 3, "a product for each of two gradients"
 
 
+def test_a_gradient_has_a_gradient(asked):
+    torch.manual_seed(0)
+    given = [torch.randn(shape, requires_grad=True) for shape in ((40, 24), (32, 24), (32,))]
+    double = [t.detach().double().requires_grad_() for t in given]
+    found = []
+    for linear, (x, weight, bias) in ((multiply.linear, given), (F.linear, double)):
+        (slope,) = torch.autograd.grad(linear(x, weight, bias).tanh().sum(), x, create_graph=True)
+        found.append(torch.autograd.grad(slope.square().sum(), [x, weight, bias]))
+    assert asked and all((a - b).abs().max() < 1e-4 * (1 + b.abs().max()) for a, b in zip(*found, strict=True))
+
+
 def test_only_the_gradients_that_are_wanted_are_computed(asked):
     x, weight = torch.randn(40, 24), torch.randn(32, 24, requires_grad=True)
     multiply.linear(x, weight).sum().backward()

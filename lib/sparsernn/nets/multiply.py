@@ -8,7 +8,6 @@ takes some 10 µs to begin, so that small products stay with MKL, as does everyt
 from functools import cache
 
 import torch
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from .quick import watched
@@ -38,7 +37,7 @@ def times(x, weight, bias=None):
 
 
 class _Linear(torch.autograd.Function):
-    """F.linear by oneDNN, forward and backward."""
+    """F.linear by oneDNN, forward and backward, and backward through that."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
@@ -46,13 +45,12 @@ class _Linear(torch.autograd.Function):
         return times(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
         d_x = d_weight = d_bias = None
         rows = grad.flatten(0, -2)
         if ctx.needs_input_grad[0]:
-            d_x = times(rows, weight.t()).unflatten(0, x.shape[:-1])
+            d_x = linear(rows, weight.t()).unflatten(0, x.shape[:-1])
         if ctx.needs_input_grad[1]:
             d_weight = slope(rows, x.flatten(0, -2))
         if ctx.needs_input_grad[2]:
@@ -64,13 +62,12 @@ def slope(grad, x):
     """Gradient of a matrix that was multiplied with x [n, k], of that of the product [n, m] → [m, k]. What oneDNN lays out
     anew is its first factor: the narrower of the two."""
     if grad.shape[1] < x.shape[1]:
-        return times(grad.t(), x.t())
-    return times(x.t(), grad.t()).t().contiguous()
+        return linear(grad.t(), x.t())
+    return linear(x.t(), grad.t()).t().contiguous()
 
 
 def linear(x, weight, bias=None):
-    """F.linear, its gradients of the first order alone where oneDNN answers; under autocast and whatever else wants to see
-    torch's own operation it is that."""
+    """F.linear; under autocast, and for whatever else wants to see torch's own operation, it is that."""
     if (
         x.dim() > 1 and type(x) is torch.Tensor and weight.dtype == x.dtype
         and by_onednn(x, x.numel() // max(1, x.shape[-1]), *weight.shape[::-1])
