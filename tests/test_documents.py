@@ -203,6 +203,12 @@ def test_shapes_of_blocks_stand_beside_dense_nets_of_as_many_weights_with_what_a
     ]
     rows += [row("blocks", 2.2, 10.4, "block=8x4", us=3.256), row("blocks", 2.4, 19.0, "block=8x4,density=0.05")]
     rows += [row("gradual", 2.15, 10.0, "density=0.1,schedule=cubic"), row("l0", 2.3, 10.0)]
+    rows += [
+        row("gradual", 9.9, 12.0),
+        row("gradual", 9.8, 51.0, "density=0.02"),
+        row("dense", 1.5, 0.33, model="lstm-256"),
+    ]
+    rows += [row("gradual", 9.7, 3.3, "density=0.1", "lstm-256")]
     setting = sections.Setting("chars", "chars", "chars", "short", None, pd.DataFrame(rows))
     whole, tenth, twentieth = documents.blocks_of(setting).to_dict("records")
     assert whole == {"left": "100%", "scattered": "–", "8×4": "–", "dense": "1.900 · 90 µs"}

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
 
 from sparsernn.nets import cells, layers, multiply
 
@@ -126,12 +127,84 @@ def test_no_other_processor_is_asked(monkeypatch):
     assert not multiply.onednn_is_faster.__wrapped__()
 
 
-@pytest.mark.parametrize("n", [cells.MANY - 1, cells.MANY])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_tanh_of_many_numbers_is_within_a_rounding_of_one(n, dtype):
-    a = torch.linspace(-30, 30, n).to(dtype)
+@pytest.mark.parametrize("theirs", CELLS)
+def test_tanh_of_many_numbers_is_within_a_rounding_of_one(theirs, monkeypatch):
+    a = torch.linspace(-30, 30, cells.MANY)
     a[:3] = torch.tensor([float("inf"), float("-inf"), 0.0])
     exact, given = a.double().tanh(), a.clone()
-    assert cells.tanh(a, torch.empty_like(a)).sub(exact).abs().max() <= (2e-7 if dtype == torch.float32 else 1e-15)
-    assert torch.equal(a, given) and cells.tanh(a, a) is a and a.sub(exact).abs().max() <= 2e-7, "in place too"
-    assert cells.tanh(torch.full((n,), float("nan")), a.float()).isnan().all()
+    assert cells.tanh_of_many(a, torch.empty_like(a)).sub(exact).abs().max() <= 2e-7
+    assert torch.equal(a, given) and cells.tanh_of_many(a, a) is a and a.sub(exact).abs().max() <= 2e-7, "in place too"
+    assert cells.tanh_of_many(torch.full((9,), float("nan")), torch.empty(9)).isnan().all()
+    asked, answer = [], cells.tanh_of_many
+
+    def watched(a, out):
+        asked.append(a.numel())
+        return answer(a, out)
+
+    monkeypatch.setattr(cells, "tanh_of_many", watched)
+    layer, x = CELLS[theirs](8, 64), torch.randn(2, 64, 8)
+    layer(x)[0].sum().backward()
+    assert asked and min(asked) >= 64 * 64
+    asked.clear()
+    layer(x[:, :63]), layer.double()(x.double())
+    assert not asked, "few numbers, other types"
+
+
+def test_a_linear_layer_s_answer_may_be_changed_in_place(asked):
+    layer, x = layers.Linear(24, 32), torch.randn(5, 40, 24)
+    for given in (x, x[0]):
+        y = layer(given)
+        y += 1
+        y.relu_().sum().backward()
+    assert len(asked) == 4
+
+
+def test_only_what_a_gradient_needs_has_to_stay_as_it_was(asked):
+    x, weight = torch.randn(40, 24, requires_grad=True), torch.randn(32, 24)
+    y = multiply.linear(x, weight)
+    with torch.no_grad():
+        x.add_(1)
+    y.sum().backward()
+    x, weight = torch.randn(40, 24), torch.randn(32, 24, requires_grad=True)
+    y = multiply.linear(x, weight)
+    with torch.no_grad():
+        weight.mul_(2)
+    y.sum().backward()
+    assert len(asked) == 4
+
+
+@pytest.mark.parametrize("bias", [torch.arange(64.0)[::2], torch.ones(1).expand(32), torch.ones(1)])
+def test_a_bias_laid_out_otherwise_counts_as_it_is(asked, bias):
+    x, weight = torch.randn(40, 24), torch.randn(32, 24)
+    assert (multiply.linear(x, weight, bias) - (x @ weight.t() + bias)).abs().max() < 1e-5
+
+
+def test_weights_that_are_sparse_go_to_torch(asked):
+    x, weight = torch.randn(40, 24), torch.randn(32, 24)
+    assert torch.allclose(multiply.linear(x.to_sparse(), weight), x @ weight.t(), atol=1e-5)
+    assert not asked
+
+
+def test_gradients_may_be_taken_in_batches(asked):
+    layer, x = layers.Linear(24, 32), torch.randn(40, 24, requires_grad=True)
+    y, many = layer(x), torch.randn(3, 40, 32)
+    (found,) = torch.autograd.grad(y, x, many, is_grads_batched=True)
+    assert torch.allclose(found, many @ layer.weight, atol=1e-5)
+
+
+def test_whoever_counts_flops_or_writes_down_the_graph_sees_torch_s_own_product(asked):
+    layer, x = layers.Linear(24, 32), torch.randn(40, 24)
+    with FlopCounterMode(display=False) as counted:
+        layer(x)
+    assert counted.get_total_flops() == 2 * 40 * 24 * 32 and not asked
+    assert torch.allclose(torch.compile(layer, backend="eager", fullgraph=True)(x), layer(x), atol=1e-6)
+
+
+@pytest.mark.parametrize("ids", [False, True])
+def test_a_layer_is_exported_for_any_number_of_sequences(asked, ids):
+    layer = layers.LSTM(24, 40).requires_grad_(False)
+    x = torch.randint(24, (7, 32)) if ids else torch.randn(7, 32, 24)
+    batch = torch.export.Dim("batch", min=2, max=4096)
+    program = torch.export.export(layer, (x,), dynamic_shapes={"input": {1: batch}}, strict=False).module()
+    wider = torch.cat([x] * 20, 1)
+    assert (program(wider)[0] - layer(wider)[0]).abs().max() < 1e-5

@@ -298,6 +298,9 @@ def test_errors_spread_over_decades_are_told_apart_and_the_axis_ends_with_what_i
     table.loc[table.index[1], ["valid", "chosen", "compression"]] = [0.9, False, 1e6]
     axes = plots.fronts(table).axes[0]
     assert axes.get_yscale() == "log" and axes.get_ylim()[0] < 0.004 and axes.get_xlim()[1] < 1e6
+    table.loc[table.index[2], ["valid", "chosen"]] = [0.0, True]
+    axes = plots.fronts(table).axes[0]
+    assert axes.get_yscale() == "symlog" and axes.get_ylim()[0] < 0, "no error at all is in view too"
 
 
 def test_beside_published_compares_the_last_epoch_both_have():

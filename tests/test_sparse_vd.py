@@ -1050,6 +1050,17 @@ def test_whatever_is_done_to_a_gradient_the_one_that_is_held_stays():
     assert all(torch.allclose(leaf.grad, 4 * b) for leaf, b in zip(leaves, kept, strict=True)), "added up"
 
 
+def test_gradients_of_the_penalty_may_be_taken_again_or_in_batches():
+    theta, log_sigma = torch.randn(5, requires_grad=True), torch.full((5,), -1.0, requires_grad=True)
+    (one,) = torch.autograd.grad(kl(theta, log_sigma), theta)
+    (many,) = torch.autograd.grad(kl(theta, log_sigma), theta, torch.tensor([1.0, 2.0]), is_grads_batched=True)
+    assert torch.allclose(many, torch.stack([one, 2 * one]))
+    for weight in (1.0, 1.5):
+        weight = torch.tensor(weight, requires_grad=True)
+        (slope,) = torch.autograd.grad(weight * kl(theta, log_sigma), theta, create_graph=True)
+        assert torch.allclose(torch.autograd.grad(slope.sum(), weight)[0], one.sum())
+
+
 def test_a_held_gradient_is_charged_at_the_weight_of_its_step():
     _, study = prepared("classifier", "w", kl_every=4, kl_full=2.0)
     leaves = [p for pair in every_pair(study) for p in pair]

@@ -46,9 +46,9 @@ def forward_error(session):
 
 
 def some_steps(session):
-    """A function that takes the next `AT_ONCE` steps of the session's last epoch, begun anew at its end: there every penalty
-    is charged in full."""
-    session.epoch = session.plan.epochs - 1
+    """A function that takes the next `AT_ONCE` steps of the last epoch in which the session's method learns what to keep, begun
+    anew at its end: there every penalty is charged in full."""
+    session.epoch = max(1, session.method.learning_steps // session.steps_per_epoch) - 1
 
     def endless():
         while True:
@@ -70,7 +70,8 @@ def train_steps(seconds, names=NO_CORPUS):
         common |= {"density": 1.0, "input": layers.input_size, "hidden": layers.hidden_size, "pattern": "dense"}
         for name, row in timing_rows({name: ms / AT_ONCE for name, ms in samples.items()}, "dense", errors):
             config = sessions[name].config
-            yield common | row | {"model": config.model, "method": name, "variant": config.variant}
+            dtype = "bfloat16" if sessions[name].rounds else "float32"
+            yield common | row | {"model": config.model, "method": name, "variant": config.variant, "dtype": dtype}
 
 
 def layer_steps(seconds):
@@ -94,7 +95,7 @@ def layer_steps(seconds):
         calls = {name: lambda call=call, x=x, net=ours: call(net, x).sum().backward() for name, call in forward.items()}
         common = {"method": "shape-only", "batch": batch, "steps": steps, "input": width, "hidden": hidden}
         for name, row in timing_rows(interleaved(calls, seconds=seconds), "torch-lstm", errors):
-            yield common | row | {"engine": name, "density": 1.0, "pattern": "dense"}
+            yield common | row | {"engine": name, "density": 1.0, "pattern": "dense", "dtype": "float32"}
 
 
 def main(arguments=None):
@@ -105,7 +106,7 @@ def main(arguments=None):
     )
     given = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    where = records.where_and_with() | {"threads": 1, "dtype": "float32"}
+    where = records.where_and_with() | {"threads": 1}
     rows = [where | row for row in (*train_steps(given.seconds, given.tasks), *layer_steps(given.seconds))]
     records.upsert_timings(rows, project_root() / "results" / "timings-cpu.csv")
     for row in rows:

@@ -6,6 +6,7 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .multiply import by_onednn, slope, times
+from .quick import watched
 
 HALF = torch.tensor(0.5)  # without a dimension it takes the other's dtype and device
 MANY = 4096  # numbers of which four passes take less time than one slow one
@@ -19,10 +20,8 @@ def squash(a, activation):
     return torch.add(HALF, a, alpha=0.2, out=a).clamp_(0, 1)
 
 
-def tanh(a, out):
+def tanh_of_many(a, out):
     """tanh a = 2 σ(2a) − 1, of float32 within 2e-7: of many numbers in a quarter of the time that torch's own takes."""
-    if a.numel() < MANY or a.dtype != torch.float32 or not a.is_cpu:
-        return torch.tanh(a, out=out)
     return torch.mul(a, 2, out=out).sigmoid_().mul_(2).sub_(1)
 
 
@@ -42,8 +41,15 @@ class Cell:
     from_state: tuple[int, ...]
     moved_by: tuple[tuple[str, str], ...] = ()
 
+    tanh = staticmethod(lambda a, out: torch.tanh(a, out=out))
+
     def __init__(self, activation):
         self.activation = activation
+
+    def is_for(self, state):
+        """To be told of the states [B, H] that it will work on."""
+        if not watched() and state.is_cpu and state.dtype == torch.float32 and state.numel() >= MANY:
+            self.tanh = tanh_of_many
 
     def to_blocks(self, rows, landing, dim=0):
         """A tensor of which one dimension runs over gates → over blocks; zeros where no gate lands."""
@@ -126,19 +132,19 @@ class LSTMCell(Cell):
         squash(slices[0], self.activation), squash(slices[4], self.activation)
 
     def propose(self, slices):
-        tanh(slices[3], slices[3])
+        self.tanh(slices[3], slices[3])
 
     def advance(self, slices, state, new):
         _, i, f, g, o = slices
         h, c = new
         torch.mul(f, state[1], out=c).addcmul_(i, g)
-        tanh(c, h).mul_(o)
+        self.tanh(c, h).mul_(o)
 
     def backward(self, slices, state, new, grad, out):
         i_f, i, f, g, o = slices
         d_i_f, d_i, d_f, d_g, d_o = out
         d_h, d_c = grad
-        tanh_c = tanh(new[1], torch.empty_like(new[1]))
+        tanh_c = self.tanh(new[1], torch.empty_like(new[1]))
         torch.mul(d_h, tanh_c, out=d_o)
         d_c.add_(torch.ops.aten.tanh_backward(d_h * o, tanh_c))
         torch.mul(d_c, g, out=d_i), torch.mul(d_c, state[1], out=d_f), torch.mul(d_c, i, out=d_g)
@@ -161,7 +167,7 @@ class GRUCell(Cell):
 
     def propose(self, slices):
         _, r, _, n, n_h = slices
-        tanh(n.addcmul_(r, n_h), n)
+        self.tanh(n.addcmul_(r, n_h), n)
 
     def advance(self, slices, state, new):
         _, _, z, n, _ = slices
@@ -194,7 +200,7 @@ class RNNCell(Cell):
 
     def propose(self, slices):
         if self.activation == "tanh":
-            tanh(slices[0], slices[0])
+            self.tanh(slices[0], slices[0])
         else:
             slices[0].clamp_(0, self.bounds[1])
 
@@ -236,7 +242,8 @@ class Recurrence(torch.autograd.Function):
             kept[0] = s
         read = inputs.new_empty(batch, weight.shape[1])
         weight = weight.bfloat16() if rounded else weight
-        transposed, fast = weight.t(), not rounded and by_onednn(inputs, batch, *weight.shape)
+        transposed, fast = weight.t(), not rounded and by_onednn(inputs, batch, weight)
+        cell.is_for(state[0])
         slices, states, value_rows = cell.slices(values), [kept.unbind() for kept in history], values.unbind()
         product_rows = None if gates is None else products.unbind()
         for t, x in enumerate(inputs.unbind()):

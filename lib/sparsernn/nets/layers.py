@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from .cells import GRUCell, LSTMCell, Recurrence, RNNCell
 from .multiply import linear
 from .norms import SequenceNorm
+from .quick import watched
 
 MOST_LAYERS = 1000  # of a stack: more is a mistake, or a file that was made to do harm
 
@@ -308,7 +309,9 @@ class Recurrent(Carrying):
         """The product with the input, under its scale, plus a bias or None."""
         if x.dtype == torch.int64:
             columns, later = weight.t(), bias
-            if x.numel() >= len(columns):  # each is read once or more, in the mean: what is done to it is done before
+            if not watched() and x.numel() >= len(
+                columns
+            ):  # what is done to a column is done once, not as often as it is read
                 if bias is not None and inward is None:
                     columns, later = columns + bias, None
                 columns = columns.contiguous()

@@ -10,7 +10,7 @@ from functools import cache
 import torch
 from torch.nn import functional as F
 
-from .quick import watched
+from .quick import is_plain, watched
 
 LEAST = 1 << 21  # multiplications from which oneDNN is faster, measured
 FEWEST = 16  # of rows: below it a product is bound by the bytes of the matrix
@@ -23,39 +23,36 @@ def onednn_is_faster():
     return asked.get("avx512_f", False) and "AMD" in asked.get("cpu_name", "") and torch.backends.mkldnn.is_available()
 
 
-def by_onednn(x, rows, read, written):
-    """Whether a product of `rows` lines of x, `read` numbers wide, with a matrix [written, read] is for oneDNN."""
-    return (
-        onednn_is_faster() and x.is_cpu and x.dtype == torch.float32 and torch.backends.mkldnn.enabled
-        and min(rows, read, written) >= FEWEST and rows * read * written >= LEAST
-    )  # fmt: skip
+def by_onednn(x, rows, weight):
+    """Whether a product of `rows` lines of x with a matrix [m, k] is for oneDNN, and nobody wants to see torch's own."""
+    if watched() or not onednn_is_faster() or not torch.backends.mkldnn.enabled:
+        return False
+    plain = all(t.is_cpu and t.dtype == torch.float32 and t.layout == torch.strided for t in (x, weight))
+    return plain and min(rows, *weight.shape) >= FEWEST and rows * weight.numel() >= LEAST
 
 
 def times(x, weight, bias=None):
-    """x Wᵀ + b by oneDNN; x [n, k], W [m, k] float32, in any layout → [n, m]."""
+    """x Wᵀ + b by oneDNN; x [n, k], W [m, k] float32, in any layout, b [m] contiguous → [n, m]."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
 
 
 class _Linear(torch.autograd.Function):
-    """F.linear by oneDNN, forward and backward, and backward through that."""
+    """x Wᵀ + b by oneDNN, forward and backward, and backward through that."""
 
     @staticmethod
     def forward(ctx, x, weight, bias):
-        ctx.save_for_backward(x, weight)
-        return times(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
+        of_x, of_weight = ctx.needs_input_grad[:2]
+        ctx.save_for_backward(x if of_weight else None, weight if of_x else None)
+        return times(x, weight, bias)
 
     @staticmethod
     def backward(ctx, grad):
         x, weight = ctx.saved_tensors
-        d_x = d_weight = d_bias = None
-        rows = grad.flatten(0, -2)
-        if ctx.needs_input_grad[0]:
-            d_x = linear(rows, weight.t()).unflatten(0, x.shape[:-1])
-        if ctx.needs_input_grad[1]:
-            d_weight = slope(rows, x.flatten(0, -2))
-        if ctx.needs_input_grad[2]:
-            d_bias = rows.sum(0)
-        return d_x, d_weight, d_bias
+        return (
+            None if weight is None else linear(grad, weight.t()),
+            None if x is None else slope(grad, x),
+            grad.sum(0) if ctx.needs_input_grad[2] else None,
+        )
 
 
 def slope(grad, x):
@@ -68,10 +65,10 @@ def slope(grad, x):
 
 def linear(x, weight, bias=None):
     """F.linear; under autocast, and for whatever else wants to see torch's own operation, it is that."""
-    if (
-        x.dim() > 1 and type(x) is torch.Tensor and weight.dtype == x.dtype
-        and by_onednn(x, x.numel() // max(1, x.shape[-1]), *weight.shape[::-1])
-        and not torch.is_autocast_enabled(x.device.type) and not watched()
-    ):  # fmt: skip
-        return _Linear.apply(x, weight, bias)
-    return F.linear(x, weight, bias)
+    if watched() or not is_plain(x) or not is_plain(weight) or torch.is_autocast_enabled(x.device.type) or x.dim() < 2:
+        return F.linear(x, weight, bias)
+    if bias is not None and not (bias.is_contiguous() and bias.shape == weight.shape[:1] and bias.dtype == x.dtype):
+        return F.linear(x, weight, bias)
+    if not by_onednn(x, x.numel() // max(1, x.shape[-1]), weight):
+        return F.linear(x, weight, bias)
+    return _Linear.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])

@@ -54,10 +54,18 @@ class Quick:
 
 
 def watched():
-    """Whether somebody wants to see torch's every operation: tracing, compiling, torch.func, forward-mode differentiation."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling():
+    """Whether somebody wants to see torch's every operation: tracing, compiling, torch.func, forward-mode differentiation, a mode
+    that counts or changes them."""
+    if torch.compiler.is_compiling() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack():
         return True
     return forward_ad._current_level >= 0 or torch._C._functorch.maybe_current_level() is not None
+
+
+def is_plain(tensor):
+    """Whether it is one tensor or parameter, neither of another class nor a batch that looks like one (`is_grads_batched`)."""
+    return type(tensor) in (torch.Tensor, torch.nn.Parameter) and not torch._C._functorch.is_legacy_batchedtensor(
+        tensor
+    )
 
 
 def quicken(module, run):

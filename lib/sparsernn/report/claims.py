@@ -476,11 +476,11 @@ MOST_LISTED = 4  # configurations; of more those at both ends are named
 
 def _blocks(evidence):
     rows = evidence.rows[(evidence.rows["method"] == "blocks") & (evidence.rows["metric"] == "bits_per_char")]
-    rows, found = rows[rows["test"].notna()], []
+    rows, found, tasks = rows[rows["test"].notna()], [], set()
     for place, part in rows.groupby(["task", "model", "profile", rows["variant"].fillna("")], sort=False):
         dense, fewer = evidence.row(place[0], "dense", place[1], profile=place[2]), part["compression"].mean()
         if dense is not None and fewer >= 5:
-            named = f"{place[3]}: " if place[3] else ""
+            named, tasks = f"{place[3]}: " if place[3] else "", {*tasks, place[0]}
             found.append((part["test"].mean() / dense["test"] - 1, named, f"bits at {fewer:.3g}×"))
     if not found:
         return _not_run("any language model", "blocks at a fifth or less", "dense")
@@ -488,7 +488,7 @@ def _blocks(evidence):
     shown = found if len(found) <= MOST_LISTED else [found[0], found[-1]]
     said = [f"{named}{loss:+.1%} {there}" for loss, named, there in shown]
     text = "; ".join(said) if shown is found else f"{len(found)} configurations, from {' to '.join(said)}"
-    return _where(_grade(*(loss <= 0.05 for loss, *_ in found)), rows["task"]), text
+    return _where(_grade(*(loss <= 0.05 for loss, *_ in found)), tasks), text
 
 
 def _only(why):

@@ -101,20 +101,23 @@ def rows_of(setting, results):
 
 
 LEFT = (1.0, 0.5, 0.3, 0.1, 0.05)  # shares of weights by which blocks are told apart
+NEAR = 1.3  # times as many or as few weights, at most
 
 
 def blocks_of(setting):
     """What each shape of block costs: the test's figure and, where it was timed, microseconds a step of the whole net at batch 1,
-    a row a share of weights left, a column a shape; in the last dense nets of about as many weights, trained alike."""
-    columns = {
-        "gradual": "scattered",
-        **{name: name for name in (b.replace("x", "×") for b in BLOCKS[1:])},
-        "dense": "dense",
-    }
-    lines = {}
-    for row in setting.table[setting.table["compression"].notna()].to_dict("records"):
-        if (shape := publish.shape_of(row)) in columns:
-            left = min(LEFT, key=lambda share: abs(math.log(share * row["compression"])))
+    a row a share of weights left, a column a shape; in the last dense nets of about as many weights, trained alike. Of several
+    configurations it is the one nearest to the share."""
+    shapes = [name.replace("x", "×") for name in BLOCKS[1:]]
+    columns = {"gradual": "scattered"} | dict(zip(shapes, shapes, strict=True)) | {"dense": "dense"}
+    table = setting.table.assign(shape=[publish.shape_of(row) for row in setting.table.to_dict("records")])
+    whole, lines = table[(table["method"] == "dense") & (table["compression"] == 1)], {}
+    table = table[table["shape"].isin(columns) & (table["compression"] >= 1)]
+    table = table[(table["shape"] == "dense") | table["model"].isin(whole["model"])]
+    for left in LEFT:
+        off = (table["compression"] * left).map(math.log).abs()
+        for shape, part in table[off <= math.log(NEAR)].groupby("shape"):
+            row = part.loc[off[part.index].idxmin()]
             took = f" · {row['step_us']:.3g} µs" if row["step_us"] == row["step_us"] else ""
             lines.setdefault(left, {})[columns[shape]] = written.quality(row["test"], setting.metric) + took
     found = [{"left": f"{left:.0%}"} | lines[left] for left in LEFT if left in lines]

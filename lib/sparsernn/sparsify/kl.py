@@ -8,6 +8,8 @@ import torch
 from numpy.polynomial import chebyshev
 from torch.autograd.function import once_differentiable
 
+from ..nets.quick import is_plain, watched
+
 # name → k1, k2, k3 of KL ≈ k1 (1 − sigm(k2 + k3 log α)) + ½ log(1 + 1/α), and the |log α| beyond which it is flat.
 # For |log α| ≤ 8 their values are within 0.010 and 0.013 nats, their gradients within 3.8 and 3.4 % (notebooks/kl.ipynb).
 FITS = {
@@ -109,7 +111,8 @@ def _exact(x, t, r, d_log_sigma):
 
 
 class Known(torch.autograd.Function):
-    """A value whose gradients are known; they are handed on as they are where they count once, which is where they are large."""
+    """A value whose gradients are known. Where they count once they are handed on as they are: `backward` adds or copies them,
+    but what `torch.autograd.grad` returns is not to be written to."""
 
     @staticmethod
     def forward(ctx, theta, log_sigma, value, d_theta, d_log_sigma):
@@ -119,7 +122,9 @@ class Known(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         d_theta, d_log_sigma = ctx.saved_tensors
-        if not grad.is_cpu or grad != 1:  # a GPU would have to be waited for
+        # a GPU would have to be waited for
+        at_hand = not watched() and is_plain(grad) and grad.is_cpu and not grad.requires_grad
+        if not at_hand or grad != 1:
             d_theta, d_log_sigma = grad * d_theta, grad * d_log_sigma
         return d_theta, d_log_sigma, None, None, None
 

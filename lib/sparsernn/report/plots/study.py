@@ -127,9 +127,12 @@ def _look_at(ax, values, *tables):
     """Limits of quality for the values that are to be in view, on a logarithmic axis where they are spread wide, and of weights
     for the points of all tables that lie between them."""
     least = values[values > 0].min()
-    wide = values.min() >= 0 and values.max() > SPREAD * least
-    low, high = (least / RIM, values.max() * RIM) if wide else _limits(values)
-    ax.set(ylim=(low, high), yscale="log" if wide else "linear")
+    (low, high), scale = _limits(values), {"value": "linear"}
+    if values.min() >= 0 and values.max() > SPREAD * least:  # 0 stands half a decade below the least
+        low, high = (least / RIM if values.min() else -least / 2), values.max() * RIM
+        scale = {"value": "log"} if values.min() else {"value": "symlog", "linthresh": least, "linscale": 0.5}
+    ax.set_yscale(**scale)
+    ax.set_ylim(low, high)
     seen = pd.concat([table.loc[table["valid"].between(low, high), "compression"] for table in tables])
     ax.set_xlim(seen.min() / RIM, seen.max() * RIM)
 
