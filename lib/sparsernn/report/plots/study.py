@@ -194,7 +194,7 @@ def fronts(points, published=None):
             )  # their end
     ax.set(xscale="log", xlabel="compression: weights of the dense net ÷ weights kept")
     wanted = _in_view(points["valid"], points["chosen"].astype(bool), better)
-    _look_at(ax, points.loc[wanted, "valid"], points, *([] if published is None else [published]))
+    _look_at(ax, points.loc[wanted, "valid"], points, *([] if published is None or published.empty else [published]))
     ax.set_ylabel(f"validation {words} ({better} is better)")
     log_counts(ax.xaxis)
     ax.grid(color="0.92", lw=0.6)
