@@ -28,6 +28,7 @@ STUDIES = (
     "study-all.yaml",  # of which study.yaml's runs are some
     "study.yaml",
     "papers.yaml",
+    "blocks.yaml",
     "digits.yaml",
     "squad.yaml",
     "imdb.yaml",
@@ -228,7 +229,7 @@ def draw(profile, results, figures, study=None):
     """Every figure of the study, from tracked tables alone → the files written, `<task>-<figure>.png` of the task's default
     model and what stands for it, `<task>-<model>-<figure>.png` of another.
 
-    study: as read, to be asked before STUDIES; where one asks for runs of a task, what is drawn of it is theirs alone.
+    study: as read, to be asked beside STUDIES; where some ask for runs of a task, what is drawn of it is theirs alone.
     """
     rows, written = records.read(Path(results) / f"{profile}.csv"), []
     asking = [one for one in ([study] if study else []) + studies() if one["profile"] == profile]
@@ -384,10 +385,9 @@ def studies(names=None):
 
 def of_the_study(rows, asking):
     """The rows of the runs that studies ask for, and start from, and of opponents; all of them where none of these is asked for.
-    asking: studies as read; the first that names the rows' task speaks for it."""
+    asking: studies as read; all that name the rows' task speak for it."""
     task = rows["task"].iloc[0]
-    study = next((one for one in asking if task in one["tasks"]), None)
-    asked = [config for config in study_configs(study) if config.task == task] if study else []
+    asked = [config for one in asking if task in one["tasks"] for config in study_configs(one) if config.task == task]
     wanted = {config.key for one in asked for config in (one, *needed(one))}
     asked = rows[
         [records.run_key(row) in wanted or row["method"] in plots.OPPONENTS for row in rows.to_dict("records")]

@@ -1,5 +1,7 @@
 """What a pattern costs: quality against density, a line a shape of block."""
 
+from matplotlib.ticker import LogLocator
+
 from .style import BLACK, METHOD_STYLE, metric_of, percent, styled, subplots, title, unique_legend
 
 MARKERS = "osD^vP*X"
@@ -37,6 +39,7 @@ def pattern_curves(rows, quality="test"):
         ax.axhline(dense[quality].mean(), color=BLACK, lw=1, ls="--", label="dense")
     ax.set(xscale="log", xlabel="density: weights kept ÷ all")
     ax.set_ylabel(f"{quality} {words} ({better} is better)")
+    ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     ax.xaxis.set_major_formatter(lambda share, _: percent(share))
     ax.xaxis.set_minor_formatter(lambda share, _: "")
     ax.grid(color="0.92", lw=0.6)
