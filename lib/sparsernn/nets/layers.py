@@ -309,9 +309,7 @@ class Recurrent(Carrying):
         """The product with the input, under its scale, plus a bias or None."""
         if x.dtype == torch.int64:
             columns, later = weight.t(), bias
-            if not watched() and x.numel() >= len(
-                columns
-            ):  # what is done to a column is done once, not as often as it is read
+            if not watched() and x.numel() >= len(columns):  # once a column, not as often as it is read
                 if bias is not None and inward is None:
                     columns, later = columns + bias, None
                 columns = columns.contiguous()
