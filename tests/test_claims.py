@@ -7,13 +7,14 @@ import pandas as pd
 import pytest
 
 from sparsernn import records
-from sparsernn.report import claims
+from sparsernn.report import claims, published
 
 
 def row(task, method, test, compression, profile="short", **more):
     metric = {"imdb": "accuracy", "imdb-authors": "accuracy", "ptb-word": "perplexity"}.get(task, "bits_per_char")
-    return {"task": task, "model": "m", "method": method, "variant": "", "profile": profile, "seed": 0, "metric": metric,
-            "test": test, "compression": compression, "epochs": 60, "gates_live": "9", "gates_constant": "i1",
+    theirs = {"imdb": "bayes-128", "imdb-authors": "bayes-128", "ptb-word": "bayes-256", "ptb-char": "bayes-1000"}
+    return {"task": task, "model": theirs.get(task, "m"), "method": method, "variant": "", "profile": profile, "seed": 0,
+            "metric": metric, "test": test, "compression": compression, "epochs": 60, "gates_live": "9", "gates_constant": "i1",
             "hidden_kept": "7"} | more  # fmt: skip
 
 
@@ -149,7 +150,7 @@ def test_a_verdict_from_other_data_says_so(tmp_path):
 
 
 def test_words_are_judged_by_their_numbers(tmp_path):
-    folder = tmp_path / "runs/imdb/m/sparse-vd-wgn/short-s0"
+    folder = tmp_path / "runs/imdb/bayes-128/sparse-vd-wgn/short-s0"
     folder.mkdir(parents=True)
     words = ["awful", "bad", "3", "8", "good"]
     table = pd.DataFrame(
@@ -210,6 +211,29 @@ def test_a_quality_that_the_authors_had_not_reached_by_then_either_is_too_early_
     found, here = verdicts(tmp_path, row("ptb-char", "sparse-vd-w", 1.6, 7.5, epochs=5))
     assert found["A2"] == verdict and ("the authors' was at 1.625" in here["A2"]) == (theirs == 1.625)
     assert verdicts(tmp_path, row("ptb-char", "sparse-vd-w", 1.44, 7.5, epochs=5))[0]["A2"] == "holds"
+
+
+def test_a_figure_of_the_authors_is_of_their_net_and_their_options(tmp_path):
+    """What they published of a pool for three layers says nothing of one layer of 256, nor r = 0.9 of r = 0.5."""
+    lines = ["task,model,method,variant,epoch,valid,test,compression", "ptb-word,,dense,,8,135.6,129.3,1",
+             "ptb-word,rrnn-3x200-lstm,dense,,100,130.4,124.6,1", "ptb-word,rrnn-3x200-lstm,restricted,,100,133.9,129.0,1.1",
+             "ptb-word,rrnn-3x200-lstm,restricted,sharing=0.9,100,155.8,148.1,1.2"]  # fmt: skip
+    (tmp_path / "published.csv").write_text("\n".join(lines) + "\n")
+    theirs = published.read(tmp_path, "ptb-word")
+
+    def beside(model, method, variant=""):
+        return [*published.beside(theirs, {"model": model, "method": method, "variant": variant})["test"]]
+
+    assert beside("bayes-256", "dense", "epochs=25") == [129.3] and beside("rrnn-3x200-lstm", "dense") == [124.6]
+    assert beside("rrnn-3x200-lstm", "restricted", "epochs=9,sharing=0.9") == [148.1]
+    assert (
+        beside("rrnn-3x200-lstm", "restricted") == [129.0]
+        and beside("rrnn-3x200-lstm", "restricted", "sharing=1") == []
+    )
+    assert beside("zaremba-small", "dense") == []
+    assert set(published.of_family(tmp_path, "ptb-word", "bayes-256")["model"]) == {"bayes-256"}
+    of_all_cells = published.of_family(tmp_path, "ptb-word", "rrnn-3x200-rnn-td")
+    assert len(of_all_cells) == 3, "stacks of all cells are compared with the LSTM's"
 
 
 def char(method, test, model="lstm-128", variant="density=0.1", compression=10.0, **more):

@@ -209,7 +209,7 @@ def test_shapes_of_blocks_stand_beside_dense_nets_of_as_many_weights_with_what_a
         row("dense", 1.5, 0.33, model="lstm-256"),
     ]
     rows += [row("gradual", 9.7, 3.3, "density=0.1", "lstm-256")]
-    setting = sections.Setting("chars", "chars", "chars", "short", None, pd.DataFrame(rows))
+    setting = sections.Setting("chars", "chars", "net", "chars", "short", None, pd.DataFrame(rows))
     whole, tenth, twentieth = documents.blocks_of(setting).to_dict("records")
     assert whole == {"left": "100%", "scattered": "–", "8×4": "–", "dense": "1.900 · 90 µs"}
     assert tenth == {"left": "10%", "scattered": "2.150", "8×4": "2.200 · 3.26 µs", "dense": "2.100"}

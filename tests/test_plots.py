@@ -263,6 +263,14 @@ def test_fronts_join_only_what_nothing_beats_on_both():
     assert "sparse-vd-wgn: 0.84 at 100×; linear: 0.86 at 20×" in words_of(figure)
 
 
+def test_ends_that_authors_published_of_several_configurations_are_marks_and_no_way():
+    rows = published_rows().assign(model="bayes-128", variant=["a=1", "a=2"])
+    lines = [line for line in plots.fronts(path_rows(), rows).axes[0].lines if "the authors'" in line.get_label()]
+    assert {line.get_label() for line in lines} == {"the authors' end"} and [
+        len(line.get_xdata()) for line in lines
+    ] == [1, 1]
+
+
 def test_fronts_say_of_a_method_with_several_sizes_where_they_lie_not_their_mean():
     sizes = pd.DataFrame(
         {"model": [*"aabc"], "valid": [0.85, 0.83, 0.7, 0.8], "compression": [10.0, 10.0, 900.0, 90.0]}

@@ -66,6 +66,11 @@ def run_key(record):
     return f"{record['task']}/{record['model']}/{record['method']}/{leaf}"
 
 
+def entries(variant):
+    """Name → value, as texts, of what a row's variant says: `kl_weight=2,lr=0.001`; empty of none."""
+    return dict(entry.split("=", 1) for entry in str(variant or "").split(",") if "=" in entry)
+
+
 def joined(values):
     """Per-layer values as one field: [7, 12] → "7-12"; no layer → empty."""
     return "-".join(str(value) for value in values)

@@ -38,7 +38,7 @@ def digest(path):
 
 def plan_of(record):
     """The plan of a run as far as a test needs it: the sequences and the window that its state was carried by."""
-    given = dict(part.split("=", 1) for part in record["variant"].split(",") if part)
+    given = records.entries(record["variant"])
     changed = {name: int(given[name]) for name in ("batch_size", "steps") if name in given}
     return RunConfig(record["task"], record["model"], record["method"], record["profile"], **changed).plan
 

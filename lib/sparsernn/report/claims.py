@@ -13,7 +13,7 @@ from .. import records
 from ..sparsify.restricted import SHARING, pool_size
 from ..study.config import PROFILES
 from ..study.presets import PLAN, PRESETS
-from . import intervals, timings
+from . import intervals, published, timings
 from .decisions import over_items, sign_of
 from .paired import difference, mean_of
 from .written import quality
@@ -61,7 +61,7 @@ class Evidence:
             part = part[[_options(variant) == options for variant in part["variant"].fillna("")]]
         if part.empty:
             return None
-        changes = [sum(name in PLAN for name in _entries(variant)) for variant in part["variant"].fillna("")]
+        changes = [sum(name in PLAN for name in records.entries(variant)) for variant in part["variant"].fillna("")]
         worse = -sign_of(part["metric"].iloc[0]) * part["valid"].astype(float)
         order = part.assign(rank=part["profile"].map(NEAREST.index), changes=changes, worse=worse)
         means = order.groupby(["model", "variant", "profile"], dropna=False)["worse"].transform("mean")
@@ -99,23 +99,15 @@ class Evidence:
         path = self.results / "runs" / records.run_key(row) / name
         return records.read_table(path) if path.exists() else None
 
-    def authors(self, task, method, epochs):
-        """The authors' own test figures of a method on a task up to an epoch; empty where they published none."""
-        path = self.results / "published.csv"
-        table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["task", "method", "epoch", "test"])
-        of_task = table["task"].isin([task, SAME_TEST.get(task)])
-        part = table[of_task & (table["method"] == method) & (table["epoch"] <= epochs)]
-        return part["test"].dropna()
-
-
-def _entries(variant):
-    """Name → value, as texts."""
-    return dict(entry.split("=", 1) for entry in variant.split(",") if entry)
+    def authors(self, row):
+        """The authors' own test figures of a row's model and method up to its epoch; empty where they published none."""
+        part = published.beside(published.read(self.results, row["task"], SAME_TEST.get(row["task"])), row)
+        return part.loc[part["epoch"] <= row["epochs"], "test"].dropna()
 
 
 def _options(variant):
     """Name → number of a variant's entries that belong to no plan."""
-    found = _entries(variant)
+    found = records.entries(variant)
     return {name: float(value) if _is_number(value) else value for name, value in found.items() if name not in PLAN}
 
 
@@ -230,7 +222,7 @@ def _quality(task, method, quality, compression, better="higher", slack=0.0):
             return _not_run(task, method)
         reached = good(row["test"]) or any(good(end) for end in _of_a_share(row))
         verdict, text = _grade(reached, row["compression"] >= 0.9 * compression), _lines([row])
-        theirs = evidence.authors(task, method, row["epochs"])
+        theirs = evidence.authors(row)
         if verdict != HOLDS and _cut_short(row) and len(theirs) and not good(theirs).any():
             return EARLY, f"{text}; by then the authors' was at {theirs.iloc[-1]:.4g}"
         return verdict, text
@@ -255,7 +247,7 @@ def _beats_dense(task, method):
         else:
             verdict = UNDECIDED if better is None else _grade(better)
             text += f"; {method} less dense: {_said_gap(gap, sparse['metric'])}"
-        theirs = [evidence.authors(task, name, sparse["epochs"]) for name in ("dense", method)]
+        theirs = [evidence.authors(one | {"epochs": sparse["epochs"]}) for one in (dense.to_dict(), sparse.to_dict())]
         if (
             verdict == FAILS
             and _cut_short(sparse)

@@ -19,7 +19,7 @@ from PIL import Image
 from .. import records
 from ..bench import BLOCKS
 from ..files import nearest, replacing
-from . import publish, sections, speeds, timings, written
+from . import publish, published, sections, speeds, timings, written
 from .plots.style import telling
 
 ANSWERS = "decisions", "costs"  # what the tables of the first section are called, in their order
@@ -91,7 +91,7 @@ def filled(text, tracked):
 def rows_of(setting, results):
     """Every finished run of a setting, a row each, best test figure first, beside the authors' where they gave some: at the
     same epoch, or at the last before it, and at their end (of a net that loses no weight: at its best on validation)."""
-    theirs = publish.authors_curve(setting.task, results)
+    theirs = published.of_family(results, setting.task, setting.model)
     sign = sections.decisions.sign_of(setting.metric)
     order = setting.rows.assign(worse=-sign * setting.rows["test"]).sort_values(["worse", "compression"], kind="stable")
     variants = order["variant"].fillna("").groupby(order["method"]).unique().map(telling)
@@ -141,7 +141,7 @@ def _line(row, theirs, variant):
     line["multiply-adds a step"] = written.count(row["multiply_adds"])
     error = row["compact_error"]
     line["compact error"] = written.DASH if error != error else f"{error:.0e}" if error else "0"
-    part = theirs[theirs["method"] == row["method"]].sort_values("epoch")
+    part = published.beside(theirs, row)
     end = part.tail(1)
     if (
         len(part) and part["compression"].nunique() == 1 and part["valid"].notna().any()

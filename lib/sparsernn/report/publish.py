@@ -21,7 +21,7 @@ from ..study.config import PROFILES, RunConfig, begun, needed, runs_root
 from ..study.metrics import read_metrics
 from ..study.presets import PRESETS
 from ..study.runs import schedule
-from . import decisions, plots, timings
+from . import decisions, plots, published, timings
 from . import tables as tidy
 
 STUDIES = (
@@ -32,6 +32,7 @@ STUDIES = (
     "digits.yaml",
     "squad.yaml",
     "imdb.yaml",
+    "sharing.yaml",
 )  # whose runs are compared; others are owed
 TABLES = ("metrics.csv", "thresholds.csv", "scores.csv", "gates.csv", "numbers.csv", "trace.csv", "verdict.csv")
 EVEN = 0.9  # a map on which so many gates are in one state shows nothing; nor does a trace of less than half of what is live
@@ -239,7 +240,7 @@ def draw(profile, results, figures, study=None):
         written.append(Path(figures) / f"{name}.png")
         drawn_from(figure, written[-1], rows, *tables)
 
-    for task, stem, part in families(rows):
+    for task, family, stem, part in families(rows):
         finished = part[part["test"].notna()]  # trials stop at validation
         if finished.empty:
             continue
@@ -274,11 +275,11 @@ def draw(profile, results, figures, study=None):
                     )
                     one = shown[[records.run_key(row) == key for row in shown.to_dict("records")]]
                     keep(draw(found), f"{stem}-{method}-{what}", one, f"results/runs/{key}/{name}")
-        paths, theirs = paths_of(profile, task, shown, results), authors_curve(task, results)
+        paths, theirs = paths_of(profile, task, shown, results), published.of_family(results, task, family)
         cut = [f"{every}/thresholds.csv"] * any(True for _ in per_method(profile, shown, "thresholds.csv", results))
         seen = f"{every}/metrics.csv", *cut, *["results/published.csv"] * bool(len(theirs))
         keep(plots.fronts(paths, theirs), f"{stem}-fronts", shown, *seen)
-        if len(theirs) and not shown["method"].isin(plots.OPPONENTS).all():
+        if theirs["epoch"].nunique() > 1 and not shown["method"].isin(plots.OPPONENTS).all():  # curves, not ends alone
             keep(plots.beside_published(curves, theirs), f"{stem}-beside-authors", shown, seen[0], seen[-1])
     if len(through := timings.through_engines(results)):
         keep(plots.rounding_cost(through), "int8", through, "results/engines.csv")
@@ -334,19 +335,18 @@ def shape_of(row):
     )
     if default is None:
         return row["method"] if row["method"] in SCATTERED else ""
-    given = dict(part.split("=", 1) for part in str(row["variant"] or "").split(",") if "=" in part)
-    return given.get("block", default).replace("x", "×")
+    return records.entries(row["variant"]).get("block", default).replace("x", "×")
 
 
 def families(rows):
-    """(task, what its figures are called, rows) of every model with those that are compared with it: the ones that stand for
-    it (`Preset.equivalent`), and what is no network."""
+    """(task, model, what its figures are called, rows) of every model with those that are compared with it: the ones that stand
+    for it (`Preset.equivalent`), and what is no network."""
     for task, part in rows[rows["task"].isin(PRESETS)].groupby("task"):  # not one that was registered elsewhere
         presets = PRESETS[task]
         family = part["model"].map({name: one.equivalent or name for name, one in presets.items()})
         for name in dict.fromkeys(family.dropna()) or [next(iter(presets))]:
             stem = task if name == next(iter(presets)) else f"{task}-{name}"
-            yield task, stem, part[(family == name) | family.isna()]
+            yield task, name, stem, part[(family == name) | family.isna()]
 
 
 def stands_for(row):
@@ -358,13 +358,6 @@ def stands_for(row):
 def other_model(row):
     """The name of a row's network where it is compared with another one; else nothing."""
     return row["model"] if stands_for(row) and row["method"] not in plots.OPPONENTS else ""
-
-
-def authors_curve(task, results):
-    """Rows of results/published.csv of a task: the authors' learning curves, empty where they published none."""
-    path = Path(results) / "published.csv"
-    table = pd.read_csv(path) if path.exists() else pd.DataFrame(columns=["task", "method", "epoch"])
-    return table[table["task"] == task]
 
 
 def paths_of(profile, task, rows, results):

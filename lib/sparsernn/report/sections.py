@@ -16,7 +16,7 @@ from ..files import project_root
 from ..nets.file import load
 from ..study.asked import study_configs
 from . import claims as papers
-from . import decisions, inside, plots, publish, timings, written
+from . import decisions, inside, plots, publish, published, timings, written
 from .plots.style import telling
 
 
@@ -44,10 +44,12 @@ class Section:
 
 @dataclass(frozen=True)
 class Setting:
-    """One task's comparable models under one profile: label, stem of its figures, finished rows and their configurations."""
+    """One task's comparable models under one profile: label, the model that others count against, stem of its figures, finished
+    rows and their configurations."""
 
     label: str
     task: str
+    model: str
     stem: str
     profile: str
     rows: pd.DataFrame
@@ -91,7 +93,7 @@ def tracked(results=None):
     asking = publish.studies()
     timed, settings = timings.timing_rows(results, ""), []
     for profile in reversed(papers.NEAREST):
-        for task, stem, rows in publish.families(records.read(results / f"{profile}.csv")):
+        for task, family, stem, rows in publish.families(records.read(results / f"{profile}.csv")):
             finished = rows[rows["test"].notna()]
             if finished.empty:
                 continue
@@ -100,7 +102,7 @@ def tracked(results=None):
             nets = table[~table["method"].isin(plots.OPPONENTS)]
             own = [row["model"] for row in nets.to_dict("records") if not publish.stands_for(row | {"task": task})]
             label = f"{task}, {own[0]}" if own else task
-            settings.append(Setting(f"{label} ({profile})", task, stem, profile, shown, table))
+            settings.append(Setting(f"{label} ({profile})", task, family, stem, profile, shown, table))
     return Tracked(results, settings, timed)
 
 
@@ -260,7 +262,7 @@ def beside_authors(tracked):
     """Validation on the way there beside the authors' own curves, where they published any."""
     parts = ["A dot an epoch, threshold or strength of L1; a ring what was chosen; dotted, the authors' way by epoch."]
     for setting in tracked.settings:
-        theirs = publish.authors_curve(setting.task, tracked.results)
+        theirs = published.of_family(tracked.results, setting.task, setting.model)
         if len(theirs):
             paths = publish.paths_of(setting.profile, setting.task, setting.rows, tracked.results)
             parts += [f"**{setting.label}**", plots.fronts(paths, theirs)]

@@ -182,16 +182,17 @@ def fronts(points, published=None):
         chosen = part[part["chosen"].astype(bool)]
         ring = 11 if len(chosen) <= CROWD else 7
         ax.plot(chosen["compression"], chosen["valid"], "o", ms=ring, mfc="none", mec=BLACK, mew=1.2, label="chosen")
-    for method, part in published.groupby("method", sort=False) if published is not None else ():
+    runs = [] if published is None else [name for name in ("method", "model", "variant") if name in published]
+    for (method, *_), part in published.groupby(runs, sort=False) if runs else ():
         part = part[part["valid"].notna()]
-        if method in set(points["method"]) and len(part):
-            colour = look(method)[0]
-            ax.plot(
-                part["compression"], part["valid"], color=colour, ls=(0, (1, 2)), lw=1.2, label="the authors', by epoch"
-            )
-            ax.plot(
-                *part.iloc[-1][["compression", "valid"]], look(method)[1], color=colour, mfc="white", ms=6
-            )  # their end
+        if method not in set(points["method"]) or part.empty:
+            continue
+        colour, marker, _ = look(method)
+        if len(part) > 1:
+            way = {"color": colour, "ls": (0, (1, 2)), "lw": 1.2, "label": "the authors', by epoch"}
+            ax.plot(part["compression"], part["valid"], **way)
+        end = part.iloc[-1]
+        ax.plot(end["compression"], end["valid"], marker, color=colour, mfc="white", ms=6, label="the authors' end")
     ax.set(xscale="log", xlabel="compression: weights of the dense net ÷ weights kept")
     wanted = _in_view(points["valid"], points["chosen"].astype(bool), better)
     _look_at(ax, points.loc[wanted, "valid"], points, *([] if published is None or published.empty else [published]))
