@@ -226,3 +226,11 @@ def test_no_constant_of_papermill_s_hides_the_names_beside_it(value):
     given = {"gate_densities": eval(value), "epoch": 2}
     with pytest.raises(ValueError, match="'epoch'; did you mean 'epochs'"):
         RunConfig.from_notebook(notebook(f"epoch = 2\ngate_densities = {value}", **given))
+
+
+def test_a_row_of_the_table_is_read_back_as_the_run_it_is_of():
+    given = {"block": "16x4", "density": 0.05, "epochs": 3, "batch_size": 4}
+    one = RunConfig("pydocs-char", "bayes-512", "blocks", "short", 2, **given)
+    row = {name: getattr(one, name) for name in ("task", "model", "method", "profile", "seed", "variant")}
+    assert RunConfig.of_row(row) == one and RunConfig.of_row(row).plan.batch_size == 4
+    assert RunConfig.of_row(row | {"variant": ""}) == RunConfig("pydocs-char", "bayes-512", "blocks", "short", 2)

@@ -129,6 +129,28 @@ def test_kept_mistakes_are_compared_item_by_item():
     assert judged(short, *rows)["dense"].iloc[0] == "level", "and of other items neither"
 
 
+def test_a_tenth_is_a_tenth_though_the_number_of_weights_is_odd():
+    """density=0.1 of 649,731 weights leaves 64,974: 9.9997 times fewer, which every table calls 10×."""
+    table = decided(row("dense", 0.9, 1.0), row("gradual", 0.89, 9.9997, valid=0.9), row("blocks", 0.8, 14.0))
+    assert table.loc[[name for name in table.index if "≥ 10×" in name], "method"].tolist() == ["gradual"]
+    assert all("≥ 10×" not in name for name in decided(row("dense", 0.9, 1.0), row("gradual", 0.89, 9.9)).index)
+
+
+def test_nets_that_their_test_does_not_tell_apart_are_compared_on_their_further_tests_too():
+    """Spoken digits: nobody errs on clean speech, in noise one net errs twice as often."""
+    clean, noise = np.zeros(1000, int), np.arange(1000) % 10 == 0
+    kept = {"dense": {"noisy.errors": noise.astype(int)}, "one-shot": {"noisy.errors": 2 * noise}}
+    kept = {name: wrong(clean) | one | {"noisy.of": np.full(1000, 5)} for name, one in kept.items()}
+    rows = row("dense", 0.0, 1.0, metric="label_error_rate"), row("one-shot", 0.0, 10.0, metric="label_error_rate")
+    ((split, ours, theirs, verdict),) = judged(kept, *rows)["dense_further"].iloc[0]
+    assert (split, ours, theirs, verdict) == ("noisy", 0.04, 0.02, "worse") and judged(kept, *rows)["dense"].iloc[
+        0
+    ] == "level"
+    assert judged({"dense": kept["dense"]}, *rows)["dense_further"].iloc[0] == [], (
+        "nothing is said of runs that kept nothing"
+    )
+
+
 def test_p_values_of_several_answers_are_held_to_their_number():
     """Seven items to none are p = 0.016: worse when asked once, level as the better of three answers by Holm."""
     dense, other = np.zeros(1000, int), np.zeros(1000, int)
@@ -371,3 +393,19 @@ def test_a_net_is_set_against_one_that_was_small_and_dense_from_the_start():
     assert found["least"].to_dict() == {"gradual": 2, "sparse-vd-w": 10, "sparse-vd-wgn": 1000}
     assert [decisions.small(table, least)["model"] for least in (2, 10, 50, 1000)] == ["l", "l", "s", "q"]
     assert decisions.small(table[table["method"] != "few-words"], 2) is None
+
+
+def test_training_that_starts_from_a_dense_run_is_said_to_take_that_too():
+    """Half the seconds of a dense net are one and a half of them where that net had to be there first."""
+    rows = (
+        row("dense", 0.9, 1.0),
+        row("one-shot", 0.9, 10.0, train_seconds=5.0),
+        row("sparse-vd-w", 0.9, 60.0, train_seconds=20.0),
+    )
+    names = {"task": "pydocs-topic", "model": "lstm-64", "step_us": math.nan}
+    table = decisions.configurations(pd.DataFrame(rows).assign(**names), {}).assign(step_us=math.nan)
+    setting = sections.Setting("topics", "pydocs-topic", "lstm-64", "pydocs-topic", "quick", None, table)
+    said = {
+        one["method"]: sections._cost(setting, one)["training"] for one in decisions.decide(table).to_dict("records")
+    }
+    assert said["one-shot"] == "5 s after a dense run, 1.5 × dense" and said["sparse-vd-w"] == "20 s, 2.0 × dense"

@@ -79,21 +79,6 @@ def test_nets_made_from_other_data_are_left_out_by_name(tracked, capsys):
     assert "made from other data" in capsys.readouterr().out and not (tracked / "results/engines.csv").exists()
 
 
-def test_the_state_is_carried_by_the_streams_of_the_run(tracked):
-    record = {
-        "task": "tiny-char",
-        "model": "lstm-8",
-        "method": "dense",
-        "profile": "quick",
-        "variant": "batch_size=4,epochs=2",
-    }
-    assert quality.plan_of(record).batch_size == 4
-    assert (
-        quality.plan_of(record | {"variant": ""}).batch_size
-        == RunConfig("tiny-char", method="dense", profile="quick").plan.batch_size
-    )
-
-
 def test_the_figure_says_the_worst_and_counts_worse_upwards():
     rows = [("t", "accuracy", 0.8, -0.004), ("t", "accuracy", 0.8, 0.008), ("c", "bits_per_char", 2.0, 0.02)]
     table = pd.DataFrame(rows, columns=["task", "metric", "test", "change"]).assign(engine="c-int8")

@@ -5,6 +5,8 @@ Most situations stand in public reports about other tools, named beside them, an
 
 import copy
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -822,3 +824,11 @@ def test_a_projected_layer_may_be_left_out_and_is_else_refused():
     train(model, study)
     thin(study)
     compacted(model)
+
+
+def test_what_readme_and_cards_name_is_there_after_import_sparsernn_alone():
+    """A part of a package is not there before somebody imports it; `sparsernn.tasks.load` in a fresh session failed for that."""
+    said = "import sparsernn; print(sparsernn.sparsify.names()[0], len(sparsernn.tasks.names()) > 5, "
+    said += "len(sparsernn.sparsify.blocks.RECIPES) > 1, sparsernn.sparsify.block_shapes.__name__)"
+    done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["dense", "True", "True", "sparsernn.sparsify.block_shapes"]

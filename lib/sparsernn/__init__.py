@@ -15,14 +15,17 @@ PUBLIC = {  # name → where it lives
     "RunConfig": "study.config",
     "register": "study.registry",
 }
+PARTS = ("bench", "engines", "export", "nets", "records", "report", "sparsify", "study", "tasks")
 __all__ = list(PUBLIC)
 
 
 def __getattr__(name):
+    if name in PARTS:
+        return import_module(f".{name}", __name__)
     if name not in PUBLIC:
         raise AttributeError(f"module 'sparsernn' has no attribute {name!r}; public names: {', '.join(PUBLIC)}")
     return getattr(import_module(f".{PUBLIC[name]}", __name__), name)
 
 
 def __dir__():
-    return sorted([*globals(), *PUBLIC])
+    return sorted([*globals(), *PUBLIC, *PARTS])

@@ -36,16 +36,9 @@ def digest(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def plan_of(record):
-    """The plan of a run as far as a test needs it: the sequences and the window that its state was carried by."""
-    given = records.entries(record["variant"])
-    changed = {name: int(given[name]) for name in ("batch_size", "steps") if name in given}
-    return RunConfig(record["task"], record["model"], record["method"], record["profile"], **changed).plan
-
-
 def rows_of(record, path, task, names):
     """A row for each engine that runs the compact model at `path`, with the metric over the whole test through it."""
-    small, plan = load(path), plan_of(record)
+    small, plan = load(path), RunConfig.of_row(record).plan
     common = {name: record[name] for name in (*records.KEY, "metric", "test", "data_sha256")}
     common |= {"file_sha256": digest(path)} | records.where_and_with("cpu")
     for name in names:
@@ -58,7 +51,7 @@ def rows_of(record, path, task, names):
 def keep_mistakes(record, path, task):
     """Write what the compact model at `path` gets wrong in the test beside it. Raises ValueError where its record says
     another figure."""
-    counts = mistakes(examine(load(path), task, plan_of(record)), task)
+    counts = mistakes(examine(load(path), task, RunConfig.of_row(record).plan), task)
     if not counts:
         return
     errors, of = counts["test.errors"].sum(), counts["test.of"].sum()

@@ -23,6 +23,7 @@ SMALL = (
 )  # methods whose nets, where they are smaller than the reference, were so from the start
 SMALLER = 1.05  # times fewer weights than the reference
 EQUAL = "equal quality"
+ENOUGH = 0.995  # of what was asked for: a tenth of an odd number of weights is 9.9997 times fewer, and is said to be 10
 NEAR = 0.01  # that a figure on validation may be worse and still be called equal: of a share as it is, of others times the dense
 MEANS = ("valid", "test", "compression", "weights_kept", "size_bytes", "size_bytes_dense", "multiply_adds", "train_seconds",
          "epochs")  # fmt: skip
@@ -89,6 +90,11 @@ def opponent(table):
     return best(table[table["method"].isin(OPPONENTS)])
 
 
+def with_least(table, times):
+    """The rows with at least so many times fewer weights than the reference."""
+    return table[table["compression"] >= ENOUGH * times]
+
+
 def were_small(table):
     """bool a row: whether it was small and dense from the start."""
     return table["method"].isin(SMALL) & (table["compression"] > SMALLER)
@@ -100,7 +106,7 @@ def small(table, least):
     nets = table[were_small(table)]
     if nets.empty:
         return None
-    enough = nets[nets["compression"] >= least]
+    enough = with_least(nets, least)
     return nets.loc[nets["weights_kept"].idxmin()] if enough.empty else best(enough)
 
 
@@ -128,6 +134,27 @@ def against(one, other, p):
     return "level" if p >= 1 - intervals.LEVEL else "better" if ahead else "worse"
 
 
+def further(one, other):
+    """(split, figure of the first, of the other, `against`) of every further test that all their runs kept item by item: of other
+    speakers, in noise. p values are held to the number of these tests by Holm."""
+    if other is None or any(wrong is None for wrong in (*one["wrong"], *other["wrong"])):
+        return []
+    metric, found = one["metric"], []
+    try:
+        ours, theirs = paired.mean_of(one["wrong"]), paired.mean_of(other["wrong"])
+        splits = [
+            name.removesuffix(".of") for name in ours if name.endswith(".of") and name in theirs and name != "test.of"
+        ]
+        ps = [paired.p_value(one["wrong"], other["wrong"], split) for split in splits]
+    except ValueError:  # other items
+        return []
+    for split, p in zip(splits, multipletests(ps, method="holm")[1] if ps else [], strict=True):
+        rates = [run[f"{split}.errors"].sum() / run[f"{split}.of"].sum() for run in (ours, theirs)]
+        verdict = "level" if p >= 1 - intervals.LEVEL else "better" if rates[0] < rates[1] else "worse"
+        found.append((split, *(paired.figure_of(rate, metric) for rate in rates), verdict))
+    return found
+
+
 def against_all(rows, others):
     """`against` of each row and its own other configuration ("" where that is None), p values by Holm over the rows that are
     other ones; a row against itself is level."""
@@ -143,7 +170,8 @@ def against_all(rows, others):
 
 def decide(table):
     """Configurations → an answer a question: + asked (what was asked for), least (times fewer weights that were asked for, of
-    several questions the least), dense, small and other (`against` those of these names, "" where there is none).
+    several questions the least), dense, small and other (`against` those of these names, "" where there is none), dense_further
+    and small_further (`further` of them).
 
     A rung asks for the best net that was made small and has that many times fewer weights; `EQUAL` for the sparsest that is
     within NEAR of the dense one; both on validation. Questions with one answer are one row; what no net here reaches has none.
@@ -152,9 +180,9 @@ def decide(table):
     """
     nets = table[~table["method"].isin(OPPONENTS) & ~were_small(table)]
     dense, other = reference(table), opponent(table)
-    asked = [(f"≥ {rung:,}×", rung, best(nets[nets["compression"] >= rung])) for rung in RUNGS]
+    asked = [(f"≥ {rung:,}×", rung, best(with_least(nets, rung))) for rung in RUNGS]
     if dense is not None:
-        sparse, metric = nets[nets["compression"] >= RUNGS[0]], dense["metric"]
+        sparse, metric = with_least(nets, RUNGS[0]), dense["metric"]
         slack = NEAR * (dense["valid"] if metric in ("perplexity", "bits_per_char") else 1)
         equal = sparse[sign_of(metric) * (sparse["valid"] - dense["valid"]) >= -slack]
         if not equal.empty:
@@ -174,6 +202,8 @@ def decide(table):
         "other": [other] * len(rows),
     }
     verdicts = pd.DataFrame({name: against_all(rows, others) for name, others in against_whom.items()})
+    for name in ("dense", "small"):
+        verdicts[f"{name}_further"] = [further(*pair) for pair in zip(rows, against_whom[name], strict=True)]
     return (
         pd.DataFrame(rows, columns=[*table.columns, "asked", "least"])
         .join(verdicts)

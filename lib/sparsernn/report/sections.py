@@ -11,10 +11,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .. import records
+from .. import records, sparsify
 from ..files import project_root
 from ..nets.file import load
 from ..study.asked import study_configs
+from ..study.config import RunConfig, needed
 from . import claims as papers
 from . import decisions, inside, plots, publish, published, timings, written
 from .plots.style import telling
@@ -148,14 +149,23 @@ def _decision(setting, row):
     dense, other = decisions.reference(setting.table), decisions.opponent(setting.table)
     tiny = decisions.small(setting.table, row["least"])
     one = _called(setting, row) | {
+        "measure": written.measure(setting.metric),
         "test": written.with_interval(row),
         "fewer weights": written.fewer(row["compression"]),
     }
-    one["against dense"] = (
-        written.DASH if dense is None else f"{row['dense']} ({written.quality(dense['test'], setting.metric)})"
-    )
+
+    def further(name):
+        return "".join(
+            f"; {split}: {verdict} ({written.quality(ours, setting.metric)}, {written.quality(theirs, setting.metric)})"
+            for split, ours, theirs, verdict in row[f"{name}_further"]
+        )
+
+    one["against dense"] = written.DASH if dense is None else (
+        f"{row['dense']} ({written.quality(dense['test'], setting.metric)}){further('dense')}"
+    )  # fmt: skip
     one["against a small dense net"] = written.DASH if tiny is None else (
         f"{row['small']} ({written.quality(tiny['test'], setting.metric)} at {written.fewer(tiny['compression'])})"
+        f"{further('small')}"
     )  # fmt: skip
     one["against no network"] = written.DASH if other is None else (
         f"{row['other']} ({other['method']}: {written.quality(other['test'], setting.metric)})"
@@ -174,12 +184,25 @@ def _cost(setting, row):
         return say(row[name]) + (f" ({say(whole)})" if whole == whole else "")
 
     one = _called(setting, row) | {"file (dense)": beside("size_bytes", written.bytes_of)}
-    same = dense is not None and row["device"] == dense["device"]
-    ratio = f", {row['train_seconds'] / dense['train_seconds']:.1f} × dense" if same else ""
-    one["training"] = written.seconds(row["train_seconds"]) + ratio
+    ratio = _beside_dense(row, dense)
+    one["training"] = written.seconds(row["train_seconds"]) + " after a dense run" * _starts_from_dense(row)
+    one["training"] += "" if ratio is None else f", {ratio:.1f} × dense"
     one["a step (dense)"] = beside("step_us", lambda us: f"{us:.3g} µs")
     one["multiply-adds a step (dense)"] = beside("multiply_adds", written.count)
     return one
+
+
+def _starts_from_dense(row):
+    """Whether a configuration's runs start from a finished dense one, or read their thresholds from it."""
+    return row["method"] in sparsify.names() and bool(needed(RunConfig.of_row(dict(row) | {"seed": 0})))
+
+
+def _beside_dense(row, dense):
+    """Training seconds over the dense net's, a dense run that had to be there first included; None where the two were not
+    measured on one kind of processor."""
+    if dense is None or row["device"] != dense["device"]:
+        return None
+    return row["train_seconds"] / dense["train_seconds"] + _starts_from_dense(row)
 
 
 def _named(row, table):
@@ -194,10 +217,11 @@ def _named(row, table):
 def _sentences(decided):
     """What all settings say together, and a sentence a setting."""
     measured = [(s, table) for s, table in decided if decisions.reference(s.table) is not None]
-    tenth = [(s, part) for s, table in measured if len(part := table[table["compression"] >= 10])]
+    tenth = [(s, part) for s, table in measured if len(part := decisions.with_least(table, 10))]
     level, lost = [], []
     for setting, part in tenth:
-        fine = part[part["dense"].isin(["better", "level", "ahead"])]
+        worse = part["dense_further"].map(lambda tests: any(verdict == "worse" for *_, verdict in tests))
+        fine = part[part["dense"].isin(["better", "level", "ahead"]) & ~worse]
         row = (fine if len(fine) else part).sort_values("compression").iloc[-1]
         named = f"{setting.label}: {row['method']} with {written.times(row['compression'])} fewer weights"
         (level if len(fine) else lost).append(named)
@@ -205,7 +229,8 @@ def _sentences(decided):
     lists = [s.label for s, table in decided if len(table) and table["other"].isin(["worse", "behind", "level"]).any()]
     single = [s.label for s, table in decided if len(table) and (table["seeds"] < 2).all()]
     text = f"Of {len(measured)} settings with a dense net: "
-    text += f"a net with at most a tenth of the weights is level with its dense net, or ahead of it, in {len(level)}"
+    text += "a net with at most a tenth of the weights is level with its dense net, or ahead of it, on every test in "
+    text += f"{len(level)}"
     text += f" ({'; '.join(level)})" if level else ""
     text += f", and behind it in {len(lost)} ({'; '.join(lost)})" if lost else ""
     text += f"; in {len(never)} ({'; '.join(never)}) no net chosen here keeps that little" if never else ""
@@ -220,14 +245,13 @@ def _costs(decided):
     ratios = []
     for setting, table in decided:
         dense = decisions.reference(setting.table)
-        if dense is not None:
-            same = table[table["device"] == dense["device"]]
-            ratios += list(same["train_seconds"] / dense["train_seconds"])
+        found = [_beside_dense(row, dense) for row in table.to_dict("records")]
+        ratios += [ratio for ratio in found if ratio is not None]
     text = ""
     if ratios:
         text = f"The nets chosen took {min(ratios):.1f} to {max(ratios):.1f} times the training seconds of their dense net on "
         text += f"the same kind of processor (median {np.median(ratios):.1f}, {len(ratios)} nets; older runs with their pauses, "
-        text += "one-shot without the net it cuts). "
+        text += "a run that starts from a dense net with that). "
     steps = [
         (setting, dense["step_us"] / row["step_us"])
         for setting, table in decided

@@ -64,6 +64,12 @@ def words_of(metric):
     return f"{words}, {'more' if better == 'higher' else 'less'} is better"
 
 
+def measure(metric):
+    """accuracy ↑ · perplexity ↓: a metric, and which way is better."""
+    words, better = METRICS[metric]
+    return f"{words} {'↑' if better == 'higher' else '↓'}"
+
+
 def plain(value):
     """A field as text: what is missing is a dash, a list is joined."""
     if value is None or (isinstance(value, float) and math.isnan(value)) or value == "":

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from .. import sparsify
 from ..files import nearest, project_root
-from ..records import KEY, run_key
+from ..records import KEY, entries, run_key
 from ..sparsify.options import Bounded, bounded, check, names_of, refuse_unknown, typed
 from ..sparsify.plan import Plan
 from .presets import PLAN, PRESETS, preset
@@ -104,6 +104,12 @@ class RunConfig:
         return {name: getattr(self, name) for name in NAMES} | asdict(self.plan) | asdict(self.options)
 
     @classmethod
+    def of_row(cls, row):
+        """The run that a row of results/, or a record, is of."""
+        given = {name: _value(text) for name, text in entries(row["variant"]).items()}
+        return cls(*(row[name] for name in NAMES), **given)
+
+    @classmethod
     def from_notebook(cls, namespace, **extra):
         """The config a notebook's parameters describe. `extra`: names the notebook itself defines, with their types.
 
@@ -114,6 +120,14 @@ class RunConfig:
         known |= {"task": str, "model": str | None, "method": str, "profile": str, "seed": int}
         given = check_parameters(namespace, **known, **extra)
         return cls(**{name: value for name, value in given.items() if name in known})
+
+
+def _value(text):
+    """What a variant's text stands for: 2, 0.5, True, or the text itself."""
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
 
 
 def _short(value):
