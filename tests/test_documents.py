@@ -214,3 +214,9 @@ def test_shapes_of_blocks_stand_beside_dense_nets_of_as_many_weights_with_what_a
     assert whole == {"left": "100%", "scattered": "–", "8×4": "–", "dense": "1.900 · 90 µs"}
     assert tenth == {"left": "10%", "scattered": "2.150", "8×4": "2.200 · 3.26 µs", "dense": "2.100"}
     assert twentieth == {"left": "5%", "scattered": "–", "8×4": "2.400", "dense": "–"}
+
+
+def test_how_often_choose_is_right_is_what_the_tracked_rows_say():
+    _, cells = timings.agreement(timings.most_timed(timings.timing_rows(RESULTS, "cpu")))
+    said = re.search(r"fp32 engine\) in (\d+) of (\d+) cells", (RESULTS / "README.md").read_text())
+    assert (int(said[1]), int(said[2])) == (cells["right"].sum(), len(cells))

@@ -370,7 +370,7 @@ def trace_rows():
 def test_a_trace_names_the_gate_that_moves_most():
     figure = plots.gate_trace(trace_rows())
     assert "Forget f of neuron 3 moves most" in words_of(figure).replace("forget f", "Forget f")
-    assert "(the 2 of 7 that move most)" in words_of(figure)
+    assert "(of each kind those that move most, 2 of 7)" in words_of(figure)
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["a", "good", "film"]
 
 
@@ -381,11 +381,13 @@ def test_shapes_of_blocks_are_lines_over_the_density_with_dense_beside_them():
                  for n in (1, 3) for seed in (0, 1)]  # fmt: skip
     rows += [record("blocks", 2.5, 4.0, "bits_per_char", "density=0.25")]
     shapes = [publish.shape_of(row) for row in rows]
-    assert shapes[:3] == ["dense", "gradual", "8×4"] and shapes[-1] == "16×1", "a block not named is the method's own"
+    assert shapes[:3] == ["dense", "scattered", "8×4"] and shapes[-1] == "16×1", "a block not named is the method's own"
     assert publish.shape_of(record("l0", 1, 2)) == publish.shape_of(record("back-off", 1, 2)) == ""
     figure = plots.pattern_curves(pd.DataFrame(rows).assign(shape=shapes))
     text = words_of(figure)
-    assert "8×4 2.6 at 12%" in text and "32×32 3.2 at 12%" in text and "gradual 2.4 at 10%" in text and "dense" in text
+    assert (
+        "8×4 2.6 at 12%" in text and "32×32 3.2 at 12%" in text and "scattered 2.4 at 10%" in text and "dense" in text
+    )
     lines = {line.get_label(): line.get_xdata() for line in figure.axes[0].lines}
     assert list(lines["8×4"]) == [0.125, 0.5] and "dense, smaller" not in lines
     rows += [record("dense", 2.7, 5.0, "bits_per_char") | {"model": f"small-{n}"} for n in (1, 2)]

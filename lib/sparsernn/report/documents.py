@@ -108,8 +108,7 @@ def blocks_of(setting):
     """What each shape of block costs: the test's figure and, where it was timed, microseconds a step of the whole net at batch 1,
     a row a share of weights left, a column a shape; in the last dense nets of about as many weights, trained alike. Of several
     configurations it is the one nearest to the share."""
-    shapes = [name.replace("x", "×") for name in BLOCKS[1:]]
-    columns = {"gradual": "scattered"} | dict(zip(shapes, shapes, strict=True)) | {"dense": "dense"}
+    columns = ["scattered", *(name.replace("x", "×") for name in BLOCKS[1:]), "dense"]
     table = setting.table.assign(shape=[publish.shape_of(row) for row in setting.table.to_dict("records")])
     whole, lines = table[(table["method"] == "dense") & (table["compression"] == 1)], {}
     table = table[table["shape"].isin(columns) & (table["compression"] >= 1)]
@@ -119,9 +118,9 @@ def blocks_of(setting):
         for shape, part in table[off <= math.log(NEAR)].groupby("shape"):
             row = part.loc[off[part.index].idxmin()]
             took = f" · {row['step_us']:.3g} µs" if row["step_us"] == row["step_us"] else ""
-            lines.setdefault(left, {})[columns[shape]] = written.quality(row["test"], setting.metric) + took
+            lines.setdefault(left, {})[shape] = written.quality(row["test"], setting.metric) + took
     found = [{"left": f"{left:.0%}"} | lines[left] for left in LEFT if left in lines]
-    table = pd.DataFrame(found, columns=["left", *columns.values()])
+    table = pd.DataFrame(found, columns=["left", *columns])
     return table.dropna(axis=1, how="all").fillna(written.DASH)
 
 

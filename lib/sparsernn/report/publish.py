@@ -325,16 +325,19 @@ def drawn_from(figure, path, rows, *tables):
     plots.plt.close(figure)
 
 
-SCATTERED = ("dense", "gradual")  # what blocks are drawn beside: nothing pruned, and weight by weight
+OTHER_SHAPES = {
+    "dense": "dense",
+    "gradual": "scattered",
+}  # what blocks stand beside: nothing pruned, and weight by weight
 
 
 def shape_of(row):
-    """How what a run keeps lies: the block of a method that has one, or the name of one of SCATTERED; else nothing."""
+    """How what a run keeps lies: the block of a method that has one, or one of OTHER_SHAPES; else nothing."""
     default = (
         getattr(sparsify.make(row["method"]).options, "block", None) if row["method"] in sparsify.names() else None
     )
     if default is None:
-        return row["method"] if row["method"] in SCATTERED else ""
+        return OTHER_SHAPES.get(row["method"], "")
     return records.entries(row["variant"]).get("block", default).replace("x", "×")
 
 

@@ -48,6 +48,8 @@ def blocks(timed):
         row["whole: torch fp32 / torch int8 / own int8"] = " / ".join(
             f"{part[name].median():.3g}" for name in ("dense_us", "torch_us", "own_us")
         )
+        ratio = of["int8_over_own"].get("16x4") if "int8_over_own" in of else None
+        row["int8 16x4 over own int8, in its run"] = written.DASH if ratio is None else written.times(ratio)
         row["int8 16x4 lies in"] = of["int8_in"].get("16x4", written.DASH)
         rows.append(row)
     return pd.DataFrame(rows)

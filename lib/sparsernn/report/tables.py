@@ -240,7 +240,8 @@ def gate_trace(run, tokens, most=36):
     """Live gates of the first layer while it reads `tokens` (int64 [T]): step, word, neuron, gate, value, of.
 
     By a loop over the masked network's steps; a gate that is not live is a constant and left out. `h` is the neuron's
-    output, as another gate. Of more than `most` lines, which `of` counts, those are kept that move most. No tokens, no rows.
+    output, as another gate. Of more than `most` lines, which `of` counts, those of each kind of gate are kept that
+    move most. No tokens, no rows.
     """
     columns = ["step", "word", "neuron", "gate", "value", "of"]
     if not len(tokens) or not hasattr(run.model, getattr(run.model, "stack", "lstm")):
@@ -276,7 +277,10 @@ def gate_trace(run, tokens, most=36):
         rows += [(step, word, n, "h", shown[n].item()) for n in sorted({n for _, n in live})]
     table = pd.DataFrame(rows, columns=columns[:-1])
     moves = table.groupby(["gate", "neuron"])["value"].std().fillna(0)  # one step: nothing moves
-    kept = moves.nlargest(most).rename("moves").reset_index()[["gate", "neuron"]]
+    each = len(moves) if len(moves) <= most else most // moves.index.get_level_values("gate").nunique()
+    kept = (
+        moves.sort_values(ascending=False, kind="stable").groupby("gate").head(each).reset_index()[["gate", "neuron"]]
+    )
     return table.merge(kept, on=["gate", "neuron"]).assign(of=len(moves))
 
 

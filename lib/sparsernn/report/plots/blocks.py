@@ -2,9 +2,7 @@
 
 from matplotlib.ticker import LogLocator
 
-from .style import BLACK, METHOD_STYLE, metric_of, percent, styled, subplots, title, unique_legend
-
-MARKERS = "osD^vP*X"
+from .style import BLACK, GREY, PATTERN_STYLE, metric_of, percent, styled, subplots, title, unique_legend
 
 
 @styled
@@ -20,18 +18,11 @@ def pattern_curves(rows, quality="test"):
     rows = rows.assign(density=1 / rows["compression"])
     dense, shown = rows[rows["density"] == 1], rows[rows["density"] != 1]
     finding = []
-    for number, (shape, part) in enumerate(shown.groupby("shape", sort=False)):
+    for shape, part in shown.groupby("shape", sort=False):
         mean = part.groupby(["model", "variant"])[["density", quality]].mean().sort_values("density")
-        colour = METHOD_STYLE[shape][0] if shape in METHOD_STYLE else f"C{number}"
-        ax.plot(
-            mean["density"],
-            mean[quality],
-            MARKERS[number % len(MARKERS)] + "-",
-            color=colour,
-            lw=1.3,
-            ms=5,
-            label="dense, smaller" if shape == "dense" else shape,
-        )
+        colour, marker = PATTERN_STYLE.get(shape, (GREY, "X"))
+        label = "dense, smaller" if shape == "dense" else shape
+        ax.plot(mean["density"], mean[quality], marker + "-", color=colour, lw=1.3, ms=5, label=label)
         ax.plot(part["density"], part[quality], ".", color=colour, ms=3, alpha=0.5)
         sparsest = mean.iloc[0]
         finding.append(f"{shape} {sparsest[quality]:.3g} at {percent(sparsest['density'])}")

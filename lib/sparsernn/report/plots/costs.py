@@ -14,6 +14,8 @@ COSTS = {
     "step_us": "µs a step, batch 1, fastest engine",
 }
 NEAR, MOST_OUT = 0.15, 0.25  # out of view is what is farther from the best than this share of it, if few rows are
+FAR = 4  # or what lies so many times farther from the middle than the middle half is wide
+FEW = 8  # configurations, of which all are in view
 
 
 @styled
@@ -33,9 +35,7 @@ def cost_front(table):
     costs = measured or ["weights_kept"]
     figure, axes = subplots(max(6.2, 3.1 * len(costs)), 4.1, 1, len(costs), sharey=True, squeeze=False)
     sign = 1 if better == "higher" else -1
-    best = table["test"].max() if sign > 0 else table["test"].min()
-    near = sign * (table["test"] - best) > -NEAR * abs(best)
-    shown = table[near] if (~near).mean() <= MOST_OUT else table
+    shown = table[_in_view(table["test"], sign)]
     for ax, cost in zip(axes.flat, costs, strict=True):
         for row in shown[shown[cost].notna()].to_dict("records"):
             _point(ax, row, cost)
@@ -45,9 +45,22 @@ def cost_front(table):
     axes[0, 0].set_ylabel(f"test {words} ({better} is better)")
     if len(shown) < len(table):
         out_of_view(axes[0, 0], len(table) - len(shown))
+        for method in table.loc[~table["method"].isin(shown["method"]), "method"].unique():  # named, though not in view
+            colour, marker, _ = look(method)
+            axes[0, 0].plot([], [], marker, color=colour, label=f"{method}, out of view")
     legend_below(figure)
     title(figure, finding(table, words, better))
     return figure
+
+
+def _in_view(values, sign):
+    """bool a configuration: all of few; else what is near the best, or, where the best errs next to never, near the middle."""
+    best = (sign * values).max() * sign
+    near = sign * (values - best) > -NEAR * abs(best)
+    if (~near).mean() > MOST_OUT:
+        low, middle, high = values.quantile([0.25, 0.5, 0.75])
+        near = sign * (values - middle) > -FAR * (high - low)
+    return near if len(values) > FEW and (~near).mean() <= MOST_OUT else near | True
 
 
 def _point(ax, row, cost):

@@ -11,6 +11,7 @@ from .style import (
     GREY,
     METRICS,
     ORANGE,
+    PATTERN_STYLE,
     PINK,
     PURPLE,
     RED,
@@ -202,8 +203,7 @@ def product_claim(table, published=None, ax=None):
 
 
 WHOLE = {"dense_us": ("torch, fp32", "-"), "torch_us": ("torch, int8", "-."), "own_us": ("ours, int8", ":")}
-CUTS = {"unstructured": (ORANGE, "P"), "16x1": (BLUE, "o"), "8x4": (GREEN, "s"), "4x4": (PINK, "v"), "16x4": (RED, "D")}
-CUTS |= {"32x32": (PURPLE, "^")}
+CUTS = {"unstructured": "scattered"} | {name.replace("×", "x"): name for name in PATTERN_STYLE if "×" in name}
 
 
 @styled
@@ -221,8 +221,10 @@ def block_times(table):
         row[1].sharey(row[0])
         for ax, kind in zip(row, ("fp32", "int8"), strict=True):
             for pattern, line in part.sort_values("density").groupby("pattern", sort=False):
-                colour, marker = CUTS[pattern]
-                ax.plot(line["density"], line[f"{kind}_us"], color=colour, marker=marker, ms=5, lw=1.3, label=pattern)
+                colour, marker = PATTERN_STYLE[CUTS[pattern]]
+                ax.plot(
+                    line["density"], line[f"{kind}_us"], color=colour, marker=marker, ms=5, lw=1.3, label=CUTS[pattern]
+                )
             for column, (said, dash) in WHOLE.items():
                 ax.axhline(part[column].median(), color=BLACK, ls=dash, lw=1, label=f"whole: {said}")
             ax.set(xscale="log", yscale="log", title=f"{layer}, weights in {kind}", xlabel=AXES["density"])
@@ -232,7 +234,7 @@ def block_times(table):
         row[0].set_ylabel("microseconds a step")
         log_counts(row[0].yaxis)
     known = dict(zip(*reversed(axes[0, 0].get_legend_handles_labels()), strict=True))
-    order = [name for name in (*CUTS, *(f"whole: {said}" for said, _ in WHOLE.values())) if name in known]
+    order = [name for name in (*CUTS.values(), *(f"whole: {said}" for said, _ in WHOLE.values())) if name in known]
     axes[0, 1].legend([known[name] for name in order], order, fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
     title(figure, block_finding(table))
     return figure

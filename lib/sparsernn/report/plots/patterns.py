@@ -18,26 +18,37 @@ def gate_patterns(table):
         say(ax, "no run left a table of gates")
         return figure
     kept = table[table["state"] != "removed"]
-    runs, letters = [], list(dict.fromkeys(table["gate"]))
+    runs = []
     for keys, part in kept.groupby(["task", "model", "method"], sort=False):
         if (part["state"] != "live").any():
             runs.append((keys, part))
-    figure, axes = subplots(9, 1.3 + 0.21 * len(runs), 1, len(letters), sharey=True, squeeze=False)
-    for ax, letter in zip(axes.flat, letters, strict=True):
-        own = [part[part["gate"] == letter] for _, part in runs]
-        live = np.array([(part["state"] == "live").mean() if len(part) else 0.0 for part in own])
-        there = np.array([1.0 if len(part) else 0.0 for part in own])
-        for share, left, state in ((live, 0 * live, "live"), (there - live, live, "constant")):
-            colour, hatch = STATES[state]
-            ax.barh(
-                range(len(runs)), share, 0.78, left, color=colour, hatch=hatch, edgecolor="white", lw=0.4, label=state
-            )
-        ax.set(xlim=(0, 1), xticks=[0, 0.5, 1], title=GATES.get(letter, letter))
-        ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    names = [f"{task} {model} · {method} ({part.groupby('layer')['neuron'].nunique().sum():,})"
-             for (task, model, method), part in runs]  # fmt: skip
-    axes[0, 0].set_yticks(range(len(runs)), names, fontsize=7.5)
-    axes[0, 0].set_ylim(len(runs) - 0.4, -0.6)
-    unique_legend(axes[0, -1], loc="upper left", bbox_to_anchor=(1.01, 1))
+    if not runs:
+        figure, ax = subplots(5.2, 1.6)
+        say(ax, "every network kept all gates of the neurons it kept")
+        return figure
+    kinds = {}  # of one cell, one under the other
+    for keys, part in runs:
+        kinds.setdefault(tuple(dict.fromkeys(part["gate"])), []).append((keys, part))
+    heights = [len(nets) + 2 for nets in kinds.values()]
+    wide = max(map(len, kinds))
+    figure, axes = subplots(9, 0.6 + 0.21 * sum(heights), len(kinds), wide, squeeze=False, height_ratios=heights)
+    for row, (letters, nets) in zip(axes, kinds.items(), strict=True):
+        for ax in row[len(letters) :]:
+            ax.set_axis_off()
+        for ax, letter in zip(row, letters, strict=False):
+            live = np.array([(part.loc[part["gate"] == letter, "state"] == "live").mean() for _, part in nets])
+            for share, left, state in ((live, 0 * live, "live"), (1 - live, live, "constant")):
+                colour, hatch = STATES[state]
+                look = {"color": colour, "hatch": hatch, "edgecolor": "white", "lw": 0.4, "label": state}
+                ax.barh(range(len(nets)), share, 0.78, left, **look)
+            ax.set(xlim=(0, 1), xticks=[0, 1], yticks=[], ylim=(len(nets) - 0.4, -0.6))
+            ax.set_title(GATES.get(letter, letter), fontsize=8.5)
+            ax.xaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
+        names = [f"{task} {model} · {method} ({part.groupby('layer')['neuron'].nunique().sum():,})"
+                 for (task, model, method), part in nets]  # fmt: skip
+        row[0].set_yticks(range(len(nets)), names, fontsize=7.5)
+    unique_legend(
+        axes[0, wide - 1] if axes[0, wide - 1].axison else axes[0, 0], loc="upper left", bbox_to_anchor=(1.01, 1)
+    )
     title(figure, f"{len(runs)} networks, one run each; in brackets: kept neurons, whose gates are 100 %")
     return figure

@@ -94,7 +94,7 @@ def gate_trace(table):
     bar.set_label("value (colours end at ±1)" if beyond else "value", fontsize=8)
     moves = wide.std(axis=1)
     gate, neuron = moves.idxmax()
-    less = f" (the {len(wide)} of {total} that move most)" if total > len(wide) else ""
+    less = f" (of each kind those that move most, {len(wide)} of {total})" if total > len(wide) else ""
     title(figure, f"{GATES.get(gate, 'output h')} of neuron {neuron} moves most, by ± {moves.max():.2f}{less}")
     return figure
 

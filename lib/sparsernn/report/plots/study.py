@@ -38,7 +38,7 @@ def _named(row, same):
 
 
 SPARSE = 1.5  # times fewer weights, from which on a net is called sparse
-CROWD = 6  # runs of a method from which on their rings are small
+CROWD = 6  # methods from which on rings are small
 MOST_NAMED = 6  # methods in a sentence over a figure; of more, those that no other beats
 
 
@@ -159,7 +159,8 @@ def front_finding(means, quality, words, better):
 @styled
 def fronts(points, published=None):
     """Validation quality against compression, all that was seen on the way: a dot an epoch, threshold or strength of L1,
-    a line a method's best, a ring the chosen one; dotted to an open mark, the authors' own way where they published it.
+    a line a method's best, a ring what a configuration's runs chose, their mean; dotted to an open mark, the authors' own way
+    where they published it.
     In view are the chosen ones and what is within 15% of the best.
 
     points: task, model, method, variant, compression, valid, metric, chosen. published: rows of results/published.csv.
@@ -179,8 +180,11 @@ def fronts(points, published=None):
         best = ordered[(sign * ordered["valid"]).cummax().diff().fillna(1) > 0]
         ax.plot(part["compression"], part["valid"], marker, color=colour, ms=3, alpha=0.35, ls="none", mew=0)
         ax.plot(best["compression"], best["valid"], color=colour, ls=dash, lw=1.4, marker=marker, ms=4.5, label=method)
-        chosen = part[part["chosen"].astype(bool)]
-        ring = 11 if len(chosen) <= CROWD else 7
+        chosen = part[part["chosen"].astype(bool)].assign(
+            model=part["model"].fillna(""), variant=part["variant"].fillna("")
+        )
+        chosen = chosen.groupby(["model", "variant"])[["compression", "valid"]].mean()  # a ring a configuration
+        ring = 11 if points["method"].nunique() <= CROWD else 7
         ax.plot(chosen["compression"], chosen["valid"], "o", ms=ring, mfc="none", mec=BLACK, mew=1.2, label="chosen")
     runs = [] if published is None else [name for name in ("method", "model", "variant") if name in published]
     for (method, *_), part in published.groupby(runs, sort=False) if runs else ():

@@ -11,27 +11,32 @@ from matplotlib.ticker import LogLocator, NullFormatter
 BLACK, GREY, BLUE, ORANGE, GREEN, RED = "#000000", "#949494", "#0173b2", "#de8f05", "#029e73", "#d55e00"
 PINK, BROWN, PURPLE, YELLOW, SKY = "#cc78bc", "#ca9161", "#7a3fa0", "#ece133", "#56b4e9"
 
-# The same method looks the same everywhere: (colour, marker, dash). Families share a colour, never a marker.
+# The same method looks the same everywhere: (colour, marker, dash). Families share a hue, never a marker.
 METHOD_STYLE = {
     "dense": (BLACK, "o", "-"),
     "binary-dropout": (GREY, "s", "--"),
     "sparse-vd-w": (ORANGE, "^", "--"),
-    "sparse-vd-w-binary": (ORANGE, "v", ":"),
+    "sparse-vd-w-binary": ("#f2c36b", "v", ":"),
     "sparse-vd-w-voc": (SKY, "<", "-."),
-    "sparse-vd-wn": (SKY, "D", "--"),
+    "sparse-vd-wn": ("#7fa8d9", "D", "--"),
     "sparse-vd-wgn": (BLUE, "s", "-"),
     "gradual": (GREEN, "P", "-"),
-    "hard": (GREEN, "X", "--"),
-    "blocks": (GREEN, "p", ":"),
-    "one-shot": (GREEN, ">", "-."),
+    "hard": ("#7bcbb0", "X", "--"),
+    "blocks": ("#00543c", "p", ":"),
+    "one-shot": ("#8aa812", ">", "-."),
     "l0": (PINK, "d", "-"),
     "iss": (BROWN, "h", "-"),
     "restricted": (YELLOW, "8", "-."),
     "heads": (BROWN, "^", ":"),
-    "few-words": (BLACK, ".", ":"),
+    "few-words": (PURPLE, ".", ":"),
     "linear": (RED, "*", "-."),
     "back-off": (PURPLE, "H", ":"),
 }
+# How zeros lie, everywhere: (colour, marker)
+PATTERN_STYLE = {
+    "scattered": (ORANGE, "P"), "16×1": (BLUE, "o"), "8×4": (GREEN, "s"), "4×4": (PINK, "v"), "16×4": (RED, "D"),
+    "32×32": (PURPLE, "^"), "dense": (BLACK, "*"),
+}  # fmt: skip
 OPPONENTS = ("linear", "back-off")  # drawn hollow: no recurrent network
 
 # metric → its words with unit, and which way is better

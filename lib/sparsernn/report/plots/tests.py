@@ -72,13 +72,14 @@ def _finding(rows, names, usual, better):
     if dense.empty:
         return f"{len(rows)} runs"
     last, sign = names[-1], 1 if better == "higher" else -1
+    means = means.assign(weights=(1000 / means["compression"]).round(1)).sort_values(f"on {last}", ascending=sign < 0)
     fine = means[(sign * (means[f"on {last}"] - dense[f"on {last}"].iloc[0]) >= 0) & (means["compression"] > SPARSE)]
     text = f"{len(rows)} runs; {usual} dense: " + ", ".join(
         f"{name} {dense[f'on {name}'].iloc[0]:.3g}" for name in names
     )
     if fine.empty:
         return text + f"; no smaller net is as good on {last}"
-    row = fine.loc[fine["compression"].idxmax()]
+    row = fine[fine["weights"] == fine["weights"].min()].iloc[0]  # of as many weights the better one
     return (
         text
         + f"; as good on {last} or better: {row.name[1]} ({row.name[0]}), {times(row['compression'])} fewer weights"

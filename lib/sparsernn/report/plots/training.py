@@ -15,14 +15,15 @@ ABSENT = {"train_loss": "no training loss: fitted in one go", "gates_live": "no 
 
 @styled
 def training_curves(table):
-    """Loss and penalty, validation metric, compression, live gates against epoch; one line a run.
+    """Loss and penalty, validation metric, compression, live gates against epoch; one line a configuration, the mean of its
+    seeds.
 
     table: `tables.metrics_table`. A path of C (no epochs) is drawn against C when alone, as a level line beside others.
     """
     figure, axes = subplots(8, 5.2, 2, 2)
     words, better = metric_of(table)
     path = table["C"].notna() if "C" in table else pd.Series(False, table.index)
-    runs = table if path.all() else table[~path]
+    runs = _over_seeds(table if path.all() else table[~path])
     x, label = ("C", "C, inverse strength of L1") if path.all() else ("epoch", "epoch")
     panels = [("train_loss", "nats per example"), ("valid", f"validation {words}"),
               ("compression", "compression: all ÷ kept"), ("gates_live", "live gates")]  # fmt: skip
@@ -56,6 +57,21 @@ def training_curves(table):
         said = chosen_finding(best, 1 if better == "higher" else -1)
     title(figure, said if found else f"No epoch chosen yet ({better} is better)")
     return figure
+
+
+def _over_seeds(table):
+    """The table with the rows of a configuration's seeds as one, epoch by epoch; an epoch is chosen that most of them chose."""
+    if "seed" not in table or table["seed"].nunique() < 2:
+        return table
+    x = "C" if "C" in table and table["C"].notna().any() else "epoch"
+    keys = [name for name in ("model", "method", "variant") if name in table]
+    numbers = [name for name in table.select_dtypes("number") if name not in ("seed", x)]
+    found = table.assign(chosen=table["chosen"].astype(float)).groupby([*keys, x], sort=False, dropna=False)
+    means = found[[*numbers, "chosen"]].mean().reset_index().sort_values(x, kind="stable")
+    order = means.groupby(keys, sort=False, dropna=False).ngroup().argsort(kind="stable")
+    means = means.iloc[order.to_numpy()].reset_index(drop=True)
+    most = means.groupby(keys, dropna=False)["chosen"].transform("max")
+    return means.assign(chosen=(means["chosen"] == most) & (most > 0), metric=table["metric"].iloc[0])
 
 
 def _curve(ax, part, x, column, method, dash=None, label=None):
