@@ -11,7 +11,7 @@ import yaml
 from scipy import stats
 
 from sparsernn import records, tasks
-from sparsernn.report import claims
+from sparsernn.report import claims, evidence
 from sparsernn.report.paired import difference, mean_of, over_items, p_value
 from sparsernn.sparsify.plan import Plan
 from sparsernn.study.evaluation import evaluate, examine, mistakes
@@ -180,7 +180,7 @@ def test_counts_come_back_from_their_file_and_give_the_same_bytes(tmp_path):
 def test_the_study_of_digits_runs_all_that_the_claims_compare(cell):
     study, asked = yaml.safe_load((Path(__file__).parents[1] / "digits.yaml").read_text()), set()
 
-    class Asked(claims.Evidence):
+    class Asked(evidence.Evidence):
         def row(self, task, method, model=None, options=None):
             asked.add((task, method, model, (options or {}).get("density")))
 

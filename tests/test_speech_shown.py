@@ -12,7 +12,7 @@ import speech
 import torch
 from nbclient import NotebookClient
 
-from sparsernn.report import claims, plots
+from sparsernn.report import claims, evidence, plots
 from sparsernn.report.publish import publish
 from sparsernn.study.config import RunConfig
 from sparsernn.study.runs import ensure
@@ -118,9 +118,9 @@ def test_runs_on_sounds_are_published_with_their_mistakes_and_their_tests(as_it_
     speech.register()
     ensure(RunConfig("tones", method="dense", profile="quick", epochs=1))
     written = publish("quick", tmp_path / "results", tmp_path / "figures")
-    (row,) = claims.gather(tmp_path / "results").rows.to_dict("records")
+    (row,) = evidence.gather(tmp_path / "results").rows.to_dict("records")
     tests = dict(part.split("=") for part in row["tests"].split(","))
-    (kept,) = claims.gather(tmp_path / "results").row("tones", "dense")["wrong"]
+    (kept,) = evidence.gather(tmp_path / "results").row("tones", "dense")["wrong"]
     assert set(tests) == {"unseen", "noisy"} and row["metric"] == "label_error_rate"
     assert kept["noisy.errors"].sum() / kept["noisy.of"].sum() == pytest.approx(float(tests["noisy"]))
     assert {"tones-front.png", "tones-training.png"} <= {path.name for path in written}

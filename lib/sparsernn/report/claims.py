@@ -3,173 +3,20 @@
 A claim is checked on the papers' own data and model, at whatever schedule was run; what was not run is said to be so.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
 import pandas as pd
 
 from .. import records
 from ..sparsify.restricted import SHARING, pool_size
-from ..study.config import PROFILES
-from ..study.presets import PLAN, PRESETS
-from . import intervals, published, timings
-from .decisions import over_items, sign_of
+from ..study.presets import PRESETS
+from . import intervals, timings
+from .evidence import THEIRS, gather, of_a_share, says
 from .paired import difference, mean_of
-from .written import quality
 
-NEAREST = PROFILES[:0:-1]  # the schedule nearest to the paper's first; smoke says nothing
-THEIRS = (
-    "imdb",
-    "imdb-authors",
-    "ag-news",
-    "ptb-char",
-    "ptb-word",
-    "squad",
-)  # the papers' data; a verdict from others says so
-SAME_TEST = {
-    "imdb": "imdb-authors"
-}  # a task → one with its test and another validation, whose rows speak where it has none
-MEANS = "test", "weights_kept", "compression"  # of a row of several seeds
-COUNTS = {"gates": "gates_live", "neurons": "hidden_kept"}  # written layer by layer, 40-39
 HOLDS, PARTLY, FAILS, EARLY, NOT_RUN = "holds", "holds in part", "does not hold", "too early to say", "not run"
 UNDECIDED = "undecided"
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """The tracked tables. rows: of results/*.csv; results: their folder; items: data_sha256 → items of an accuracy's test."""
-
-    rows: pd.DataFrame
-    results: Path
-    items: dict
-
-    def row(self, task, method, model=None, options=None, profile=None):
-        """The finished row of a method on a task, at the longest schedule, with the fewest changes to the preset's plan, of
-        several the best on validation; or None.
-
-        model: a preset, profile: a schedule, or None for any; options: name → value of the method's options that are not their
-        defaults, and of no others, or None for any; what a row has in its variant of the training's plan does not matter.
-        Of several seeds it is the first, but for the figures of MEANS; `by_seed` has the test figures of all, `gates_by_seed` and
-        `neurons_by_seed` their live gates and the neurons kept, `wrong` what each got wrong item by item (None of one that is
-        silent), `items` the items of the test where known.
-        """
-        part = self.rows[(self.rows["task"] == task) & (self.rows["method"] == method) & self.rows["test"].notna()]
-        if model is not None:
-            part = part[part["model"] == model]
-        if profile is not None:
-            part = part[part["profile"] == profile]
-        if options is not None:
-            part = part[[_options(variant) == options for variant in part["variant"].fillna("")]]
-        if part.empty:
-            return None
-        changes = [sum(name in PLAN for name in records.entries(variant)) for variant in part["variant"].fillna("")]
-        worse = -sign_of(part["metric"].iloc[0]) * part["valid"].astype(float)
-        order = part.assign(rank=part["profile"].map(NEAREST.index), changes=changes, worse=worse)
-        means = order.groupby(["model", "variant", "profile"], dropna=False)["worse"].transform("mean")
-        first = order.assign(worse=means).sort_values(["rank", "changes", "worse"], kind="stable").iloc[0]
-        same = part[["model", "variant", "profile"]].fillna("") == first[["model", "variant", "profile"]].fillna("")
-        items = self.items.get(first.get("data_sha256"), float("nan"))
-        alike = part[same.all(axis=1)]
-        folders = [self.results / "runs" / records.run_key(one) for one in alike.to_dict("records")]
-        wrong = tuple(records.read_counts(folder / records.MISTAKES) for folder in folders)
-        first = pd.concat([first.drop(list(MEANS)), alike[list(MEANS)].astype(float).mean()])
-        seeds = {"by_seed": tuple(alike["test"]), "wrong": wrong, "items": items}
-        seeds |= {f"{name}_by_seed": tuple(map(_over_layers, alike[column])) for name, column in COUNTS.items()}
-        return pd.concat([first, pd.Series(seeds)])
-
-    def of(self, task, *methods):
-        """The task, or the one with its test where that alone has finished rows of all these methods."""
-        finished = self.rows[self.rows["test"].notna()].groupby("task")["method"].agg(set)
-        other = SAME_TEST.get(task, task)
-        return (
-            other
-            if set(methods) <= finished.get(other, set()) and not set(methods) <= finished.get(task, set())
-            else task
-        )
-
-    def tasks(self, *methods):
-        """Every task with finished rows of all these methods; of two with one test not the authors' split."""
-        finished = self.rows[self.rows["test"].notna()]
-        names = [
-            name
-            for name in finished["task"].unique()
-            if set(methods) <= {*finished.loc[finished["task"] == name, "method"]}
-        ]
-        return [name for name in names if not any(other == name and task in names for task, other in SAME_TEST.items())]
-
-    def table(self, row, name):
-        """A table a run left, for example numbers.csv; or None."""
-        path = self.results / "runs" / records.run_key(row) / name
-        return records.read_table(path) if path.exists() else None
-
-    def authors(self, row):
-        """The authors' own test figures of a row's model and method up to its epoch; empty where they published none."""
-        part = published.beside(published.read(self.results, row["task"], SAME_TEST.get(row["task"])), row)
-        return part.loc[part["epoch"] <= row["epochs"], "test"].dropna()
-
-
-def _over_layers(counts):
-    """All layers of 40-39 together: 79; NaN where nothing was counted."""
-    return sum(map(int, str(counts).split("-"))) if str(counts).replace("-", "").isdigit() else float("nan")
-
-
-def _options(variant):
-    """Name → number of a variant's entries that belong to no plan."""
-    found = records.entries(variant)
-    return {name: float(value) if _is_number(value) else value for name, value in found.items() if name not in PLAN}
-
-
-def _is_number(text):
-    try:
-        return float(text) == float(text)
-    except ValueError:
-        return False
-
-
-def gather(results):
-    """All tracked rows of a results folder, with variants as text."""
-    paths = [path for profile in NEAREST if (path := Path(results) / f"{profile}.csv").exists()]
-    rows = pd.concat([records.read(path) for path in paths], ignore_index=True)
-    tests = Path(results) / "tests.csv"
-    items = records.read_table(tests).set_index("data_sha256")["items"].to_dict() if tests.exists() else {}
-    return Evidence(rows, Path(results), items)
-
-
-def _says(row):
-    """0.838 at 17,000× after 60 epochs, on how many seeds it rests and what is known of its error; of a corpus of the papers
-    that is not all there, what is."""
-    note = row.get("data_note")
-    said = [_error(row), *([note] if row["task"] in THEIRS and isinstance(note, str) and note else [])]
-    said += ["of " + row["task"]] * (row["task"] in SAME_TEST.values())
-    unit = {"perplexity": " ppl", "bits_per_char": " bpc"}.get(row["metric"], "")
-    return f"{row['test']:.4g}{unit} at {row['compression']:,.4g}× after {row['epochs']:.0f} epochs ({'; '.join(said)})"
-
-
-def _error(row):
-    """one seed, 0.833 … 0.842 over test items · 2 seeds: 0.847, 0.847 · 3 seeds: 0.834 … 0.841"""
-    low, high = _interval(row)
-    if len(row["by_seed"]) > 1:
-        shown = (
-            f"{low:.4g} … {high:.4g}"
-            if low == low and len(row["by_seed"]) > 2
-            else ", ".join(f"{t:.4g}" for t in row["by_seed"])
-        )
-        return f"{len(row['by_seed'])} seeds: {shown}"
-    ends = " … ".join(quality(end, row["metric"]) for end in (low, high))
-    return f"one seed, {ends} over test items" if low == low else "one seed"
-
-
-def _interval(row):
-    """95 %: over seeds from three on, else over the items of the test; NaN where neither is known."""
-    low, high = intervals.over_seeds(row["by_seed"])
-    return (low, high) if low == low else over_items(row)
-
-
-def _of_a_share(row):
-    """The same but of perplexities and bits, whose test is the authors' too: what is hard in it is so for both."""
-    low, high = intervals.over_seeds(row["by_seed"])
-    return (low, high) if low == low else intervals.over_items(row["test"], row["items"])
 
 
 def _cut_short(row):
@@ -187,7 +34,7 @@ def _cut_short(row):
 
 
 def _lines(found):
-    return "; ".join(f"{row['method']}: {_says(row)}" for row in found)
+    return "; ".join(f"{row['method']}: {says(row)}" for row in found)
 
 
 def _not_run(task, *methods):
@@ -229,7 +76,7 @@ def _quality(task, method, quality, compression, better="higher", slack=0.0):
         row = evidence.row(evidence.of(task, method), method)
         if row is None:
             return _not_run(task, method)
-        reached = good(row["test"]) or any(good(end) for end in _of_a_share(row))
+        reached = good(row["test"]) or any(good(end) for end in of_a_share(row))
         verdict, text = _grade(reached, row["compression"] >= 0.9 * compression), _lines([row])
         theirs = evidence.authors(row)
         if verdict != HOLDS and _cut_short(row) and len(theirs) and not good(theirs).any():
@@ -342,7 +189,7 @@ def _compared(task, wanted, test):
         found = [(label, evidence.row(task, method, model, options)) for label, method, model, options in wanted]
         if absent := [label for label, row in found if row is None]:
             return NOT_RUN, f"no finished run on {task} of: {', '.join(absent)}"
-        text = "; ".join(f"{label}: {_says(row)} ({row['weights_kept']:,.0f} weights)" for label, row in found)
+        text = "; ".join(f"{label}: {says(row)} ({row['weights_kept']:,.0f} weights)" for label, row in found)
         return _where(_grade(*test(*(row["test"] for _, row in found))), [task]), text
 
     return check
@@ -362,7 +209,7 @@ def _judged(task, *pairs, split="test"):
         found = {label: evidence.row(task, method, model, options) for label, method, model, options in asked.values()}
         if absent := [label for label, row in found.items() if row is None]:
             return NOT_RUN, f"no finished run on {task} of: {', '.join(absent)}"
-        text, verdicts = [f"{label}: {_says(row)}" for label, row in found.items()], []
+        text, verdicts = [f"{label}: {says(row)}" for label, row in found.items()], []
         for wanted, (first, *_), (second, *_) in pairs:
             verdict, gap = _verdict(wanted, found[first], found[second], split)
             said = "not known item by item" if gap is None else _said_gap(gap, found[first]["metric"])
@@ -511,7 +358,7 @@ def _neurons(evidence):
         kept = [sum(row["neurons_by_seed"]) / len(row["neurons_by_seed"]) for row in pair]
         loss = "not known item by item" if gap is None else _said_gap(gap, pair[0]["metric"])
         figures = " and ".join(
-            f"{row['method']}: {_says(row)}, {n:.4g} neurons" for row, n in zip(pair, kept, strict=True)
+            f"{row['method']}: {says(row)}, {n:.4g} neurons" for row, n in zip(pair, kept, strict=True)
         )
         said.append(f"{task}: {figures}; l0 less iss{_of_test(split)}: {loss}")
         verdicts.append(False if kept[0] >= kept[1] else no_worse)

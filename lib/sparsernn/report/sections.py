@@ -18,6 +18,7 @@ from ..study.asked import study_configs
 from ..study.config import RunConfig, needed
 from . import claims as papers
 from . import decisions, inside, plots, publish, published, timings, written
+from .evidence import NEAREST
 from .plots.style import telling
 
 
@@ -93,7 +94,7 @@ def tracked(results=None):
     results = Path(results or project_root() / "results")
     asking = publish.studies()
     timed, settings = timings.timing_rows(results, ""), []
-    for profile in reversed(papers.NEAREST):
+    for profile in reversed(NEAREST):
         for task, family, stem, rows in publish.families(records.read(results / f"{profile}.csv")):
             finished = rows[rows["test"].notna()]
             if finished.empty:
