@@ -179,3 +179,57 @@ def test_public_names_are_loaded_when_they_are_used():
     assert all(callable(getattr(sparsernn, name)) for name in sparsernn.__all__)
     with pytest.raises(AttributeError, match="no attribute 'atach'; public names: attach"):
         getattr(sparsernn, "atach")  # noqa: B009
+
+
+class Scaled(nn.Module):
+    """What stands between its layers depends on their width, which running it once does not show."""
+
+    def __init__(self, classes):
+        super().__init__()
+        self.stack, self.head = nn.GRU(8, 16), nn.Linear(16, classes)
+
+    def forward(self, x, first, lengths=None, state=None):
+        y, state = self.stack(x, state)
+        return self.head(y[-1]) / y.shape[-1] ** 0.5 - torch.tensor([y.shape[-1] / 50, 0.0]).to(y), state
+
+
+class HalfOfThem(Method):
+    """Every other neuron goes."""
+
+    kinds, draws_scales, touches = ("hidden",), False, True
+
+    def prepare(self):
+        for group in self.groups.values():
+            del group.theta
+            group.register_buffer("theta", torch.arange(group.size) % 2.0)
+
+    def score(self, item):
+        return item.theta > 0 if item.name in self.groups else None
+
+    def keeps(self, score, threshold=None):
+        return score.clone()
+
+    def kept(self, item):
+        return item.theta
+
+
+def test_a_model_that_is_not_equal_when_it_is_small_leaves_no_record():
+    sparsernn.register("tones", task=tones)
+    sparsernn.register("scaled", model=Preset(Scaled, {}, {"quick": Profile(Plan(epochs=1))}), of="tones")
+    sparsernn.register("half", method=HalfOfThem)
+    config = RunConfig("tones", method="half", profile="quick")
+    with pytest.raises(
+        RuntimeError, match="compact scaled differs from the masked one by .*let it say itself who reads whom"
+    ):
+        ensure(config)
+    assert not (config.directory / "record.json").exists()
+
+
+def test_a_name_that_no_folder_can_have_is_refused_when_it_is_given():
+    with pytest.raises(ValueError, match="name is 'my/method'"):
+        sparsernn.register("my/method", method=Largest)
+    with pytest.raises(ValueError, match="make a folder's name of 3.. bytes; a file system takes 255"):
+        RunConfig("pydocs-topic", method="sparse-vd-w", profile="quick", epochs=11, batch_size=33, lr=0.00123456, clip=0.123456,
+                  lr_hold=0.123456, lr_end=0.123456, word_dropout=0.123456, kl_weight=0.123456, kl_full=3.123456,
+                  kl_start=1.123456, threshold=1.123456, log_sigma=-3.123456, log_sigma_groups=-3.23456,
+                  lr_log_sigma=0.0123456, kl_peak=2.123456, kl_press=4.123456, kl_settle=6.123456)  # fmt: skip

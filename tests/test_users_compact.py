@@ -6,7 +6,9 @@ import itertools
 import pickle
 import random
 import re
+import threading
 import time
+import warnings
 from collections import namedtuple
 from dataclasses import is_dataclass, make_dataclass
 from functools import partial
@@ -26,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import sparsernn
-from sparsernn.engines import available, base, engine_class
+from sparsernn.engines import available, base, engine_class, stand_in
 from sparsernn.engines.whole import by_engine
 
 W = 2 * H
@@ -702,3 +704,119 @@ def test_a_model_of_ones_own_runs_on_the_engines(shape):
         except base.Unsupported as why:
             assert str(why)
     assert answered >= 2
+
+
+# ---- what is done with it afterwards
+
+
+def loaded_into_another():
+    """Two small models of one shape, of which other words and neurons are left."""
+    found = []
+    for words_gone, neurons_gone in ((range(0, 5), [0, 1, 2]), (range(9, 14), [4, 5, 6])):
+        torch.manual_seed(0)
+        net = Net().double().eval()
+        with torch.no_grad():
+            net.emb.weight[[*words_gone]] = 0
+            net.head.weight[:, neurons_gone] = 0
+            net.rnn.weight_hh_l0[:, neurons_gone] = 0
+        found.append(compacted(net))
+    return found
+
+
+def test_the_weights_of_one_small_model_are_loaded_into_another_of_its_shape():
+    one, other = loaded_into_another()
+    assert (one(FEW) - other(FEW)).abs().max() > 1e-3
+    other.load_state_dict(one.state_dict())
+    same(other(FEW), one(FEW))
+    again = copy.deepcopy(one)
+    again.load_state_dict(loaded_into_another()[1].state_dict())
+    same(again(FEW), loaded_into_another()[1](FEW))
+
+
+@pytest.mark.parametrize("how", ["trained", "averaged"])
+def test_an_engine_notices_weights_that_are_moved_by_their_data(how):
+    """pytorch/examples' word_language_model trains by `p.data.add_`, which torch counts as no change of a parameter."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Embedding(V, 16), nn.LSTM(16, 48, batch_first=True), Takes(48, 32)).eval()
+    small, _ = sparsernn.compact(model, FEW)
+    stand_in.run_by(small, "c-blocks", (8, 8))
+    layer = next(m for m in small.modules() if isinstance(m, nn.LSTM))
+    calls, runs = [], layer.forward.run
+    layer.forward.run = lambda *args, **more: calls.append(1) or runs(*args, **more)
+    with torch.no_grad():
+        before = small(FEW)
+    assert calls, "it answers while nothing moves"
+    if how == "trained":
+        small.train()
+        small(FEW).sum().backward()
+        for p in small.parameters():
+            p.data.add_(p.grad, alpha=-0.01)
+        small.eval()
+    else:
+        for p in small.parameters():
+            p.data.mul_(1.01)
+    with torch.no_grad():
+        after = small(FEW)
+    assert torch.equal(after, small(FEW).detach()) and len(calls) == 1 and (before - after).abs().max() > 1e-4
+
+
+class Takes(nn.Module):
+    """A head that reads some of the neurons alone."""
+
+    def __init__(self, width, read):
+        super().__init__()
+        self.head = nn.Linear(width, 3)
+        with torch.no_grad():
+            self.head.weight[:, read:] = 0
+
+    def forward(self, answer):
+        return self.head(answer[0])
+
+
+def test_a_padding_row_with_numbers_in_it_does_not_train():
+    """nn.Embedding.from_pretrained(glove, freeze=False, padding_idx=0) keeps that row as it is."""
+    model = model_of(told="plain").float()
+    model.emb = nn.Embedding.from_pretrained(randn(V, E, dtype=torch.float32), freeze=False, padding_idx=0)
+    with torch.no_grad():
+        model.emb.weight[10:] = 0
+    text = FEW.clone()
+    text[:, :2] = 0
+    small, _ = sparsernn.compact(model.eval(), text)
+    small.train()(text).sum().backward()
+    place = int(small.emb._small.lookup[0])
+    assert small.emb.weight[place].any() and not small.emb.weight.grad[place].any() and small.emb.weight.grad.any()
+
+
+@pytest.mark.parametrize("name", ["axes", "groups"])
+def test_an_attribute_that_is_called_as_ours_by_chance_is_the_users(name):
+    model = model_of(told="plain")
+    setattr(model, name, (0, 1))
+    assert compacted(model)(FEW) is not None
+    sparsernn.attach(model, "sparse-vd-wgn", 10, 100, example=FEW).detach()
+
+
+def test_what_has_no_place_in_the_file_is_refused_when_it_is_written(tmp_path):
+    class Counts(Net):
+        def get_extra_state(self):
+            return torch.tensor([3.0])
+
+        def set_extra_state(self, state):
+            self.state = state
+
+    small = compacted(model_of(Counts))
+    with pytest.raises(
+        ValueError, match="the model has an extra state .get_extra_state., which the file has no place for"
+    ):
+        sparsernn.save(small, tmp_path / "small.safetensors")
+    assert not [*tmp_path.iterdir()]
+
+
+def test_what_cannot_be_copied_or_scripted_is_named():
+    model = model_of(told="plain")
+    small = compacted(model)
+    with pytest.raises(RuntimeError, match="torch.jit.script cannot read a SmallLSTM; torch.jit.trace"):
+        with warnings.catch_warnings(action="ignore"):  # torch would rather have it exported
+            torch.jit.script(small)
+    model.rnn.guard = threading.Lock()
+    with pytest.raises(TypeError, match="rnn.guard cannot be copied"):
+        sparsernn.compact(model, FEW)

@@ -589,3 +589,23 @@ def test_in_evaluation_a_decoder_s_loop_asks_once_a_forward_what_is_kept(monkeyp
     for _ in range(2):
         model.eval()(x)
     assert sorted(asked) == sorted(2 * [*study.weights])
+
+
+@pytest.mark.parametrize("cell", [nn.GRU, nn.RNN])
+def test_what_a_layer_returns_may_be_changed_in_place_as_torch_s_own(cell):
+    """`y *= mask` behind a GRU: torch's own allows it."""
+
+    class Masked(Reader):
+        def encode(self, words):
+            y, _ = self.stack(self.lower(self.words(words))[0])
+            y *= (words > 3).unsqueeze(-1)
+            return F.relu_(y).mean(1)
+
+    torch.manual_seed(0)
+    theirs = Masked(cell)
+    ours = copy.deepcopy(theirs)
+    sparsernn.attach(ours, "gradual", 30, 100, density=0.5, schedule="cubic")
+    for model in (ours, theirs):
+        model(words()).sum().backward()
+    for name, p in theirs.named_parameters():
+        torch.testing.assert_close(ours.get_parameter(name).grad, p.grad, rtol=1e-4, atol=1e-6)

@@ -8,7 +8,7 @@ import torch
 
 from ..nets.compact import plain_copy, swapped
 from ..nets.file import packed_size
-from ..nets.found import Found
+from ..nets.found import Found, declares
 from ..nets.masks import Masks
 from ..nets.outside import Start, deep_copy
 from ..nets.readers import Reading, answer
@@ -108,7 +108,7 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
         kept = {n: (p != 0).cpu() for n, p in found.parameters.items() if p.dim() == 2}
         masks, means = Masks(found.axes(), kept, {}), {}
     wrong = {}
-    declared = [(masks, {})] if hasattr(wide, "axes") else None
+    declared = [(masks, {})] if declares(wide) else None
     if declared and consumers:
         raise ValueError(f"consumers are for models that do not say who reads whom; {type(model).__name__} has axes()")
     for whole, ways in declared or _trials(found, masks, readings(found, start, given, consumers or {}, outside)):

@@ -267,8 +267,10 @@ class Recurrence(torch.autograd.Function):
         if save:
             ctx.save_for_backward(weight, recurrent, gates, live, values, products, *history)
             ctx.cell, ctx.partial, ctx.fast = cell, partial, fast
-        last = steps % 2 if not save else steps
-        return history[0][1:], *(kept[last].clone() for kept in history[1:])
+        last, hidden = steps % 2 if not save else steps, history[0][1:]
+        if save and cell.n_states == 1:  # as torch's GRU and RNN, not its LSTM, it may be changed in place
+            hidden = hidden.clone()
+        return hidden, *(kept[last].clone() for kept in history[1:])
 
     @staticmethod
     @once_differentiable

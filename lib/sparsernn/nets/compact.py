@@ -14,7 +14,7 @@ from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from .found import Found, Shape, parameter_names
+from .found import Found, Shape, declares, parameter_names
 from .layers import kind_of
 from .masks import close
 from .outside import Start, deep_copy
@@ -37,7 +37,7 @@ def shrunk(model, masks, means=None, example=None):
     """→ `compact` of the same, and the closed masks it follows."""
     small, ways, left = plain_copy(model), {}, {}
     found = Found(small)
-    if not hasattr(small, "axes"):
+    if not declares(small):
         start = Start(small)
         left = left_as_they_are(found, start, [example])
         masks, ways = wired(found, masks, readings(found, start, [example], {}, left))

@@ -41,12 +41,22 @@ def save(small, path):
     """Write a small model to `path`, atomically → size in bytes.
 
     small  what `compact` returned, trained on or not, in its own dtypes; without a method on it
-    Raises ValueError for a model with a method on it, without a small layer, or with a weight that is no finite number.
+    Raises ValueError for a model with a method on it, without a small layer, with an extra state, or with a weight that is
+    no finite number.
     """
+    if extra := next(filter(_is_extra, small.state_dict()), None):
+        raise ValueError(
+            f"{extra.rpartition('.')[0] or 'the model'} has an extra state (get_extra_state), which the file has no place for; "
+            "keep it in a buffer, or save it beside"
+        )
     content = _content(small)
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return Path(path).stat().st_size
+
+
+def _is_extra(name):
+    return name.rpartition(".")[2] == "_extra_state"
 
 
 def packed_size(small):
@@ -55,7 +65,7 @@ def packed_size(small):
 
 
 def _content(small):
-    state = small.state_dict()
+    state = {name: value for name, value in small.state_dict().items() if not _is_extra(name)}
     layers = {name: module._small.spec for name, module in small.named_modules() if hasattr(module, "_small")}
     ours = {f"{layer}.{name}": layer for layer in layers for name in own_names(small.get_submodule(layer))}
     if not layers:

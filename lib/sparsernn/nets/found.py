@@ -9,6 +9,19 @@ from .axes import Axis, Member, each, input_axis, recurrent_axes
 from .layers import RECURRENT, Recurrent, kind_of
 from .models import GROUPS
 
+
+def declares(model):
+    """Whether a model says itself what axes it has: `axes()` gives them. An attribute that is called so by chance does not."""
+    axes = getattr(type(model), "axes", None)
+    if not callable(axes):
+        return False
+    try:
+        found = tuple(model.axes())
+    except TypeError:  # it wants arguments, or gives nothing to go through
+        return False
+    return bool(found) and all(isinstance(axis, Axis) for axis in found)
+
+
 READS_ITS_CHILDREN = (nn.MultiheadAttention, nn.TransformerEncoderLayer, nn.TransformerDecoderLayer)
 
 
@@ -65,7 +78,7 @@ class Found:
     @property
     def groups(self):
         """Which axis kinds take group variables, by "voc", "wn", "wgn"."""
-        return getattr(self.model, "groups", GROUPS)
+        return getattr(self.model, "groups", GROUPS) if declares(self.model) else GROUPS
 
     def is_tied(self, layer):
         """Whether a weight or bias of a layer has another place too, in it or elsewhere, but for its `shared_input`."""
@@ -81,7 +94,7 @@ class Found:
 
     def axes(self):
         """What the model declares; else words of embeddings, inputs, neurons and gates of recurrent layers."""
-        if hasattr(self.model, "axes"):
+        if declares(self.model):
             return tuple(self.model.axes())
         return tuple(self._by_first_names(axis) for axis in self._axes())
 

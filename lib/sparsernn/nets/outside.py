@@ -89,9 +89,25 @@ def deep_copy(model, memo=None):
         for place, name, _, plain in held:
             place[name] = plain
         return copy.deepcopy(model, memo)
+    except TypeError as problem:
+        raise TypeError(f"{_uncopied(model) or type(model).__name__} cannot be copied: {problem}") from problem
     finally:
         for place, name, value, _ in held:
             place[name] = value
+
+
+def _uncopied(model):
+    """The first attribute of a module that cannot be copied, as `encoder.lock`; None where none is the cause."""
+    for place, module in model.named_modules():
+        for name, value in vars(module).items():
+            if name not in ("_modules", "_parameters", "_buffers"):
+                try:
+                    copy.deepcopy(value)
+                except TypeError:
+                    return f"{place}.{name}".lstrip(".")
+                except RuntimeError:  # a computed tensor, which is another matter
+                    pass
+    return None
 
 
 class Start:

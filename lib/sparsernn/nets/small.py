@@ -59,7 +59,12 @@ class SmallEmbedding(nn.Embedding):
 
     def forward(self, input):
         how = self.max_norm, self.norm_type, self.scale_grad_by_freq, self.sparse
-        return F.embedding(_look_up(self._small.lookup, input), self.weight, len(self.weight) - 1, *how)
+        rows = F.embedding(_look_up(self._small.lookup, input), self.weight, len(self.weight) - 1, *how)
+        if (
+            self._small.pads and torch.is_grad_enabled() and self.weight.requires_grad
+        ):  # a row of numbers that does not train
+            rows = torch.where((input == self.padding_idx).unsqueeze(-1), rows.detach(), rows)
+        return rows
 
     def extra_repr(self):
         return f"{self.num_embeddings}, {self.embedding_dim}, {len(self._small.kept)} words with a row"
@@ -76,6 +81,11 @@ class SmallRecurrent:
 
     def flatten_parameters(self):
         """Nothing is laid out anew: levels differ in width, and cuDNN takes them as they are."""
+
+    def __prepare_scriptable__(self):
+        raise RuntimeError(
+            f"torch.jit.script cannot read a {type(self).__name__}; torch.jit.trace, torch.export and torch.compile take it"
+        )
 
     def kept(self, number):
         """Which of the old neurons a level has, one list a direction."""
@@ -255,6 +265,7 @@ def become(module, spec):
     else:
         module.input_size = spec["inputs"]
         _become_recurrent(module, kind, spec)
+    module.register_load_state_dict_post_hook(_settled_again)
 
 
 def _become_recurrent(module, kind, spec):
@@ -362,6 +373,12 @@ def fill(module, tensors):
         module.flatten_parameters()
 
 
+def _settled_again(module, keys):
+    """A hook after load_state_dict: with the lists of another small model come what follows from them."""
+    if not any(tensor.is_meta for tensor in module._small.state_dict().values()):
+        settle(module)
+
+
 def settle(module):
     """Check the lists of what is kept, and lay out what follows from them. Raises ValueError for lists that are none."""
     small = module._small
@@ -370,6 +387,7 @@ def settle(module):
     elif isinstance(module, SmallEmbedding):
         _check_index("kept", small.kept, module.num_embeddings)
         small.follows("lookup", _places(small.kept, module.num_embeddings))
+        small.pads = module.padding_idx is not None and bool((small.kept == module.padding_idx).any())
     elif isinstance(module, SmallRecurrent):
         for name in ("reads", "words"):
             if getattr(small, name) is not None:

@@ -15,6 +15,7 @@ from .presets import PLAN, PRESETS, preset
 
 PROFILES = ("smoke", "quick", "short", "paper")  # seconds · a minute or two · what a CPU can afford · the paper's
 NAMES = ("task", "model", "method", "profile", "seed")
+LONGEST = 255  # bytes of a folder's name
 LARGEST_SEED = 2**32 - 1
 SEED = bounded(int, least=0, most=LARGEST_SEED)  # of a notebook
 
@@ -68,6 +69,10 @@ class RunConfig:
         changed = {n: v for n, v in asdict(values["plan"]).items() if n in ours and v != getattr(plan, n)}
         changed |= {n: v for n, v in asdict(values["options"]).items() if n in theirs and v != getattr(options, n)}
         self.__dict__.update(values | {"overrides": changed})
+        if len(folder := self.key.rpartition("/")[2].encode()) > LONGEST:
+            raise ValueError(
+                f"{len(changed)} overrides make a folder's name of {len(folder)} bytes; a file system takes {LONGEST}"
+            )
 
     def __setattr__(self, name, value):
         raise AttributeError(f"a RunConfig does not change; make another with {name}={value!r}")

@@ -11,7 +11,8 @@ def register(name, *, task=None, model=None, method=None, of=None):
     task     profile → `tasks.base.Task`, for example `lambda profile: LanguageTask(…)`; give it a model next
     model    a `Preset`, for the task named by `of`; the first of a task is its default
     method   a subclass of `sparsify.base.Method`
-    Raises ValueError unless exactly one of them is given, and for a name that is taken; TypeError for a wrong kind of thing.
+    Raises ValueError unless exactly one of them is given, and for a name that is taken or cannot name a folder;
+    TypeError for a wrong kind of thing.
     """
     given = {kind: value for kind, value in (("task", task), ("model", model), ("method", method)) if value is not None}
     if len(given) != 1:
@@ -23,6 +24,8 @@ def register(name, *, task=None, model=None, method=None, of=None):
     if kind == "model" and of not in tasks.TASKS:
         del PRESETS[of]
         raise ValueError(f"no task {of!r}; register it first, or name one of {', '.join(tasks.names())}")
+    if not name or name[0] == "." or not name.isprintable() or {*"/\\"} & {*name}:
+        raise ValueError(f"name is {name!r}; a run's folder is called so: no folder in it, no dot in front")
     if name in table:
         raise ValueError(f"there is a {kind} {name!r} already; choose another name")
     right = isinstance(value, Preset) if kind == "model" else callable(value)

@@ -37,6 +37,9 @@ from .presets import preset
 from .stopwatch import Stopwatch
 from .training import Diverged, Session
 
+SMOKE, A_DAY = "sparsernn-smoke-", 86_400  # how a smoke run's directory is called; seconds
+EQUAL = 1e-9  # what a compact model may differ by from the masked one, in float64
+
 
 class Run:
     """A finished run, at the epoch chosen on validation.
@@ -101,12 +104,22 @@ def ensure(config: RunConfig, report=None) -> Run:
     """
     report = report or (lambda line: None)
     if not kept(config):
-        directory = Path(tempfile.mkdtemp(prefix="sparsernn-smoke-"))
-        atexit.register(shutil.rmtree, directory, ignore_errors=True)
+        directory = _for_this_process()
     else:
         directory = config.directory
     with _one_thread() if config.profile == "smoke" else nullcontext():
         return _ensure(config, directory, report)
+
+
+def _for_this_process():
+    """A new temporary directory that goes when the process ends; one of a process that was killed goes after a day."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SMOKE}*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > A_DAY:
+                shutil.rmtree(left, ignore_errors=True)
+    directory = Path(tempfile.mkdtemp(prefix=SMOKE))
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    return directory
 
 
 def _ensure(config, directory, report):
@@ -280,6 +293,11 @@ def _finish(session, directory, lease, report, diverged):
     size = save(small, directory / "model.safetensors")
     small = load(directory / "model.safetensors", session.model)
     error = compact_error(session.model, masks, means, task, plan)
+    if not error <= EQUAL:
+        raise RuntimeError(
+            f"the compact {config.model} differs from the masked one by {error:.1e}: between its layers it does what running it "
+            "did not show; let it say itself who reads whom (axes(), as nets/models.py has it)"
+        )
     examined, metric = examine(small, task, plan), evaluate(masked, task, "test", plan)
     spec = preset(config.task, config.model)
     dense = preset(config.task, spec.equivalent or config.model).build(task)
