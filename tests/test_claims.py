@@ -328,6 +328,22 @@ def test_gates_of_several_layers_are_added_up(tmp_path):
     assert found["B5"] == "holds" and "50 → 39 live gates" in here["B5"]
 
 
+def test_a_whole_plan_of_its_own_speaks_before_the_beginning_of_the_papers(tmp_path):
+    """Ten of 150 epochs are nearer to the preset, and too early; 25 of 25 under rates of their own are not."""
+    rows = row("ptb-word", "dense", 127.0, 1.0, epochs=10), row("ptb-word", "sparse-vd-w", 194.0, 30.0, epochs=10)
+    whole = row("ptb-word", "sparse-vd-w", 112.8, 23.5, epochs=25, variant="epochs=25,lr=0.003,lr_end=0.1")
+    found, here = verdicts(tmp_path, *rows, whole)
+    assert found["B4"] == "holds" and "112.8 ppl at 23.5× after 25 epochs" in here["B4"]
+
+
+def test_gates_are_compared_in_one_net(tmp_path):
+    """W+N of one model and W+G+N of another say nothing of gate variables."""
+    rows = [row("pydocs-char", "sparse-vd-wn", 2.2, 3.0, "quick", model="lstm-128", gates_live="390"),
+            row("pydocs-char", "sparse-vd-wgn", 2.2, 3.0, "quick", model="lstm-128", gates_live="348"),
+            row("pydocs-char", "sparse-vd-wgn", 1.9, 3.0, model="bayes-512", gates_live="1813")]  # fmt: skip
+    assert verdicts(tmp_path, *rows)[1]["B5"] == "pydocs-char: 390 → 348 live gates"
+
+
 def test_neurons_that_l0_leaves_are_counted_and_not_only_what_they_cost(tmp_path):
     """As good as ISS is not what is claimed of L0, but as good with fewer neurons."""
     more = {"variant": "density=0.3", "compression": 3.3}

@@ -327,6 +327,16 @@ def test_beside_published_draws_a_line_a_seed_and_tells_their_mean():
     assert len(lines) == 2 and all((np.diff(line.get_xdata()) > 0).all() for line in lines)
 
 
+def test_beside_published_tells_two_plans_of_a_method_apart():
+    curves = pd.concat([metric_rows(valid=0.81), metric_rows(valid=0.9).assign(variant="epochs=3,lr=1")])
+    figure = plots.beside_published(curves, published_rows())
+    assert "sparse-vd-wgn, epoch 3: 0.81 here" in words_of(
+        figure
+    ) and "wgn (epochs=3, …), epoch 3: 0.9 here" in words_of(figure)
+    lines = [line for line in figure.axes[0].lines if line.get_label() == "sparse-vd-wgn, here"]
+    assert len(lines) == 2 and all((np.diff(line.get_xdata()) > 0).all() for line in lines), "no line goes back"
+
+
 def test_a_configuration_is_told_from_the_others_of_its_method_by_what_they_do_not_share():
     def named(*rows):
         table = pd.DataFrame(rows, columns=["model", "variant"])

@@ -3,34 +3,18 @@
 A claim is checked on the papers' own data and model, at whatever schedule was run; what was not run is said to be so.
 """
 
-from dataclasses import replace
 from functools import partial
 
 import pandas as pd
 
 from .. import records
 from ..sparsify.restricted import SHARING, pool_size
-from ..study.presets import PRESETS
 from . import intervals, timings
-from .evidence import THEIRS, gather, of_a_share, says
+from .evidence import THEIRS, cut_short, gather, of_a_share, says
 from .paired import difference, mean_of
 
 HOLDS, PARTLY, FAILS, EARLY, NOT_RUN = "holds", "holds in part", "does not hold", "too early to say", "not run"
 UNDECIDED = "undecided"
-
-
-def _cut_short(row):
-    """Whether a run is the beginning of the paper's own plan, and not the whole of a plan of its own."""
-    preset = PRESETS.get(row["task"], {}).get(row["model"])
-    plans = [] if preset is None else [preset.profiles.get(name) for name in ("paper", row["profile"])]
-    if not plans or None in plans:
-        return True
-    paper, ran = plans
-    faster = {"kl_every"}  # what is done for speed, with products
-    same = [{k: v for k, v in one.options.items() if k not in faster} for one in plans]
-    return (
-        same[0] == same[1] and replace(ran.plan, epochs=paper.plan.epochs, products=paper.plan.products) == paper.plan
-    )
 
 
 def _lines(found):
@@ -79,7 +63,7 @@ def _quality(task, method, quality, compression, better="higher", slack=0.0):
         reached = good(row["test"]) or any(good(end) for end in of_a_share(row))
         verdict, text = _grade(reached, row["compression"] >= 0.9 * compression), _lines([row])
         theirs = evidence.authors(row)
-        if verdict != HOLDS and _cut_short(row) and len(theirs) and not good(theirs).any():
+        if verdict != HOLDS and cut_short(row) and len(theirs) and not good(theirs).any():
             return EARLY, f"{text}; by then the authors' was at {theirs.iloc[-1]:.4g}"
         return verdict, text
 
@@ -106,7 +90,7 @@ def _beats_dense(task, method):
         theirs = [evidence.authors(one | {"epochs": sparse["epochs"]}) for one in (dense.to_dict(), sparse.to_dict())]
         if (
             verdict == FAILS
-            and _cut_short(sparse)
+            and cut_short(sparse)
             and all(len(part) for part in theirs)
             and theirs[0].min() < theirs[1].min()
         ):
@@ -120,8 +104,10 @@ def _gates(evidence):
     """Live gates without and with variables for gates, neurons having theirs in both; means over seeds."""
     methods, found = ("sparse-vd-wn", "sparse-vd-wgn"), []
     for task in evidence.tasks(*methods):
-        pair = [evidence.row(task, method, options={}) for method in methods]
-        if all(row is not None for row in pair):
+        first = evidence.row(task, methods[0], options={})
+        same = None if first is None else evidence.row(task, methods[1], first["model"], {}, first["profile"])
+        if same is not None:
+            pair = first, same
             found.append((task, *(sum(row["gates_by_seed"]) / len(row["gates_by_seed"]) for row in pair)))
     if not found:
         return _not_run("any task", *methods)

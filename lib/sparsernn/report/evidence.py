@@ -1,13 +1,13 @@
 """The rows that a claim is judged by: of a method on a task the one that speaks, all its seeds with it, and the authors' own."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
-from .. import records
-from ..study.config import PROFILES
-from ..study.presets import PLAN
+from .. import records, sparsify
+from ..study.config import PROFILES, RunConfig
+from ..study.presets import PLAN, PRESETS
 from . import intervals, published
 from .decisions import over_items, sign_of
 from .written import quality
@@ -37,8 +37,8 @@ class Evidence:
     items: dict
 
     def row(self, task, method, model=None, options=None, profile=None):
-        """The finished row of a method on a task, at the longest schedule, with the fewest changes to the preset's plan, of
-        several the best on validation; or None.
+        """The finished row of a method on a task, at the longest schedule, of a plan that was run to its end before the beginning
+        of the paper's, with the fewest changes to the preset's plan, of several the best on validation; or None.
 
         model: a preset, profile: a schedule, or None for any; options: name → value of the method's options that are not their
         defaults, and of no others, or None for any; what a row has in its variant of the training's plan does not matter.
@@ -58,8 +58,9 @@ class Evidence:
         changes = [sum(name in PLAN for name in records.entries(variant)) for variant in part["variant"].fillna("")]
         worse = -sign_of(part["metric"].iloc[0]) * part["valid"].astype(float)
         order = part.assign(rank=part["profile"].map(NEAREST.index), changes=changes, worse=worse)
+        order["cut"] = [cut_short(one) for one in part.to_dict("records")]
         means = order.groupby(["model", "variant", "profile"], dropna=False)["worse"].transform("mean")
-        first = order.assign(worse=means).sort_values(["rank", "changes", "worse"], kind="stable").iloc[0]
+        first = order.assign(worse=means).sort_values(["rank", "cut", "changes", "worse"], kind="stable").iloc[0]
         same = part[["model", "variant", "profile"]].fillna("") == first[["model", "variant", "profile"]].fillna("")
         items = self.items.get(first.get("data_sha256"), float("nan"))
         alike = part[same.all(axis=1)]
@@ -162,3 +163,15 @@ def of_a_share(row):
     """The same but of perplexities and bits, whose test is the authors' too: what is hard in it is so for both."""
     low, high = intervals.over_seeds(row["by_seed"])
     return (low, high) if low == low else intervals.over_items(row["test"], row["items"])
+
+
+def cut_short(row):
+    """Whether a run is the beginning of the paper's own plan, and not the whole of a plan of its own."""
+    preset = PRESETS.get(row["task"], {}).get(row["model"])
+    paper = preset and row["profile"] in preset.profiles and preset.profiles.get("paper")
+    if not paper or row["method"] not in sparsify.names():
+        return True
+    ran, theirs = RunConfig.of_row(row), paper.of(row["method"])
+    plan = replace(ran.plan, epochs=paper.plan.epochs, products=paper.plan.products)
+    options = replace(ran.options, kl_every=theirs.kl_every) if hasattr(theirs, "kl_every") else ran.options
+    return (plan, options) == (paper.plan, theirs)  # but for what is done for speed

@@ -33,6 +33,7 @@ STUDIES = (
     "squad.yaml",
     "imdb.yaml",
     "sharing.yaml",
+    "words.yaml",
 )  # whose runs are compared; others are owed
 TABLES = ("metrics.csv", "thresholds.csv", "scores.csv", "gates.csv", "numbers.csv", "trace.csv", "verdict.csv")
 EVEN = 0.9  # a map on which so many gates are in one state shows nothing; nor does a trace of less than half of what is live
@@ -349,7 +350,8 @@ def families(rows):
         family = part["model"].map({name: one.equivalent or name for name, one in presets.items()})
         for name in dict.fromkeys(family.dropna()) or [next(iter(presets))]:
             stem = task if name == next(iter(presets)) else f"{task}-{name}"
-            yield task, name, stem, part[(family == name) | family.isna()]
+            if stem == task or part.loc[family == name, "test"].notna().any():  # counted opponents alone are shown once
+                yield task, name, stem, part[(family == name) | family.isna()]
 
 
 def stands_for(row):

@@ -112,7 +112,7 @@ class RunConfig:
     def of_row(cls, row):
         """The run that a row of results/, or a record, is of."""
         given = {name: _value(text) for name, text in entries(row["variant"]).items()}
-        return cls(*(row[name] for name in NAMES), **given)
+        return cls(*(row[name] for name in NAMES[:-1]), int(row["seed"]), **given)
 
     @classmethod
     def from_notebook(cls, namespace, **extra):

@@ -238,13 +238,14 @@ def beside_published(curves, published):
     """
     words, better = metric_of(curves)
     published = published[published["epoch"].notna()]
+    curves = curves.assign(variant=curves["variant"].fillna("") if "variant" in curves else "")
     figure, axes = subplots(9, 3.6, 1, 2)
     for ax, column in zip(axes, ("valid", "compression"), strict=True):
         for method, part in curves[curves["epoch"] > 0].groupby("method", sort=False):
             if method in OPPONENTS:
                 continue
             colour, marker, _ = look(method)
-            for _, run in part.groupby("seed"):
+            for _, run in part.groupby(["variant", "seed"]):
                 run = run[(run["compression"] != 1) | (column == "valid")]  # before anything is removed
                 every = None if len(run) <= 25 else 0.08  # of the figure's size
                 ax.plot(run["epoch"], run[column], color=colour, marker=marker, markevery=every, ms=3.5, lw=1.3,
@@ -259,15 +260,16 @@ def beside_published(curves, published):
             ax.set_yscale("log")
             log_counts(ax.yaxis)
     unique_legend(axes[1], loc="upper left", bbox_to_anchor=(1.01, 1))
-    found = []
-    ours = curves.groupby(["method", "epoch"], as_index=False, sort=False)["valid"].mean()
-    both = ours.merge(published, on=["method", "epoch"], suffixes=("", "_authors")).dropna(subset=["valid_authors"])
-    ends = [table.groupby("method")["epoch"].max() for table in (ours, published)]
-    for method, part in both.groupby("method", sort=False):
-        row, (end, theirs) = part.loc[part["epoch"].idxmax()], (f"{last[method]:.0f}" for last in ends)
-        found.append(
-            f"{method}, epoch {row.epoch:.0f}: {row.valid:.3g} here (of {end}), {row.valid_authors:.3g} there (of {theirs})"
-        )
+    found, theirs = [], published.set_index(["method", "epoch"])["valid"].dropna()
+    names = curves["variant"].groupby(curves["method"]).unique().map(telling)
+    for (method, variant), part in curves.groupby(["method", "variant"], sort=False):
+        ours, said = part.groupby("epoch")["valid"].mean(), names[method][variant].split(",")[0]
+        if both := [epoch for epoch in ours.index if (method, epoch) in theirs.index]:
+            at, ends = max(both), (ours.index.max(), theirs[method].index.max())
+            found.append(
+                f"{method}{f' ({said}, …)' if said else ''}, epoch {at:.0f}: {ours[at]:.3g} here (of {ends[0]:.0f}), "
+                f"{theirs[method, at]:.3g} there (of {ends[1]:.0f})"
+            )
     title(figure, f"Validation {words} – " + ("; ".join(found) or "the authors have no figure"))
     return figure
 
