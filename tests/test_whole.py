@@ -203,6 +203,15 @@ def test_what_only_moves_numbers_between_layers_is_a_chain_still():
     assert wrong(fast(x), [y.double() for y in tree_leaves(model(x))]) <= EXACT
 
 
+@pytest.mark.parametrize("engine", ["c-blocks", "compact-torch", "numba"])
+def test_words_that_the_example_lacks_are_renormalised_too(engine):
+    model = mine().eval()
+    model.words.max_norm = 0.5
+    before, x = model.words.weight.clone(), torch.arange(V)[:, None]
+    fast = by_engine(model, engine, x[:2])
+    assert torch.equal(model.words.weight, before) and wrong(fast(x), copy.deepcopy(model)(x).double()) <= EXACT
+
+
 def test_what_int8_cuts_off_is_counted_for_the_whole():
     model = mine(words=None)
     fast = by_engine(model, "c-int8", torch.ones(3, 2, 5))

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..nets.layers import kind_of
 from ..nets.outside import deep_copy
-from ..nets.small import SmallEmbedding, SmallLinear, SmallRecurrent
+from ..nets.small import SmallEmbedding, SmallLinear, SmallRecurrent, without_max_norm
 from .base import Layer
 from .compare import REFUSES, difference
 from .follow import Changed, followed
@@ -75,7 +75,7 @@ class Chain:
 def chain_of(model):
     """The chain that a model is. Raises ValueError, saying what is supported, for a model that is none."""
     refuse_others(model)
-    model = deep_copy(model).double().cpu().eval().requires_grad_(False)
+    model = without_max_norm(deep_copy(model).double().cpu().eval().requires_grad_(False))
     embedding, layers, head = links_of(model)
     first = next(iter(layers.values()))
     one_hot = embedding is None and (

@@ -12,7 +12,7 @@ from ..nets.layers import RECURRENT, kind_of
 from ..nets.norms import without_norms
 from ..nets.outside import Start, deep_copy
 from ..nets.readers import answer
-from ..nets.small import SMALL, SmallEmbedding, SmallLinear, SmallRecurrent, become, settle
+from ..nets.small import SMALL, SmallEmbedding, SmallLinear, SmallRecurrent, become, settle, without_max_norm
 from . import engine_class
 from .base import Layer, Unsupported
 from .parts import shrink
@@ -148,7 +148,7 @@ def by_layers(model, engine, example, device="cpu"):
     kind = engine_class(engine)
     if not recurrent_layers(model):
         raise Unsupported(f"a {type(model).__name__} has no recurrent layer to run")
-    copied = deep_copy(model).float().cpu().eval().requires_grad_(False)
+    copied = without_max_norm(deep_copy(model).float().cpu().eval().requires_grad_(False))
     straight = _straight(copied, tree_map(_on_cpu, example)) if kind.reads_ids else {}
     for name, module in recurrent_layers(copied).items():
         layers = layers_of(module)
