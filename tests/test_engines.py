@@ -1,15 +1,18 @@
 """Every engine of the CPU computes the formulas; what an engine does not run, it refuses; the choice is the fastest."""
 
+import gc
 import os
 import subprocess
 import sys
 import time
+import weakref
 
 import pandas as pd
 import pytest
 import torch
 from layers import CELLS, V, by_formula, inputs, pruned
 from oracles import Tagger, error, randn, random_masks, randomise
+from torch import nn
 
 from sparsernn import engines
 from sparsernn.engines import LAYERS, PRODUCTS, engine_class
@@ -228,7 +231,7 @@ def engine(delay, factor=1.0):
 
 
 def chosen(monkeypatch, **made):
-    monkeypatch.setattr(chooser, "_choices", {})
+    monkeypatch.setattr(chooser, "_times", {})
     monkeypatch.setattr(chooser, "available", lambda device: list(made))
     monkeypatch.setattr(chooser, "engine_class", lambda name: made[name])
     layer = pruned("LSTM")[0]
@@ -284,26 +287,70 @@ def test_a_choice_is_made_where_it_was_tried(monkeypatch):
     assert built == [("numba", "cuda")]
 
 
-def test_a_choice_is_made_once_for_the_same_shapes(monkeypatch):
-    monkeypatch.setattr(chooser, "_choices", {})
+def test_times_are_measured_once_for_the_same_shapes(monkeypatch):
+    monkeypatch.setattr(chooser, "_times", {})
     layer = pruned("LSTM, hard")[0]
     choice = chooser.choose(layer, inputs(4, 3)[0], seconds=0.01)
-    assert chooser.choose(pruned("LSTM, hard")[0], inputs(4, 3)[0]) is choice
+    again = chooser.choose(pruned("LSTM, hard")[0], inputs(4, 3)[0])
+    assert again.times == choice.times, "to the last digit: they were not measured again"
     x, *_ = inputs(4, 3)
     assert error(choice.make(layer)(x).double(), oracle(layer, x)) <= 1e-6
 
 
 def test_a_choice_for_hard_gates_is_none_for_logistic_ones(monkeypatch):
-    monkeypatch.setattr(chooser, "_choices", {})
+    monkeypatch.setattr(chooser, "_times", {})
     nets = []
     for activation in ("hard", "logistic"):
         torch.manual_seed(0)
         nets.append(Classifier(9, 2, 4, 5, activation=activation).eval())
     words = torch.randint(9, (4, 2))
     first, second = (chooser.choose(net, words, seconds=0.01) for net in nets)
-    assert second is not first and chooser.choose(nets[0], words, seconds=0.01) is first
+    assert second.times != first.times and chooser.choose(nets[0], words, seconds=0.01).times == first.times
     with torch.no_grad():
         assert error(second.make(nets[1])(words)[0], nets[1](words)[0]) <= 1e-5
+
+
+class Scaled(nn.Module):
+    def __init__(self, by):
+        super().__init__()
+        self.rnn, self.out = nn.GRU(16, 96), nn.Linear(96, 3)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter *= by
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[0][-1])
+
+
+def test_other_weights_get_an_engine_that_is_right_for_them(monkeypatch):
+    monkeypatch.setattr(chooser, "_times", {})
+    torch.manual_seed(0)
+    x, nets = torch.randn(20, 2, 16), [Scaled(1.0).eval(), Scaled(5.0).eval()]
+    for net in nets:
+        choice = chooser.choose(net, x, tolerance=5e-3, seconds=0.01)
+        assert error(choice.make(net)(x), net(x)) <= 5e-3
+        assert ("c-int8" in choice.refused) == (net is nets[1])
+
+
+def test_a_choice_tells_two_classes_of_one_name_apart_and_keeps_no_example(monkeypatch):
+    kept = weakref.WeakKeyDictionary()
+    monkeypatch.setattr(chooser, "_times", kept)
+    kinds = [type("Net", (Scaled,), {}) for _ in range(2)]
+    x = torch.randn(4, 2, 16)
+    seen = weakref.ref(x)
+    for kind in kinds:
+        chooser.choose(kind(1.0).eval(), x, seconds=0.01)
+    assert set(kept) == set(kinds)
+    del x
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_choice_draws_nothing(monkeypatch):
+    monkeypatch.setattr(chooser, "_times", {})
+    net, x, before = Scaled(1.0).eval(), torch.randn(4, 2, 16), torch.get_rng_state()
+    chooser.choose(net, x, seconds=0.01)
+    assert torch.equal(torch.get_rng_state(), before)
 
 
 def table(*cells):

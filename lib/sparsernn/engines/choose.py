@@ -1,12 +1,13 @@
 """Which engine runs this model fastest here: tried, briefly, not guessed. And whether that was right."""
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..files import error
-from ..nets.outside import deep_copy
+from ..nets.outside import deep_copy, draws_kept
 from ..nets.readers import answer
 from . import available, engine_class, is_dense, timing
 from .base import Layer, oracle
@@ -14,7 +15,9 @@ from .models import recurrent_layers
 from .whole import by_engine
 
 COARSE = 1e-3  # an error that is asked for by whoever wants int8
-_choices = {}
+_times = (
+    WeakKeyDictionary()
+)  # class of a model → shapes and where → name → ms: times alone, errors are each model's own
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ def _signature(thing, example):
     says = [
         getattr(layer, "activation", getattr(layer, "nonlinearity", "")) for layer in layers
     ]  # torch's own, or ours
-    kind = thing.kind if isinstance(thing, Layer) else type(thing).__qualname__
+    kind = thing.kind if isinstance(thing, Layer) else ""
     return (kind, *says), tuple(sorted(found)), repr(given)
 
 
@@ -91,13 +94,26 @@ def choose(thing, example, device="cpu", tolerance=1e-5, seconds=0.6):
     example  what a model is called with (a tensor, or a tuple or dict of arguments); of a layer x [T, B, I]
     Every engine of the device that is within `tolerance` of float64 (int8 only where that is at least 1e-3) is tried three
     times, and those within three times the best for about `seconds` together; the least time counts, which a disturbance
-    does not touch. The answer is kept for the next model of the same shapes. Raises ValueError where none runs it, with
-    each one's reason, and for a device that is not here.
+    does not touch. Times are kept for the next model of the same class and shapes; whether an engine is right is asked of
+    every model. Random generators are left as they were. Raises ValueError where none runs it, with each one's reason, and
+    for a device that is not here.
     """
     timing.check_device(device)
-    key = _signature(thing, example), str(device), tolerance, torch.get_num_threads()
-    if key in _choices:
-        return _choices[key]
+    with draws_kept():
+        calls, refused = _right(thing, example, device, tolerance)
+        if not calls:
+            reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
+            raise ValueError(f"no engine runs this on {device}: {reasons}")
+        key = _signature(thing, example), str(device), torch.get_num_threads()
+        known = _times.setdefault(type(thing), {}).setdefault(key, {})
+        if not calls.keys() <= known.keys():
+            known |= _measured(calls, device, seconds)
+    times = {name: known[name] for name in calls}
+    return Choice(min(times, key=times.get), str(device), times, refused, example)
+
+
+def _right(thing, example, device, tolerance):
+    """→ name → call of the example by every engine that is within `tolerance`, name → why it is not of the others."""
     calls, refused, expected = {}, {}, reference(thing, example)
     here = tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, example)
     here = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, here)
@@ -117,11 +133,12 @@ def choose(thing, example, device="cpu", tolerance=1e-5, seconds=0.6):
             refused[name] = f"error {wrong:.1e} > {tolerance:.0e}"
         else:
             calls[name] = lambda built=built: run(built, here)
-    if not calls:
-        raise ValueError(f"no engine runs this on {device}: " + "; ".join(f"{n}: {why}" for n, why in refused.items()))
+    return calls, refused
+
+
+def _measured(calls, device, seconds):
+    """name → the least milliseconds of a call: of three, or of those close to the quickest in about `seconds` together."""
     first = {name: values.min() for name, values in timing.interleaved(calls, device, 0, (3, 3)).items()}
     close = {name: call for name, call in calls.items() if first[name] <= 3 * min(first.values())}
     times = first | {n: values.min() for n, values in timing.interleaved(close, device, seconds, (5, 30)).items()}
-    times = {name: float(ms) for name, ms in times.items()}
-    _choices[key] = Choice(min(times, key=times.get), str(device), times, refused, example)
-    return _choices[key]
+    return {name: float(ms) for name, ms in times.items()}
