@@ -14,6 +14,7 @@ from layers import CELLS, V, by_formula, inputs, pruned
 from oracles import Tagger, error, randn, random_masks, randomise
 from torch import nn
 
+import sparsernn
 from sparsernn import engines
 from sparsernn.engines import LAYERS, PRODUCTS, engine_class
 from sparsernn.engines import choose as chooser
@@ -351,6 +352,17 @@ def test_a_choice_draws_nothing(monkeypatch):
     net, x, before = Scaled(1.0).eval(), torch.randn(4, 2, 16), torch.get_rng_state()
     chooser.choose(net, x, seconds=0.01)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_choice_for_a_model_with_a_method_on_it_says_to_compact_it_first():
+    net, x = Scaled(1.0), torch.randn(4, 2, 16)
+    study = sparsernn.attach(net, "sparse-vd-w", steps=10, n_examples=10, example=x)
+    with pytest.raises(
+        ValueError, match="Scaled has a method on it; give what sparsernn.compact returns, or take it off"
+    ):
+        chooser.choose(net, x)
+    study.detach()
+    assert chooser.choose(net, x, seconds=0.01).engine
 
 
 def table(*cells):

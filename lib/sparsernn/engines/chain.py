@@ -121,11 +121,18 @@ def _also(model, known, chain):
 
 def refuse_others(model):
     """Raises ValueError for a model that no file of ours could hold: with a method on it, or with projections."""
+    refuse_method(model)
     for name, module in model.named_modules():
-        if getattr(module, "carried", None) is not None:
-            raise ValueError(f"{type(model).__name__} has a method on it; give what sparsernn.compact returns")
         if getattr(module, "proj_size", 0):
             raise ValueError(f"{name}: proj_size is {module.proj_size}; projections are not supported, use proj_size=0")
+
+
+def refuse_method(model):
+    """Raises ValueError for a model with a method on it: its weights alone are not what it computes with."""
+    if any(getattr(module, "carried", None) is not None for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} has a method on it; give what sparsernn.compact returns, or take it off first (detach)"
+        )
 
 
 def links_of(model):

@@ -11,13 +11,12 @@ from ..nets.outside import deep_copy, draws_kept
 from ..nets.readers import answer
 from . import available, engine_class, is_dense, timing
 from .base import Layer, oracle
+from .chain import refuse_method
 from .models import recurrent_layers
 from .whole import by_engine
 
 COARSE = 1e-3  # an error that is asked for by whoever wants int8
-_times = (
-    WeakKeyDictionary()
-)  # class of a model → shapes and where → name → ms: times alone, errors are each model's own
+_times = WeakKeyDictionary()  # class → shapes and where → engine → ms; no errors, which are each model's own
 
 
 @dataclass(frozen=True)
@@ -95,10 +94,12 @@ def choose(thing, example, device="cpu", tolerance=1e-5, seconds=0.6):
     Every engine of the device that is within `tolerance` of float64 (int8 only where that is at least 1e-3) is tried three
     times, and those within three times the best for about `seconds` together; the least time counts, which a disturbance
     does not touch. Times are kept for the next model of the same class and shapes; whether an engine is right is asked of
-    every model. Random generators are left as they were. Raises ValueError where none runs it, with each one's reason, and
-    for a device that is not here.
+    every model. Random generators are left as they were. Raises ValueError where none runs it, with each one's reason, for
+    a model with a method on it, and for a device that is not here.
     """
     timing.check_device(device)
+    if isinstance(thing, torch.nn.Module):
+        refuse_method(thing)
     with draws_kept():
         calls, refused = _right(thing, example, device, tolerance)
         if not calls:
