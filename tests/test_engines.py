@@ -13,10 +13,11 @@ import torch
 from layers import CELLS, V, by_formula, inputs, pruned
 from oracles import Tagger, error, randn, random_masks, randomise
 from torch import nn
+from torch.utils._pytree import tree_leaves
 
 import sparsernn
 from sparsernn import engines
-from sparsernn.engines import LAYERS, PRODUCTS, engine_class
+from sparsernn.engines import LAYERS, PRODUCTS, engine_class, parts
 from sparsernn.engines import choose as chooser
 from sparsernn.engines.base import Unsupported, oracle
 from sparsernn.engines.whole import by_engine
@@ -94,6 +95,21 @@ def test_numba_takes_more_sequences_than_lanes():
     layer, masked, kept = pruned("LSTM")
     x, *_ = inputs(2, 70)
     assert error(engine_class("numba-csr")(layer)(x).double(), by_formula(masked, kept, x)) <= 1e-6
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("engine", [name for name in CPU if engine_class(name).hands_out])
+def test_final_states_that_are_handed_out_are_those_of_the_last_real_step(engine, name):
+    if any(word in name for word in REFUSED.get(engine, ())):
+        return
+    layer, *_ = pruned(name)
+    x, *_, live = inputs(6, 5)
+    live = None if engine in FUSED else live
+    _, states = parts.run(layer.cell, layer.double().parts, x.double(), None, live, reverse=False)
+    y, got = engine_class(engine)(layer).with_states(x, live)
+    assert len(got) == len(states) and torch.equal(y, engine_class(engine)(layer)(x, live))
+    for mine, theirs in zip(got, states, strict=True):
+        assert error(mine.double(), theirs) <= ROUGH.get(engine, 1e-6)
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -283,7 +299,7 @@ def test_without_a_gpu_the_choice_says_so():
 
 def test_a_choice_is_made_where_it_was_tried(monkeypatch):
     built = []
-    monkeypatch.setattr(chooser, "_built", lambda model, name, example, device: built.append((name, device)))
+    monkeypatch.setattr(chooser, "_built", lambda model, name, example, device, states: built.append((name, device)))
     chooser.Choice("numba", "cuda", {}, {}).make("model")
     assert built == [("numba", "cuda")]
 
@@ -309,6 +325,43 @@ def test_a_choice_for_hard_gates_is_none_for_logistic_ones(monkeypatch):
     assert second.times != first.times and chooser.choose(nets[0], words, seconds=0.01).times == first.times
     with torch.no_grad():
         assert error(second.make(nets[1])(words)[0], nets[1](words)[0]) <= 1e-5
+
+
+class Stateful(nn.Module):
+    """Returns its states."""
+
+    def __init__(self, kind, **how):
+        super().__init__()
+        self.rnn = kind(16, 24, **how)
+        self.out = nn.Linear(24 * (1 + self.rnn.bidirectional), 3)
+
+    def forward(self, x):
+        y, state = self.rnn(x)
+        return self.out(y), state
+
+
+@pytest.mark.parametrize("how", [{}, {"num_layers": 2, "bidirectional": True}], ids=["one level", "two, both ways"])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@torch.no_grad()
+def test_a_model_that_returns_its_states_gets_an_engine_that_has_them(monkeypatch, kind, how):
+    monkeypatch.setattr(chooser, "_times", {})
+    net, x = Stateful(kind, **how).eval(), torch.randn(20, 4, 16)
+    choice = chooser.choose(net, x, seconds=0.01)
+    assert not choice.refused
+    for name in choice.times:
+        for mine, theirs in zip(tree_leaves(by_engine(net, name, x)(x)), tree_leaves(net(x)), strict=True):
+            assert error(mine, theirs) <= 1e-5
+
+
+@torch.no_grad()
+def test_an_engine_without_a_state_that_the_model_returns_is_none_for_it(monkeypatch):
+    monkeypatch.setattr(chooser, "_times", {})
+    monkeypatch.setattr(engine_class("numba"), "hands_out", False)
+    net, x = Stateful(nn.LSTM).eval(), torch.randn(20, 4, 16)
+    choice = chooser.choose(net, x, seconds=0.01)
+    assert "final states that it does not hand out" in choice.refused["numba"]
+    unasked = chooser.choose(net, x, seconds=0.01, states=False)
+    assert "numba" in unasked.times and error(unasked.make(net)(x)[0], net(x)[0]) <= 1e-5
 
 
 class Scaled(nn.Module):

@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..files import error
 from ..nets.outside import deep_copy, draws_kept
-from ..nets.readers import answer
+from ..nets.readers import answer, everything
 from . import available, engine_class, is_dense, timing
 from .base import Layer, oracle
 from .chain import refuse_method
@@ -22,23 +22,24 @@ _times = WeakKeyDictionary()  # class → shapes and where → engine → ms; no
 @dataclass(frozen=True)
 class Choice:
     """engine: the name; device: where it was tried; times: ms of every engine tried; refused: name → why it was not;
-    example: with what."""
+    example: with what; states: whether those that the model returns were wanted."""
 
     engine: str
     device: str
     times: dict
     refused: dict
     example: object = None
+    states: bool = True
 
     def make(self, thing):
         """The model or layer, run by the chosen engine on that device."""
-        return _built(thing, self.engine, self.example, self.device)
+        return _built(thing, self.engine, self.example, self.device, self.states)
 
 
-def _built(thing, name, example, device):
+def _built(thing, name, example, device, states):
     if isinstance(thing, Layer):
         return engine_class(name)(thing, device)
-    return by_engine(thing, name, example, device)
+    return by_engine(thing, name, example, device, states)
 
 
 def _signature(thing, example):
@@ -55,9 +56,11 @@ def _signature(thing, example):
 
 
 @torch.no_grad()
-def run(built, example):
-    """What it answers: of a layer y, of a model the tensors it returns but states."""
-    return [built(example)] if not isinstance(built, torch.nn.Module) else answer(built, example)
+def run(built, example, states=False):
+    """What it answers: of a layer y, of a model the tensors it returns, with or without states."""
+    if not isinstance(built, torch.nn.Module):
+        return [built(example)]
+    return everything(built, example) if states else answer(built, example)
 
 
 def compared(batch, most=8):
@@ -66,15 +69,15 @@ def compared(batch, most=8):
 
 
 @torch.no_grad()
-def reference(thing, example):
-    """In float64, on the CPU: of a layer y of the sequences `compared`, of a model its answers."""
+def reference(thing, example, states=False):
+    """In float64, on the CPU: of a layer y of the sequences `compared`, of a model its answers, with or without states."""
     if isinstance(thing, Layer):
         return [oracle(thing, example[:, compared(example.shape[1]).to(example.device)].cpu())]
     double = tree_map(
         lambda x: x.cpu().double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, example
     )
     double = tree_map(lambda x: x.cpu() if isinstance(x, torch.Tensor) else x, double)
-    return answer(deep_copy(thing).cpu().double().eval(), double)
+    return run(deep_copy(thing).cpu().double().eval(), double, states)
 
 
 def worst(thing, answers, expected):
@@ -86,11 +89,12 @@ def worst(thing, answers, expected):
     return max(error(a.cpu(), b) for a, b in zip(answers, expected, strict=True))
 
 
-def choose(thing, example, device="cpu", tolerance=1e-5, seconds=0.6):
+def choose(thing, example, device="cpu", tolerance=1e-5, seconds=0.6, states=True):
     """→ `Choice` for a model, small or as it was, or for a `Layer`, called with this example.
 
     thing    a model with a recurrent layer, or `engines.base.Layer`
     example  what a model is called with (a tensor, or a tuple or dict of arguments); of a layer x [T, B, I]
+    states   whether final states that a model returns are wanted: an engine that does not hand them out is none for it then
     Every engine of the device that is within `tolerance` of float64 (int8 only where that is at least 1e-3) is tried three
     times, and those within three times the best for about `seconds` together; the least time counts, which a disturbance
     does not touch. Times are kept for the next model of the same class and shapes; whether an engine is right is asked of
@@ -101,21 +105,21 @@ def choose(thing, example, device="cpu", tolerance=1e-5, seconds=0.6):
     if isinstance(thing, torch.nn.Module):
         refuse_method(thing)
     with draws_kept():
-        calls, refused = _right(thing, example, device, tolerance)
+        calls, refused = _right(thing, example, device, tolerance, states)
         if not calls:
             reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
             raise ValueError(f"no engine runs this on {device}: {reasons}")
-        key = _signature(thing, example), str(device), torch.get_num_threads()
+        key = _signature(thing, example), str(device), states, torch.get_num_threads()
         known = _times.setdefault(type(thing), {}).setdefault(key, {})
         if not calls.keys() <= known.keys():
             known |= _measured(calls, device, seconds)
     times = {name: known[name] for name in calls}
-    return Choice(min(times, key=times.get), str(device), times, refused, example)
+    return Choice(min(times, key=times.get), str(device), times, refused, example, states)
 
 
-def _right(thing, example, device, tolerance):
+def _right(thing, example, device, tolerance, states):
     """→ name → call of the example by every engine that is within `tolerance`, name → why it is not of the others."""
-    calls, refused, expected = {}, {}, reference(thing, example)
+    calls, refused, expected = {}, {}, reference(thing, example, states)
     here = tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, example)
     here = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, here)
     for name in available(torch.device(device).type):
@@ -124,16 +128,20 @@ def _right(thing, example, device, tolerance):
         if engine_class(name).dtype == torch.int8 and tolerance < COARSE:  # one example may hide what it costs
             continue
         try:
-            built = _built(thing, name, example, device)
-            wrong = worst(thing, run(built, here), expected)
+            built = _built(thing, name, example, device, states)
+            said = run(built, here, states)
+            wrong = worst(thing, said, expected)
         except Exception as problem:  # a kernel that does not compile or launch here is one engine less
             timing.wait(device)  # but after a fault a GPU runs nothing any more
             refused[name] = str(problem)
             continue
-        if wrong > tolerance:
+        missing = [bool((a != a).any()) > bool((b != b).any()) for a, b in zip(said, expected, strict=False)]
+        if any(missing):
+            refused[name] = "it leaves NaN where the model has numbers, as of final states that it does not hand out"
+        elif wrong > tolerance:
             refused[name] = f"error {wrong:.1e} > {tolerance:.0e}"
         else:
-            calls[name] = lambda built=built: run(built, here)
+            calls[name] = lambda built=built: run(built, here, states)
     return calls, refused
 
 

@@ -20,10 +20,12 @@ from .models import by_layers
 FEW = 3  # sequences of an example that a chain is compared on
 
 
-def by_engine(model, engine, example, device="cpu"):
+def by_engine(model, engine, example, device="cpu", states=True):
     """A copy of `model` on `device` whose recurrent and linear layers are run by `engine`, in float32 and evaluation.
 
     model    small, or as it was                      example  what it is called with, as `sparsernn.compact` takes it
+    states   whether final states that the model returns are wanted: else they may be NaN, as is an LSTM's c in any case where
+             the engine does not hand it out
     Where the engine reads ids, an embedding that goes straight into a recurrent layer is multiplied into its weights, once.
     Raises ValueError for an unknown engine, `Unsupported` for a layer it does not run.
     """
@@ -31,7 +33,7 @@ def by_engine(model, engine, example, device="cpu"):
     if kind.whole and torch.device(device).type == "cpu" and (found := chained(model, example)):
         chain, form, width = found
         return InOneCall(kind.whole(chain, width), chain, form, (deep_copy(model), engine, example)).eval()
-    return by_layers(model, engine, example, device)
+    return by_layers(model, engine, example, device, states)
 
 
 def chained(model, example):
