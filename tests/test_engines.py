@@ -1,18 +1,23 @@
 """Every engine of the CPU computes the formulas; what an engine does not run, it refuses; the choice is the fastest."""
 
+import gc
 import os
 import subprocess
 import sys
 import time
+import weakref
 
 import pandas as pd
 import pytest
 import torch
 from layers import CELLS, V, by_formula, inputs, pruned
 from oracles import Tagger, error, randn, random_masks, randomise
+from torch import nn
+from torch.utils._pytree import tree_leaves
 
+import sparsernn
 from sparsernn import engines
-from sparsernn.engines import LAYERS, PRODUCTS, engine_class
+from sparsernn.engines import LAYERS, PRODUCTS, engine_class, parts
 from sparsernn.engines import choose as chooser
 from sparsernn.engines.base import Unsupported, oracle
 from sparsernn.engines.whole import by_engine
@@ -90,6 +95,21 @@ def test_numba_takes_more_sequences_than_lanes():
     layer, masked, kept = pruned("LSTM")
     x, *_ = inputs(2, 70)
     assert error(engine_class("numba-csr")(layer)(x).double(), by_formula(masked, kept, x)) <= 1e-6
+
+
+@pytest.mark.parametrize("name", CELLS)
+@pytest.mark.parametrize("engine", [name for name in CPU if engine_class(name).hands_out])
+def test_final_states_that_are_handed_out_are_those_of_the_last_real_step(engine, name):
+    if any(word in name for word in REFUSED.get(engine, ())):
+        return
+    layer, *_ = pruned(name)
+    x, *_, live = inputs(6, 5)
+    live = None if engine in FUSED else live
+    _, states = parts.run(layer.cell, layer.double().parts, x.double(), None, live, reverse=False)
+    y, got = engine_class(engine)(layer).with_states(x, live)
+    assert len(got) == len(states) and torch.equal(y, engine_class(engine)(layer)(x, live))
+    for mine, theirs in zip(got, states, strict=True):
+        assert error(mine.double(), theirs) <= ROUGH.get(engine, 1e-6)
 
 
 @pytest.mark.parametrize("name", CELLS)
@@ -228,7 +248,7 @@ def engine(delay, factor=1.0):
 
 
 def chosen(monkeypatch, **made):
-    monkeypatch.setattr(chooser, "_choices", {})
+    monkeypatch.setattr(chooser, "_times", {})
     monkeypatch.setattr(chooser, "available", lambda device: list(made))
     monkeypatch.setattr(chooser, "engine_class", lambda name: made[name])
     layer = pruned("LSTM")[0]
@@ -279,31 +299,123 @@ def test_without_a_gpu_the_choice_says_so():
 
 def test_a_choice_is_made_where_it_was_tried(monkeypatch):
     built = []
-    monkeypatch.setattr(chooser, "_built", lambda model, name, example, device: built.append((name, device)))
+    monkeypatch.setattr(chooser, "_built", lambda model, name, example, device, states: built.append((name, device)))
     chooser.Choice("numba", "cuda", {}, {}).make("model")
     assert built == [("numba", "cuda")]
 
 
-def test_a_choice_is_made_once_for_the_same_shapes(monkeypatch):
-    monkeypatch.setattr(chooser, "_choices", {})
+def test_times_are_measured_once_for_the_same_shapes(monkeypatch):
+    monkeypatch.setattr(chooser, "_times", {})
     layer = pruned("LSTM, hard")[0]
     choice = chooser.choose(layer, inputs(4, 3)[0], seconds=0.01)
-    assert chooser.choose(pruned("LSTM, hard")[0], inputs(4, 3)[0]) is choice
+    again = chooser.choose(pruned("LSTM, hard")[0], inputs(4, 3)[0])
+    assert again.times == choice.times, "to the last digit: they were not measured again"
     x, *_ = inputs(4, 3)
     assert error(choice.make(layer)(x).double(), oracle(layer, x)) <= 1e-6
 
 
 def test_a_choice_for_hard_gates_is_none_for_logistic_ones(monkeypatch):
-    monkeypatch.setattr(chooser, "_choices", {})
+    monkeypatch.setattr(chooser, "_times", {})
     nets = []
     for activation in ("hard", "logistic"):
         torch.manual_seed(0)
         nets.append(Classifier(9, 2, 4, 5, activation=activation).eval())
     words = torch.randint(9, (4, 2))
     first, second = (chooser.choose(net, words, seconds=0.01) for net in nets)
-    assert second is not first and chooser.choose(nets[0], words, seconds=0.01) is first
+    assert second.times != first.times and chooser.choose(nets[0], words, seconds=0.01).times == first.times
     with torch.no_grad():
         assert error(second.make(nets[1])(words)[0], nets[1](words)[0]) <= 1e-5
+
+
+class Stateful(nn.Module):
+    """Returns its states."""
+
+    def __init__(self, kind, **how):
+        super().__init__()
+        self.rnn = kind(16, 24, **how)
+        self.out = nn.Linear(24 * (1 + self.rnn.bidirectional), 3)
+
+    def forward(self, x):
+        y, state = self.rnn(x)
+        return self.out(y), state
+
+
+@pytest.mark.parametrize("how", [{}, {"num_layers": 2, "bidirectional": True}], ids=["one level", "two, both ways"])
+@pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU])
+@torch.no_grad()
+def test_a_model_that_returns_its_states_gets_an_engine_that_has_them(monkeypatch, kind, how):
+    monkeypatch.setattr(chooser, "_times", {})
+    net, x = Stateful(kind, **how).eval(), torch.randn(20, 4, 16)
+    choice = chooser.choose(net, x, seconds=0.01)
+    assert not choice.refused
+    for name in choice.times:
+        for mine, theirs in zip(tree_leaves(by_engine(net, name, x)(x)), tree_leaves(net(x)), strict=True):
+            assert error(mine, theirs) <= 1e-5
+
+
+@torch.no_grad()
+def test_an_engine_without_a_state_that_the_model_returns_is_none_for_it(monkeypatch):
+    monkeypatch.setattr(chooser, "_times", {})
+    monkeypatch.setattr(engine_class("numba"), "hands_out", False)
+    net, x = Stateful(nn.LSTM).eval(), torch.randn(20, 4, 16)
+    choice = chooser.choose(net, x, seconds=0.01)
+    assert "final states that it does not hand out" in choice.refused["numba"]
+    unasked = chooser.choose(net, x, seconds=0.01, states=False)
+    assert "numba" in unasked.times and error(unasked.make(net)(x)[0], net(x)[0]) <= 1e-5
+
+
+class Scaled(nn.Module):
+    def __init__(self, by):
+        super().__init__()
+        self.rnn, self.out = nn.GRU(16, 96), nn.Linear(96, 3)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter *= by
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[0][-1])
+
+
+def test_other_weights_get_an_engine_that_is_right_for_them(monkeypatch):
+    monkeypatch.setattr(chooser, "_times", {})
+    torch.manual_seed(0)
+    x, nets = torch.randn(20, 2, 16), [Scaled(1.0).eval(), Scaled(5.0).eval()]
+    for net in nets:
+        choice = chooser.choose(net, x, tolerance=5e-3, seconds=0.01)
+        assert error(choice.make(net)(x), net(x)) <= 5e-3
+        assert ("c-int8" in choice.refused) == (net is nets[1])
+
+
+def test_a_choice_tells_two_classes_of_one_name_apart_and_keeps_no_example(monkeypatch):
+    kept = weakref.WeakKeyDictionary()
+    monkeypatch.setattr(chooser, "_times", kept)
+    kinds = [type("Net", (Scaled,), {}) for _ in range(2)]
+    x = torch.randn(4, 2, 16)
+    seen = weakref.ref(x)
+    for kind in kinds:
+        chooser.choose(kind(1.0).eval(), x, seconds=0.01)
+    assert set(kept) == set(kinds)
+    del x
+    gc.collect()
+    assert seen() is None
+
+
+def test_a_choice_draws_nothing(monkeypatch):
+    monkeypatch.setattr(chooser, "_times", {})
+    net, x, before = Scaled(1.0).eval(), torch.randn(4, 2, 16), torch.get_rng_state()
+    chooser.choose(net, x, seconds=0.01)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_a_choice_for_a_model_with_a_method_on_it_says_to_compact_it_first():
+    net, x = Scaled(1.0), torch.randn(4, 2, 16)
+    study = sparsernn.attach(net, "sparse-vd-w", steps=10, n_examples=10, example=x)
+    with pytest.raises(
+        ValueError, match="Scaled has a method on it; give what sparsernn.compact returns, or take it off"
+    ):
+        chooser.choose(net, x)
+    study.detach()
+    assert chooser.choose(net, x, seconds=0.01).engine
 
 
 def table(*cells):

@@ -1,5 +1,6 @@
 """What people wanted of a small model where there is no Python: an ONNX file, and one file of C, that say what it says."""
 
+import copy
 import math
 import re
 import shutil
@@ -254,6 +255,32 @@ def test_of_a_large_vocabulary_a_removed_word_costs_four_bytes(tmp_path):
     assert error(said, masked_by_hand(model, masks, {}, x)[0]) <= 1e-5
 
 
+class AtMostHalf(Mine):
+    """Rows of its embedding are as long as at most 0.5, from their first look-up on."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(40, 5, max_norm=0.5)
+
+
+def test_words_that_the_example_lacks_are_renormalised_too(tmp_path):
+    model = AtMostHalf().eval()
+    before, x, others = model.words.weight.clone(), torch.randint(20, (9, 4)), torch.randint(20, 40, (9, 4))
+    sparsernn.to_onnx(model, tmp_path / "m.onnx", x)
+    assert torch.equal(model.words.weight, before)
+    assert error(asked(tmp_path / "m.onnx", others)[0], copy.deepcopy(model)(others).double()) <= 1e-5
+
+
+class OnlyItsWords(Mine):
+    def forward(self, x):
+        return super().forward(torch.tensor(x.tolist()))
+
+
+def test_a_file_that_says_the_same_to_all_words_is_not_written(tmp_path):
+    with pytest.raises(RuntimeError, match="differs from the model"):
+        sparsernn.to_onnx(OnlyItsWords(), tmp_path / "m.onnx", tokens())
+
+
 class Sudden(Mine):
     def forward(self, x):
         return super().forward(x) * (2 if len(x) > 12 else 1)
@@ -404,6 +431,13 @@ def test_my_own_model_in_c_says_what_it_said(tmp_path, cell, how):
     expected = prefixes(say, x) if model.last else say(x[:, None])
     assert error(fed(program, x)[0], expected) <= 1e-5
     assert expected.std(0).max() > 0.01
+
+
+@needs_gcc
+def test_in_c_all_words_are_renormalised(tmp_path):
+    model = AtMostHalf().double().eval()
+    program, x = as_c(tmp_path, model)[0], torch.arange(40)
+    assert error(fed(program, x)[0], prefixes(model, x)) <= 1e-5
 
 
 @needs_gcc

@@ -328,7 +328,7 @@ def test_a_wrong_engine_is_not_used(monkeypatch):
 
 
 def test_int8_is_chosen_only_by_who_allows_its_error(monkeypatch):
-    monkeypatch.setattr(chooser, "_choices", {})
+    monkeypatch.setattr(chooser, "_times", {})
     for tolerance, allowed in ((1e-5, False), (0.5, True)):
         choice = chooser.choose(net(nn.GRU), X, tolerance=tolerance, seconds=0.01)
         assert ("c-int8" in choice.times) == allowed and "own-dense-int8" not in choice.times

@@ -11,8 +11,11 @@ import torch
 from oracles import error
 from test_export import CELLS, STUDY, Mine, V, mine, thinned, tokens
 from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from torch.utils._pytree import tree_leaves
 
+import sparsernn
 from sparsernn.engines.base import Unsupported
 from sparsernn.engines.c import build, layers
 from sparsernn.engines.models import by_layers
@@ -112,7 +115,7 @@ def test_what_is_no_chain_is_run_layer_by_layer():
 
     class AtMostTen(Mine):
         def forward(self, x):
-            return super().forward(x[:10])
+            return super().forward(x[: min(10, len(x))])
 
     long = torch.randint(V, (30, 4))
     assert isinstance(by_engine(AtMostTen().eval(), "c-blocks", long[:9]), InOneCall), "so far it is one"
@@ -126,6 +129,87 @@ def test_what_is_no_chain_is_run_layer_by_layer():
     assert not isinstance(by_engine(mine(), "numba", ids), InOneCall)
     with pytest.raises(Unsupported, match="no recurrent layer"):
         by_engine(nn.Linear(2, 2), "c-blocks", torch.zeros(1, 2))
+
+
+class Between(Mine):
+    """how: what it does between its layers."""
+
+    def __init__(self, how, **more):
+        super().__init__(**more)
+        self.how = how
+        if "subclass" in how:
+            self.out = type(
+                "Clamped", (nn.Linear,), {"forward": lambda m, x: F.linear(x, m.weight, m.bias).clamp(-5, 5)}
+            )(6, 3)
+
+    def forward(self, x):
+        how = {
+            "the last real step": lambda: self.out(
+                self.rnn(self.words(x))[0][(x != 0).sum(0) - 1, torch.arange(len(x[0]))]
+            ),
+            "the first ten words": lambda: self.out(self.rnn(self.words(x[:10]))[0][-1]),
+            "the last ten words": lambda: self.out(self.rnn(self.words(x[-10:]))[0][-1]),
+            "the sixth step": lambda: self.out(self.rnn(self.words(x))[0][5]),
+            "words cut off": lambda: self.out(self.rnn(self.words(x.clamp(max=V - 2)))[0][-1]),
+            "numbers clamped": lambda: self.out(self.rnn(x.clamp(-9, 9))[0][-1]),
+            "logits squashed": lambda: F.hardtanh(self.out(self.rnn(self.words(x))[0][-1]), -9, 9),
+            "a question": lambda: self.out(self.rnn(self.words(x if bool((x < V - 1).all()) else x % 3))[0][-1]),
+            "Python's numbers": lambda: self.out(self.rnn(self.words(torch.tensor(x.tolist())))[0][-1]),
+            "written to": lambda: self.out(torch.zeros_like(y := self.rnn(self.words(x))[0]).copy_(y)[-1]),
+            "a subclass that clamps": lambda: self.out(self.rnn(self.words(x))[0][-1]),
+        }
+        return how[self.how]()
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("the last real step", "ne before its Linear"),
+        ("the first ten words", "a slice of more than there is before its Embedding"),
+        ("the last ten words", "a slice of more than there is before its Embedding"),
+        ("the sixth step", "computes something else"),
+        ("words cut off", "clamp before its Embedding"),
+        ("numbers clamped", "clamp before its LSTM"),
+        ("logits squashed", "hardtanh in what it returns"),
+        ("a question", "_local_scalar_dense on numbers"),
+        ("Python's numbers", "tolist on numbers"),
+        ("written to", "copy_ on numbers"),
+        ("a subclass that clamps", "out is a Clamped"),
+    ],
+)
+def test_what_a_model_does_between_its_layers_is_done(tmp_path, how, words):
+    model = Between(how, words=None if "numbers c" in how else V).eval()
+    x = 20 * torch.randn(30, 4, 5) if model.words is None else torch.randint(V, (30, 4))
+    if model.words is not None:
+        x[13:] = 0
+    fast = by_engine(model, "c-blocks", x[:9] / 20 if model.words is None else x[:9] % 5)
+    assert not isinstance(fast, InOneCall) and wrong(fast(x), model(x).double()) <= EXACT
+    with pytest.raises(ValueError, match=words):
+        sparsernn.to_c(model, tmp_path / "model.c")
+
+
+def test_what_only_moves_numbers_between_layers_is_a_chain_still():
+    class Moves(Mine):
+        def forward(self, x):
+            words, zeros = self.words(x.long()[:]), torch.zeros(1, x.shape[1], 6).to(self.out.weight)
+            packed = pack_padded_sequence(words.contiguous(), torch.full((x.shape[1],), len(x)))
+            y, (h, c) = self.rnn(packed, (zeros, zeros))
+            y = pad_packed_sequence(y)[0]
+            return self.out(y.reshape(-1, 6)).view(*y.shape[:2], 3), (h, c)
+
+    x = torch.randint(V, (9, 4))
+    fast = by_engine(model := Moves().eval(), "c-blocks", x)
+    assert isinstance(fast, InOneCall)
+    assert wrong(fast(x), [y.double() for y in tree_leaves(model(x))]) <= EXACT
+
+
+@pytest.mark.parametrize("engine", ["c-blocks", "compact-torch", "numba"])
+def test_words_that_the_example_lacks_are_renormalised_too(engine):
+    model = mine().eval()
+    model.words.max_norm = 0.5
+    before, x = model.words.weight.clone(), torch.arange(V)[:, None]
+    fast = by_engine(model, engine, x[:2])
+    assert torch.equal(model.words.weight, before) and wrong(fast(x), copy.deepcopy(model)(x).double()) <= EXACT
 
 
 def test_what_int8_cuts_off_is_counted_for_the_whole():

@@ -278,7 +278,7 @@ class TrainedCase(Case):
         return self.dense if is_dense(name) else self.small
 
     def make(self, name, device):
-        fast = by_engine(self.of(name), name, self.example, device)
+        fast = by_engine(self.of(name), name, self.example, device, states=False)
         given = [x.to(device) for x in self.example]
         return torch.no_grad()(lambda: fast(*given)[0]), dtype_name(engine_class(name)), None
 
@@ -309,7 +309,7 @@ class TrainedCase(Case):
         return moved + 4 * answers * logits.shape[-1], flops
 
     def chosen(self, device):
-        return choose.choose(self.small, self.example, device).engine
+        return choose.choose(self.small, self.example, device, states=False).engine
 
 
 def _parts(model):

@@ -103,7 +103,7 @@ def language_models(seconds, large=1500):
     expected = {id(net): choose.reference(net, ids)[0] for net in (model, small)}
     for name in WHOLE:
         net = model if name.startswith("whole") else small
-        fast = by_engine(net, name.removeprefix("whole, "), ids)
+        fast = by_engine(net, name.removeprefix("whole, "), ids, states=False)
         calls[name] = torch.no_grad()(lambda fast=fast: fast(ids)[0])
         errors[name] = error(calls[name](), expected[id(net)])
     samples = interleaved(calls, seconds=seconds, rounds=(3, 100))

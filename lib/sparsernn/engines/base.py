@@ -119,6 +119,7 @@ class Engine:
     activations = ("logistic", "hard", "tanh", "relu")  # those it computes (`Cell.activation`)
     whole = None  # of a class that runs a `chain.Chain` in one call: `whole(chain, width)` → x ↦ its answer, its states
     carries = False  # whether it goes on from a state and hands one out: `carry(x, live, state)` → y, [h, c]
+    hands_out = False  # whether it has, from zeros, final states to hand out: `run_with_states(x, live)` → y, [h, c]
 
     def __init__(self, layer, device="cpu"):
         if layer.cell.activation not in self.activations:
@@ -132,7 +133,17 @@ class Engine:
 
     def run(self, x, live):
         """What `__call__` does, with input that was checked."""
+        return self.run_with_states(x, live)[0]
+
+    def run_with_states(self, x, live):
+        """The same, and [h, c] (of a GRU or RNN [h]), each [B, H] float32, after the last real step."""
         raise NotImplementedError
+
+    @torch.no_grad()
+    def with_states(self, x, live=None):
+        """What `__call__` does, and the states after it, of an engine that hands them out."""
+        self.check(x, live)
+        return self.run_with_states(x, live)
 
     def check(self, x, live):
         """Raises ValueError or IndexError for what no kernel may be given: other widths, ids that are not there."""

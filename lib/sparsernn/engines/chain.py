@@ -1,8 +1,8 @@
 """A model as a chain: (embedding or one-hot ids, or numbers) → recurrent levels → linear, on the last or on every step.
 
-Modules say what may be a chain; that the model is this chain, and on which steps it answers, is found by running it: both
-answer alike in float64, or the model is refused. What stands between the links (neurons sent, columns read, scales, see
-`nets.small`) is multiplied into the weights of whoever reads.
+Modules say what may be a chain; that the model is this chain, and on which steps it answers, is found by running it: between
+its layers numbers only move (`follow`), and both answer alike in float64, or the model is refused. What stands between the
+links (neurons sent, columns read, scales, see `nets.small`) is multiplied into the weights of whoever reads.
 """
 
 from dataclasses import dataclass, replace
@@ -14,14 +14,17 @@ from torch.utils._pytree import tree_leaves
 
 from ..nets.layers import kind_of
 from ..nets.outside import deep_copy
-from ..nets.small import SmallRecurrent
+from ..nets.small import SmallEmbedding, SmallLinear, SmallRecurrent, without_max_norm
 from .base import Layer
 from .compare import REFUSES, difference
+from .follow import Changed, followed
 from .models import layers_of, recurrent_layers
 from .parts import run
 
 SUPPORTED = "supported: (nn.Embedding) → nn.LSTM, nn.GRU or nn.RNN, forwards → nn.Linear, on the last or on every step"
+ELSE = "computes something else than its layers one after the other"
 STEPS, BATCH, SAME = 6, 3, 1e-9
+SIZES = (1, 2), (9, 1)  # steps and sequences that are compared too: a number in the model's code fits one size alone
 
 
 @dataclass(frozen=True)
@@ -72,8 +75,8 @@ class Chain:
 def chain_of(model):
     """The chain that a model is. Raises ValueError, saying what is supported, for a model that is none."""
     refuse_others(model)
-    model = deep_copy(model).double().cpu().eval().requires_grad_(False)
-    embedding, layers, head = _links(model)
+    model = without_max_norm(deep_copy(model).double().cpu().eval().requires_grad_(False))
+    embedding, layers, head = links_of(model)
     first = next(iter(layers.values()))
     one_hot = embedding is None and (
         first._small.words is not None if isinstance(first, SmallRecurrent) else kind_of(first) is not type(first)
@@ -81,7 +84,8 @@ def chain_of(model):
     words = embedding.num_embeddings if embedding is not None else first.input_size if one_hot else None
     kept, table = _words(embedding, first, words)
     x = probe(words, kept, first.input_size)
-    answers, called = _answers(model, layers, x)
+    known = [each for each in (embedding, *layers.values(), head) if each is not None]
+    answers, called = _answers(model, layers, known, x)
     links = [layers[name] for name in called]
     levels, weight = _levels(links), _read(head)
     if table is not None and isinstance(links[0], SmallRecurrent) and links[0]._small.reads is not None:
@@ -97,24 +101,45 @@ def chain_of(model):
         )
         said = chain(x)
         for first, answer in answers:
-            if difference(said, answer) <= SAME:
-                return replace(chain, first=first)
-    raise ValueError(f"{type(model).__name__} computes something else than its layers one after the other; {SUPPORTED}")
+            if difference(said, answer) <= SAME and _also(model, known, found := replace(chain, first=first)):
+                return found
+    raise ValueError(f"{type(model).__name__} {ELSE}; {SUPPORTED}")
+
+
+def _also(model, known, chain):
+    """Whether a model says what its chain says for other numbers of steps and sequences too."""
+    for steps, batch in SIZES:
+        x = probe(chain.words, chain.kept, known[0].input_size if chain.words is None else 0, steps, batch)
+        try:
+            said = _first(followed(model, known, x.transpose(0, 1) if chain.first[0] else x, whole=False))
+        except REFUSES:
+            return False
+        if not said or difference(chain(x), said[0].transpose(0, 1) if chain.first[1] else said[0]) > SAME:
+            return False
+    return True
 
 
 def refuse_others(model):
     """Raises ValueError for a model that no file of ours could hold: with a method on it, or with projections."""
+    refuse_method(model)
     for name, module in model.named_modules():
-        if getattr(module, "carried", None) is not None:
-            raise ValueError(f"{type(model).__name__} has a method on it; give what sparsernn.compact returns")
         if getattr(module, "proj_size", 0):
             raise ValueError(f"{name}: proj_size is {module.proj_size}; projections are not supported, use proj_size=0")
 
 
-def _links(model):
+def refuse_method(model):
+    """Raises ValueError for a model with a method on it: its weights alone are not what it computes with."""
+    if any(getattr(module, "carried", None) is not None for module in model.modules()):
+        raise ValueError(
+            f"{type(model).__name__} has a method on it; give what sparsernn.compact returns, or take it off first (detach)"
+        )
+
+
+def links_of(model):
     """→ its embedding or None, name → recurrent layer, its linear layer."""
     name, layers = type(model).__name__, recurrent_layers(model)
-    of = {kind: [m for m in model.modules() if isinstance(m, kind)] for kind in (nn.Embedding, nn.Linear)}
+    ours = {nn.Embedding: SmallEmbedding, nn.Linear: SmallLinear}  # a subclass of a stranger's may do anything
+    of = {k: [m for m in model.modules() if kind_of(m) is k or type(m) is small] for k, small in ours.items()}
     known = [*layers.values(), *of[nn.Embedding], *of[nn.Linear]]
     for where, module in model.named_modules():
         if list(module.parameters(recurse=False)) and not any(module is each for each in known):
@@ -130,19 +155,19 @@ def _links(model):
     return next(iter(of[nn.Embedding]), None), layers, of[nn.Linear][0]
 
 
-def probe(words, kept, width):
+def probe(words, kept, width, steps=STEPS, batch=BATCH):
     """Random numbers, or ids of which at least half have a row."""
     generator = torch.Generator().manual_seed(0)
     if words is None:
-        return torch.randn(STEPS, BATCH, width, generator=generator, dtype=torch.float64)
-    x = torch.randint(words, (STEPS, BATCH), generator=generator)
+        return torch.randn(steps, batch, width, generator=generator, dtype=torch.float64)
+    x = torch.randint(words, (steps, batch), generator=generator)
     if len(kept):
         x[::2] = kept[torch.randint(len(kept), x[::2].shape, generator=generator)]
     return x
 
 
 @torch.no_grad()
-def _answers(model, layers, x):
+def _answers(model, layers, known, x):
     """What the model says to x, in either layout of both, each after (whether x, whether the answer had its sequences first);
     and the names of its recurrent layers as they are called."""
     answers, problem = [], None
@@ -151,10 +176,11 @@ def _answers(model, layers, x):
         for name, layer in layers.items():
             handles.append(layer.register_forward_pre_hook(lambda *_, to=called, name=name: to.append(name)))
         try:
-            said = [y for y in tree_leaves(model(x.transpose(0, 1) if turned else x)) if isinstance(y, torch.Tensor)]
-            for y in [y for y in said[:1] if y.dim() > 1]:
+            for y in _first(followed(model, known, x.transpose(0, 1) if turned else x, whole=False)):
                 answers += [((turned, False), y), ((turned, True), y.transpose(0, 1))]
             order = called
+        except Changed as changed:
+            raise ValueError(f"{type(model).__name__} {ELSE} ({changed}); {SUPPORTED}") from changed
         except REFUSES as refused:
             problem = refused
         finally:
@@ -168,6 +194,11 @@ def _answers(model, layers, x):
             f"{type(model).__name__} calls {', '.join(order)}, not each of {', '.join(layers)} once; {SUPPORTED}"
         )
     return answers, order
+
+
+def _first(said):
+    """A list of the first tensor that was returned, if it has rows."""
+    return [y for y in [y for y in tree_leaves(said) if isinstance(y, torch.Tensor)][:1] if y.dim() > 1]
 
 
 def _words(embedding, first, words):

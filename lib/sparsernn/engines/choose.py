@@ -1,42 +1,45 @@
 """Which engine runs this model fastest here: tried, briefly, not guessed. And whether that was right."""
 
 from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..files import error
-from ..nets.outside import deep_copy
-from ..nets.readers import answer
+from ..nets.outside import deep_copy, draws_kept
+from ..nets.readers import answer, everything
 from . import available, engine_class, is_dense, timing
 from .base import Layer, oracle
+from .chain import refuse_method
 from .models import recurrent_layers
 from .whole import by_engine
 
 COARSE = 1e-3  # an error that is asked for by whoever wants int8
-_choices = {}
+_times = WeakKeyDictionary()  # class → shapes and where → engine → ms; no errors, which are each model's own
 
 
 @dataclass(frozen=True)
 class Choice:
     """engine: the name; device: where it was tried; times: ms of every engine tried; refused: name → why it was not;
-    example: with what."""
+    example: with what; states: whether those that the model returns were wanted."""
 
     engine: str
     device: str
     times: dict
     refused: dict
     example: object = None
+    states: bool = True
 
     def make(self, thing):
         """The model or layer, run by the chosen engine on that device."""
-        return _built(thing, self.engine, self.example, self.device)
+        return _built(thing, self.engine, self.example, self.device, self.states)
 
 
-def _built(thing, name, example, device):
+def _built(thing, name, example, device, states):
     if isinstance(thing, Layer):
         return engine_class(name)(thing, device)
-    return by_engine(thing, name, example, device)
+    return by_engine(thing, name, example, device, states)
 
 
 def _signature(thing, example):
@@ -48,14 +51,16 @@ def _signature(thing, example):
     says = [
         getattr(layer, "activation", getattr(layer, "nonlinearity", "")) for layer in layers
     ]  # torch's own, or ours
-    kind = thing.kind if isinstance(thing, Layer) else type(thing).__qualname__
+    kind = thing.kind if isinstance(thing, Layer) else ""
     return (kind, *says), tuple(sorted(found)), repr(given)
 
 
 @torch.no_grad()
-def run(built, example):
-    """What it answers: of a layer y, of a model the tensors it returns but states."""
-    return [built(example)] if not isinstance(built, torch.nn.Module) else answer(built, example)
+def run(built, example, states=False):
+    """What it answers: of a layer y, of a model the tensors it returns, with or without states."""
+    if not isinstance(built, torch.nn.Module):
+        return [built(example)]
+    return everything(built, example) if states else answer(built, example)
 
 
 def compared(batch, most=8):
@@ -64,15 +69,15 @@ def compared(batch, most=8):
 
 
 @torch.no_grad()
-def reference(thing, example):
-    """In float64, on the CPU: of a layer y of the sequences `compared`, of a model its answers."""
+def reference(thing, example, states=False):
+    """In float64, on the CPU: of a layer y of the sequences `compared`, of a model its answers, with or without states."""
     if isinstance(thing, Layer):
         return [oracle(thing, example[:, compared(example.shape[1]).to(example.device)].cpu())]
     double = tree_map(
         lambda x: x.cpu().double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, example
     )
     double = tree_map(lambda x: x.cpu() if isinstance(x, torch.Tensor) else x, double)
-    return answer(deep_copy(thing).cpu().double().eval(), double)
+    return run(deep_copy(thing).cpu().double().eval(), double, states)
 
 
 def worst(thing, answers, expected):
@@ -84,21 +89,37 @@ def worst(thing, answers, expected):
     return max(error(a.cpu(), b) for a, b in zip(answers, expected, strict=True))
 
 
-def choose(thing, example, device="cpu", tolerance=1e-5, seconds=0.6):
+def choose(thing, example, device="cpu", tolerance=1e-5, seconds=0.6, states=True):
     """→ `Choice` for a model, small or as it was, or for a `Layer`, called with this example.
 
     thing    a model with a recurrent layer, or `engines.base.Layer`
     example  what a model is called with (a tensor, or a tuple or dict of arguments); of a layer x [T, B, I]
+    states   whether final states that a model returns are wanted: an engine that does not hand them out is none for it then
     Every engine of the device that is within `tolerance` of float64 (int8 only where that is at least 1e-3) is tried three
     times, and those within three times the best for about `seconds` together; the least time counts, which a disturbance
-    does not touch. The answer is kept for the next model of the same shapes. Raises ValueError where none runs it, with
-    each one's reason, and for a device that is not here.
+    does not touch. Times are kept for the next model of the same class and shapes; whether an engine is right is asked of
+    every model. Random generators are left as they were. Raises ValueError where none runs it, with each one's reason, for
+    a model with a method on it, and for a device that is not here.
     """
     timing.check_device(device)
-    key = _signature(thing, example), str(device), tolerance, torch.get_num_threads()
-    if key in _choices:
-        return _choices[key]
-    calls, refused, expected = {}, {}, reference(thing, example)
+    if isinstance(thing, torch.nn.Module):
+        refuse_method(thing)
+    with draws_kept():
+        calls, refused = _right(thing, example, device, tolerance, states)
+        if not calls:
+            reasons = "; ".join(f"{name}: {why}" for name, why in refused.items())
+            raise ValueError(f"no engine runs this on {device}: {reasons}")
+        key = _signature(thing, example), str(device), states, torch.get_num_threads()
+        known = _times.setdefault(type(thing), {}).setdefault(key, {})
+        if not calls.keys() <= known.keys():
+            known |= _measured(calls, device, seconds)
+    times = {name: known[name] for name in calls}
+    return Choice(min(times, key=times.get), str(device), times, refused, example, states)
+
+
+def _right(thing, example, device, tolerance, states):
+    """→ name → call of the example by every engine that is within `tolerance`, name → why it is not of the others."""
+    calls, refused, expected = {}, {}, reference(thing, example, states)
     here = tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, example)
     here = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, here)
     for name in available(torch.device(device).type):
@@ -107,21 +128,26 @@ def choose(thing, example, device="cpu", tolerance=1e-5, seconds=0.6):
         if engine_class(name).dtype == torch.int8 and tolerance < COARSE:  # one example may hide what it costs
             continue
         try:
-            built = _built(thing, name, example, device)
-            wrong = worst(thing, run(built, here), expected)
+            built = _built(thing, name, example, device, states)
+            said = run(built, here, states)
+            wrong = worst(thing, said, expected)
         except Exception as problem:  # a kernel that does not compile or launch here is one engine less
             timing.wait(device)  # but after a fault a GPU runs nothing any more
             refused[name] = str(problem)
             continue
-        if wrong > tolerance:
+        missing = [bool((a != a).any()) > bool((b != b).any()) for a, b in zip(said, expected, strict=False)]
+        if any(missing):
+            refused[name] = "it leaves NaN where the model has numbers, as of final states that it does not hand out"
+        elif wrong > tolerance:
             refused[name] = f"error {wrong:.1e} > {tolerance:.0e}"
         else:
-            calls[name] = lambda built=built: run(built, here)
-    if not calls:
-        raise ValueError(f"no engine runs this on {device}: " + "; ".join(f"{n}: {why}" for n, why in refused.items()))
+            calls[name] = lambda built=built: run(built, here, states)
+    return calls, refused
+
+
+def _measured(calls, device, seconds):
+    """name → the least milliseconds of a call: of three, or of those close to the quickest in about `seconds` together."""
     first = {name: values.min() for name, values in timing.interleaved(calls, device, 0, (3, 3)).items()}
     close = {name: call for name, call in calls.items() if first[name] <= 3 * min(first.values())}
     times = first | {n: values.min() for n, values in timing.interleaved(close, device, seconds, (5, 30)).items()}
-    times = {name: float(ms) for name, ms in times.items()}
-    _choices[key] = Choice(min(times, key=times.get), str(device), times, refused, example)
-    return _choices[key]
+    return {name: float(ms) for name, ms in times.items()}

@@ -117,9 +117,10 @@ def rows_times_four(weight, h, a):
 
 
 @njit(**FAST)
-def by_rows(kind, hard, table, rows, weight, of, block, neuron, fixed_at, fixed, group, start, y):
+def by_rows(kind, hard, table, rows, weight, of, block, neuron, fixed_at, fixed, group, start, y, last):
     """`group` (1 or 4) sequences from `start` on. weight [Hp, D]: rows of W_hh that differ, as columns; row r of R is
-    of[r] of them (`of` empty: D = R, each its own) and lands in block[r] at neuron[r]; y [T, B, H]."""
+    of[r] of them (`of` empty: D = R, each its own) and lands in block[r] at neuron[r]; y [T, B, H], h and c after it in
+    last [2, B, H]."""
     steps, _, hidden = y.shape
     size, n = weight.shape
     a, v = np.empty((group, n), np.float32), np.zeros((4 if kind < 2 else 1, group, size), np.float32)
@@ -155,6 +156,9 @@ def by_rows(kind, hard, table, rows, weight, of, block, neuron, fixed_at, fixed,
             else:
                 for j in range(hidden):
                     out[j] = h[s, j]
+    for s in range(group):
+        for j in range(hidden):
+            last[0, start + s, j], last[1, start + s, j] = h[s, j], c[s, j]
 
 
 def _rows_times(lanes):
@@ -282,8 +286,9 @@ def look_up(table, rows, a):
 
 
 @njit(**FAST)
-def by_lanes(kind, hard, table, rows, pointers, columns, values, block, neuron, fixed_at, fixed, lanes, y):
-    """All sequences from sparse rows; state [H, lanes]; `fixed_at` and `fixed` have an entry for each lane."""
+def by_lanes(kind, hard, table, rows, pointers, columns, values, block, neuron, fixed_at, fixed, lanes, y, last):
+    """All sequences from sparse rows; state [H, lanes]; `fixed_at` and `fixed` have an entry for each lane; y and last as
+    in `by_rows`."""
     (steps, batch, hidden), blocks = y.shape, 4 if kind < 2 else 1
     v, whole = np.zeros((blocks, hidden, lanes), np.float32), len(block) == blocks * hidden
     a = v.reshape(-1, lanes) if whole else np.zeros((len(block), lanes), np.float32)
@@ -310,6 +315,8 @@ def by_lanes(kind, hard, table, rows, pointers, columns, values, block, neuron, 
                     if here[i] < 0:
                         h[:, i], c[:, i] = old_h[:, i], old_c[:, i]
                         y[t, start + i] = 0
+        transpose(h, last[0, start : start + count])
+        transpose(c, last[1, start : start + count])
 
 
 @njit(**FAST)
@@ -364,7 +371,7 @@ class Whole(Tabled):
     """What `Rows` and `Lanes` share."""
 
     devices = ("cpu",)
-    activations = (*Tabled.activations, "clipped_relu")
+    activations, hands_out = (*Tabled.activations, "clipped_relu"), True
 
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)
@@ -378,14 +385,15 @@ class Whole(Tabled):
         at = (blocks * block + neurons * neuron)[:, None] + copy * np.arange(copies)
         return at.flatten().astype(np.uint32), np.repeat(fixed[blocks, neurons], copies)
 
-    def over(self, table, rows, y):
+    def over(self, table, rows, y, last):
+        """Fills y [T, B, H], and last [2, B, H] with h and c after it."""
         raise NotImplementedError
 
-    def run(self, x, live):
+    def run_with_states(self, x, live):
         table, rows = self.table_and_rows(x, live)
-        y = torch.empty(*rows.shape, self.layer.hidden)
-        self.over(table.numpy(), rows.numpy(), y.numpy())
-        return y
+        y, last = torch.empty(*rows.shape, self.layer.hidden), torch.empty(2, rows.shape[1], self.layer.hidden)
+        self.over(table.numpy(), rows.numpy(), y.numpy(), last.numpy())
+        return y, list(last[: self.layer.cell.n_states])
 
 
 class Rows(Whole):
@@ -404,11 +412,13 @@ class Rows(Whole):
         size = len(self.weight)
         self.fixed = {group: self.constants(group, group * size, 1, size) for group in (1, 4)}
 
-    def over(self, table, rows, y):
+    def over(self, table, rows, y, last):
         batch, start = rows.shape[1], 0
         while start < batch:
             group = 4 if start + 4 <= batch else 1
-            by_rows(*self.cell, table, rows, self.weight, self.of, *self.where, *self.fixed[group], group, start, y)
+            by_rows(
+                *self.cell, table, rows, self.weight, self.of, *self.where, *self.fixed[group], group, start, y, last
+            )
             start += group
 
 
@@ -431,10 +441,10 @@ class Lanes(Whole):
 
         return times
 
-    def over(self, table, rows, y):
+    def over(self, table, rows, y, last):
         lanes = width(rows.shape[1])
         fixed = self.constants(lanes, self.layer.hidden * lanes, lanes, 1)
-        by_lanes(*self.cell, table, rows, *self.csr, *self.where, *fixed, lanes, y)
+        by_lanes(*self.cell, table, rows, *self.csr, *self.where, *fixed, lanes, y, last)
 
 
 class CsrNumba(Product):

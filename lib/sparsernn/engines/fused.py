@@ -52,7 +52,7 @@ class Fused(Engine):
     with the identity: the fairest dense opponent, since written out a vocabulary of 10,000 costs ten times the time.
     """
 
-    tf32 = False
+    tf32, hands_out = False, True
 
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)
@@ -88,7 +88,7 @@ class Fused(Engine):
 
         return rounded
 
-    def run(self, x, live):
+    def run_with_states(self, x, live):
         if live is not None and not bool(live.all()):
             raise Unsupported("torch's fused layers run sequences of one length")
         module = self.module
@@ -99,7 +99,8 @@ class Fused(Engine):
         else:
             module, x = self.by_row, F.embedding(x, self.word_table)
         with tf32(self.tf32):
-            return module(x)[0].float()
+            y, state = module(x)
+        return y.float(), [s[0].float() for s in (state if isinstance(state, tuple) else (state,))]
 
 
 class FusedTF32(Fused):
@@ -137,11 +138,11 @@ class FusedInt8(Fused):
 class Loop(Engine):
     """`parts.run`: ATen operations step by step, any gate."""
 
-    activations = (*Engine.activations, "clipped_relu")
+    activations, hands_out = (*Engine.activations, "clipped_relu"), True
 
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)
         self.parts = {n: self.fp32(p) if p.is_floating_point() else p.to(device) for n, p in layer.parts.items()}
 
-    def run(self, x, live):
-        return run(self.layer.cell, self.parts, x, None, live, reverse=False)[0]
+    def run_with_states(self, x, live):
+        return run(self.layer.cell, self.parts, x, None, live, reverse=False)

@@ -11,8 +11,8 @@ from ..nets.found import Found, is_computed
 from ..nets.layers import RECURRENT, kind_of
 from ..nets.norms import without_norms
 from ..nets.outside import Start, deep_copy
-from ..nets.readers import answer
-from ..nets.small import SMALL, SmallEmbedding, SmallLinear, SmallRecurrent, become, settle
+from ..nets.readers import answer, everything
+from ..nets.small import SMALL, SmallEmbedding, SmallLinear, SmallRecurrent, become, settle, without_max_norm
 from . import engine_class
 from .base import Layer, Unsupported
 from .parts import shrink
@@ -49,8 +49,8 @@ def layers_of(module):
 class Levels:
     """The levels of a small recurrent layer, each direction by an engine, in the place of `SmallRecurrent.level`.
 
-    states  whether the model has a use for final states: then h is that of the last real step. An LSTM's c where the engine
-            does not hand it out, and states that were not asked for, are NaN.
+    states  whether anyone has a use for final states: those that were not asked for, and an LSTM's c where the engine does not
+            hand it out, are NaN.
     Raises Unsupported for a state to go on from, unless the engine `carries` one.
     """
 
@@ -88,6 +88,8 @@ class Levels:
 
     def _from_zeros(self, engine, x, live, state):
         """One direction by an engine that does not → y, and h after it, if that was asked for: the last y."""
+        if self.states and engine is not None and engine.hands_out:
+            return engine.with_states(x, live)
         y = self._nothing(x) if engine is None else engine(x, live)
         if not self.states:
             return y, None
@@ -138,17 +140,19 @@ class Ids(nn.Module):
         return input.long()
 
 
-def by_layers(model, engine, example, device="cpu"):
+def by_layers(model, engine, example, device="cpu", states=True):
     """A copy of `model` on `device` whose recurrent and linear layers are run by `engine`, in float32 and evaluation.
 
     model    small, or as it was                      example  what it is called with, as `sparsernn.compact` takes it
+    states   whether final states that the model returns are wanted: else they may be NaN, as is an LSTM's c in any case where
+             the engine does not hand it out
     Where the engine reads ids, an embedding that goes straight into a recurrent layer is multiplied into its weights, once.
     Raises ValueError for an unknown engine, `Unsupported` for a layer it does not run.
     """
     kind = engine_class(engine)
     if not recurrent_layers(model):
         raise Unsupported(f"a {type(model).__name__} has no recurrent layer to run")
-    copied = deep_copy(model).float().cpu().eval().requires_grad_(False)
+    copied = without_max_norm(deep_copy(model).float().cpu().eval().requires_grad_(False))
     straight = _straight(copied, tree_map(_on_cpu, example)) if kind.reads_ids else {}
     for name, module in recurrent_layers(copied).items():
         layers = layers_of(module)
@@ -176,17 +180,18 @@ def by_layers(model, engine, example, device="cpu"):
     for name in set(straight.values()):
         _put(copied, name, Ids(copied.get_submodule(name)))
     copied = copied.to(device)
-    _ask_for_states(copied, tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, example))
+    here = tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, example)
+    _ask_for_states(copied, here, everything if states else answer)
     return copied
 
 
 @torch.no_grad()
-def _ask_for_states(model, example):
-    """Have final states computed, unless the example runs, and its answer is the same number without."""
+def _ask_for_states(model, example, said):
+    """Have final states computed, unless the example runs, and what is `said` to it is a number without."""
     needed = True
     with suppress(Exception):  # an engine need not run the example to run other calls
         example = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, example)
-        needed = any(bool((x != x).any()) for x in answer(model, example))
+        needed = any(bool((x != x).any()) for x in said(model, example))
     for module in recurrent_layers(model).values():
         module.level.states = needed
 

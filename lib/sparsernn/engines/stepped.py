@@ -11,7 +11,7 @@ class Stepped(Tabled):
     """`product(W_hh)` is called once a step, and once for the head; the rest are ATen operations, as in `parts.run`."""
 
     product: type
-    activations = (*Tabled.activations, "clipped_relu")
+    activations, hands_out = (*Tabled.activations, "clipped_relu"), True
 
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)
@@ -26,7 +26,7 @@ class Stepped(Tabled):
         times, bias = cls.product(weight, device), bias.to(device, torch.float32)
         return lambda y: (times(y.flatten(0, -2).T.contiguous()).T + bias).unflatten(0, y.shape[:-1])
 
-    def run(self, x, live):
+    def run_with_states(self, x, live):
         cell, hidden = self.layer.cell, self.layer.hidden
         table, rows = self.table_and_rows(x, live)
         a = F.embedding(rows.clamp(min=0), table)
@@ -47,7 +47,7 @@ class Stepped(Tabled):
                 new = [torch.where(live[t][:, None], after, old) for after, old in zip(new, state, strict=True)]
             state, new = new, state
             y[t] = state[0]
-        return y if live is None else y.masked_fill(~live.unsqueeze(2), 0)
+        return (y if live is None else y.masked_fill(~live.unsqueeze(2), 0)), state
 
 
 class CsrTorch(Stepped):

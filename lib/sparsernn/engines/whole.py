@@ -12,17 +12,20 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from ..nets.outside import deep_copy
 from . import engine_class
-from .chain import SAME, chain_of, probe
+from .chain import SAME, chain_of, links_of, probe
 from .compare import REFUSES, difference
-from .models import by_layers, recurrent_layers
+from .follow import followed
+from .models import by_layers
 
 FEW = 3  # sequences of an example that a chain is compared on
 
 
-def by_engine(model, engine, example, device="cpu"):
+def by_engine(model, engine, example, device="cpu", states=True):
     """A copy of `model` on `device` whose recurrent and linear layers are run by `engine`, in float32 and evaluation.
 
     model    small, or as it was                      example  what it is called with, as `sparsernn.compact` takes it
+    states   whether final states that the model returns are wanted: else they may be NaN, as is an LSTM's c in any case where
+             the engine does not hand it out
     Where the engine reads ids, an embedding that goes straight into a recurrent layer is multiplied into its weights, once.
     Raises ValueError for an unknown engine, `Unsupported` for a layer it does not run.
     """
@@ -30,7 +33,7 @@ def by_engine(model, engine, example, device="cpu"):
     if kind.whole and torch.device(device).type == "cpu" and (found := chained(model, example)):
         chain, form, width = found
         return InOneCall(kind.whole(chain, width), chain, form, (deep_copy(model), engine, example)).eval()
-    return by_layers(model, engine, example, device)
+    return by_layers(model, engine, example, device, states)
 
 
 def chained(model, example):
@@ -57,20 +60,22 @@ def _of_example(example, chain):
 def _returned(model, chain, *more):
     """How a model returns a chain's answer, alone or before the states of its only recurrent layer → its form with
     numbers in the place of tensors, the width of the states or 0; None where it returns something else, or another answer to
-    one of what more is given."""
+    one of what more is given. Raises Changed where not only its layers made what it returns."""
     model, x = deep_copy(model).double().cpu().eval(), probe(chain.words, chain.kept, chain.inputs)
     for other in more:
         answer, said = chain(other), tree_leaves(model(other.transpose(0, 1) if chain.first[0] else other))[0]
         if difference(answer.transpose(0, 1) if chain.first[1] else answer, said) > SAME:
             return None
-    leaves, tree = tree_flatten(model(x.transpose(0, 1) if chain.first[0] else x))
+    embedding, links, head = links_of(model)
+    known = [each for each in (embedding, *links.values(), head) if each is not None]
+    leaves, tree = tree_flatten(followed(model, known, x.transpose(0, 1) if chain.first[0] else x))
     said, states = chain.with_states(x)
     if difference(said.transpose(0, 1) if chain.first[1] else said, leaves[0]) > SAME:
         return None
     form = tree_unflatten(range(len(leaves)), tree)
     if len(leaves) == 1:
         return form, 0
-    layers = list(recurrent_layers(model).values())
+    layers = list(links.values())
     if len(layers) != 1 or len(leaves) - 1 != len(states[0]):
         return None
     for leaf, level_states in zip(leaves[1:], zip(*states, strict=True), strict=True):

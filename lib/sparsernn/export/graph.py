@@ -24,7 +24,7 @@ from ..files import nearest, replacing
 from ..nets.layers import RECURRENT, by_time, kind_of
 from ..nets.outside import deep_copy
 from ..nets.readers import call
-from ..nets.small import SmallEmbedding, SmallRecurrent
+from ..nets.small import SmallEmbedding, SmallRecurrent, without_max_norm
 
 OPSET = 17
 TOLERANCE = 1e-5  # of what is returned, in float32
@@ -45,8 +45,8 @@ def to_onnx(small, path, example, weights="float32"):
              of the arguments, outputs are `output`, `output_1`, …; a state that is given becomes an input too. T steps and
              B sequences are free in all of them
     weights  "float32", or "int8": ONNX Runtime's dynamic quantisation, of LSTM layers only
-    The error is max|onnx − model| / max(1, max|model|) of everything returned, on the example and with more steps and
-    sequences, and with one sequence, where the model takes them.
+    The error is max|onnx − model| / max(1, max|model|) of everything returned, on the example and with other words, with more
+    steps and sequences, with one step and with one sequence, where the model takes them.
     Raises ValueError for what cannot be exported, RuntimeError where float32 is off by more than 1e-5 (nothing is written).
     """
     if weights not in ("float32", "int8"):
@@ -60,7 +60,7 @@ def to_onnx(small, path, example, weights="float32"):
     if weights == "int8":
         _refuse_int8(layers)
     axes = Axes(model, layers, example)
-    content = _traced(deep_copy(model), example, axes)
+    content = _traced(without_max_norm(deep_copy(model)), example, axes)
     if weights == "int8":
         content = _in_int8(content)
     worst = max(_errors(model, example, axes, content))
@@ -238,14 +238,17 @@ class Axes:
     """Which dimensions of what a model takes and returns run over steps (T) and sequences (B).
 
     inputs, outputs   name → {dimension: "T" or "B"}       steps, batch  those of the example
+    words             of each look-up of ids how many words there are, and the ids
     They are known by their size, at the first recurrent layer that is called.
     """
 
     def __init__(self, model, layers, example):
-        met, said = [], []
+        met, self.words = [], []
         handles = [
             layer.register_forward_pre_hook(partial(_keep_sizes, met), with_kwargs=True) for layer in layers.values()
         ]
+        for module in (*layers.values(), *(m for m in model.modules() if isinstance(m, nn.Embedding))):
+            handles.append(module.register_forward_pre_hook(partial(_keep_ids, self.words), with_kwargs=True))
         try:
             with torch.no_grad():
                 said = _tensors(call(model, example))
@@ -285,6 +288,24 @@ class Axes:
             changed.append(tensor)
         return _with(example, changed)
 
+    def with_other_words(self, example):
+        """The example with random ids in the place of those that were looked up."""
+        generator = torch.Generator().manual_seed(0)
+
+        def other(tensor):
+            for count, ids in self.words:
+                if tensor.dtype == ids.dtype and any(torch.equal(tensor, each) for each in (ids, ids.mT)):
+                    return torch.randint(count, tensor.shape, generator=generator, dtype=tensor.dtype)
+            return tensor
+
+        return _with(example, list(map(other, _tensors(example))))
+
+
+def _keep_ids(words, layer, args, kwargs):
+    x = args[0] if args else kwargs["input"]
+    if isinstance(x, torch.Tensor) and not x.is_floating_point() and x.dim() > 1:
+        words.append((getattr(layer, "num_embeddings", None) or layer.input_size, x.clone()))
+
 
 def _keep_sizes(met, layer, args, kwargs):
     x = args[0] if args else kwargs["input"]
@@ -313,15 +334,15 @@ def _names(model, example):
 
 
 def _errors(model, example, axes, content):
-    """The error of the file on the example, and on other sizes where the model takes them."""
+    """The error of the file on the example, and on other words and sizes where the model takes them."""
     from onnxruntime import InferenceSession
 
     session = InferenceSession(content, providers=["CPUExecutionProvider"])
     used = {each.name for each in session.get_inputs()}
     steps, batch = axes.steps, axes.batch or 1
     sizes = [(steps, batch), (2 * steps + 1, batch + 2), (steps, 1), (1, batch)]
-    for number, size in enumerate(sizes):
-        other = axes.resized(example, *size)
+    others = [axes.resized(example, *size) for size in sizes]
+    for number, other in enumerate([*others, axes.with_other_words(example)]):
         try:
             with torch.no_grad():
                 answers = _tensors(call(model, other))

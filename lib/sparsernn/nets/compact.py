@@ -18,7 +18,7 @@ from .found import Found, Shape, declares, parameter_names
 from .layers import kind_of
 from .masks import close
 from .outside import Start, deep_copy
-from .small import become, fill
+from .small import become, fill, renormalise
 from .wiring import Way, left_as_they_are, readings, wired
 
 
@@ -58,10 +58,7 @@ def plain_copy(model):
                 remove_weight_norm(module, hook.name)
             elif isinstance(hook, SpectralNorm):
                 remove_spectral_norm(module, hook.name)
-        if kind_of(module) is nn.Embedding and module.max_norm is not None:  # as it would be at its first look-up
-            words = torch.arange(len(module.weight), device=module.weight.device)
-            with torch.no_grad():
-                torch.embedding_renorm_(module.weight, words, module.max_norm, module.norm_type)
+    renormalise(copied)
     return copied.eval()
 
 

@@ -132,6 +132,16 @@ def _draws():
     return torch.get_rng_state(), cuda, np.random.get_state(), random.getstate()
 
 
+@contextmanager
+def draws_kept():
+    """Afterwards the generators of torch, numpy and Python are as they were."""
+    draws = _draws()
+    try:
+        yield
+    finally:
+        put_back(draws)
+
+
 def put_back(draws):
     torch.set_rng_state(draws[0])
     if draws[1]:

@@ -48,6 +48,12 @@ def call(model, example):
 
 
 @torch.no_grad()
+def everything(model, example):
+    """The tensors the model returns, states too; of packed sequences their numbers."""
+    return [_tensor_of(x) for x in _leaves(call(model, example))]
+
+
+@torch.no_grad()
 def answer(model, example, behind=False):
     """The tensors the model returns, but for states of its recurrent layers that it hands through (of one that has the method
     `states_in`, what that finds in its output).
@@ -65,7 +71,7 @@ def answer(model, example, behind=False):
         if behind and isinstance(m, nn.Linear)
     ]
     try:
-        leaves = [_tensor_of(x) for x in _leaves(call(model, example))]
+        leaves = everything(model, example)
     finally:
         for handle in handles:
             handle.remove()

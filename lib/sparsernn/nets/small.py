@@ -70,6 +70,25 @@ class SmallEmbedding(nn.Embedding):
         return f"{self.num_embeddings}, {self.embedding_dim}, {len(self._small.kept)} words with a row"
 
 
+@torch.no_grad()
+def renormalise(model):
+    """Every row of the model's embeddings with a `max_norm` as it would be at its first look-up, in place. Returns them."""
+    found = [m for m in model.modules() if kind_of(m) is nn.Embedding or type(m) is SmallEmbedding]
+    found = [module for module in found if module.max_norm is not None]
+    for module in found:
+        words = torch.arange(len(module.weight), device=module.weight.device)
+        torch.embedding_renorm_(module.weight, words, module.max_norm, module.norm_type)
+    return found
+
+
+def without_max_norm(model):
+    """The same model, whose embeddings need no `max_norm` any more: what is read off them, or looked up, is what the model
+    would look up."""
+    for module in renormalise(model):
+        module.max_norm = None
+    return model
+
+
 class SmallRecurrent:
     """A stack of recurrent layers without the removed neurons, called as the layer it was.
 
