@@ -589,3 +589,52 @@ def test_in_evaluation_a_decoder_s_loop_asks_once_a_forward_what_is_kept(monkeyp
     for _ in range(2):
         model.eval()(x)
     assert sorted(asked) == sorted(2 * [*study.weights])
+
+
+class Stopped(Reader):
+    """Somebody presses the notebook's stop button in the middle of a forward."""
+
+    stop = False
+
+    def encode(self, words):
+        found = super().encode(words)
+        if self.stop:
+            raise KeyboardInterrupt
+        return found
+
+
+def stopped(model, x):
+    model.stop = True
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    model.stop = False
+
+
+def test_a_training_goes_on_after_the_stop_button():
+    model, x = model_of(Stopped), words()
+    study = attach(model, "sparse-vd-wgn", steps=100, example=x)
+    optimizer = adam(study)
+    stopped(model.eval(), x)
+    step_of(model.train(), study, optimizer, 0)
+    assert error(model.eval()(x), copy.deepcopy(model)(x)) == 0  # sees the weights as they are now
+    stopped(model.train(), x)
+    assert error(model(x), model(x)) > 0  # each forward draws scales anew
+    stopped(model, x)
+    model.eval()
+    with torch.no_grad():
+        one = model(x)
+        model.head.weight.add_(1)
+        assert error(model(x), one) > 0
+
+
+def test_nothing_goes_on_watching_after_the_stop_button():
+    model, x = model_of(Stopped), words()
+    study = attach(model)
+    stopped(model, x)
+    with torch.device("cpu"):
+        model(x)
+        assert len(torch.overrides._get_current_function_mode_stack()) == 1
+    stopped(model, x)
+    study.penalty()
+    assert len(torch.overrides._get_current_function_mode_stack()) == 0
+    step_of(model, study, adam(study), 0)

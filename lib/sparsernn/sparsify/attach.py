@@ -9,6 +9,8 @@ for x, y in batches:
 model.eval()  # now it runs pruned
 """
 
+import sys
+
 import torch
 from torch import nn
 
@@ -19,7 +21,7 @@ from ..nets.layers import kind_of, stand_in
 from ..nets.outside import Watch, calls_of, deep_copy
 from ..nets.readers import call
 from . import make, options_of
-from .carried import Carried, Group, Weight
+from .carried import Carried, Group, Transient, Weight
 from .options import check, names_of
 from .plan import Plan
 from .rounding import rounding
@@ -275,6 +277,16 @@ def _watched(layers):
     return {name: (item.theta, [layer for layer, _ in item.owners]) for name, item in items.items()}
 
 
+def _runs(frame):
+    """Whether a call is still running, in any thread."""
+    for here in sys._current_frames().values():
+        while here is not None:
+            if here is frame:
+                return True
+            here = here.f_back
+    return False
+
+
 LATE = 20  # steps by which an optimiser has moved what it is given, however many AMP has skipped
 
 
@@ -291,6 +303,7 @@ class Study:
     def __init__(self, model, method, left, known, strict):
         self.model, self.method, self.left, self.step, self.strict = model, method, left, 0, strict
         self.known, self.depth, self.watch, self.watching = known, 0, None, False
+        self.outer = Transient()  # "frame" → that of the outermost forward, while it runs
         self.hooks = [
             model.register_forward_pre_hook(self._begin),
             model.register_forward_hook(self._end, always_call=True),
@@ -305,6 +318,7 @@ class Study:
 
     def detach(self):
         """The model as it was, with its weights as they are now."""
+        self._let_go()
         for module in list(self.model.modules()):
             if kind_of(module) is not None and getattr(module, "carried", None) is not None:
                 _put_down(module)
@@ -344,11 +358,13 @@ class Study:
 
     def penalty(self):
         """What to add to the loss, in its unit (nats per example)."""
+        self._let_go()
         return self.method.penalty(self.step)
 
     def after_step(self):
         """To be called after every optimiser step. The first one raises ValueError for layers that were not called, or whose
         weights were read otherwise, where no example has shown it before."""
+        self._let_go()
         if not self.known:
             self._look()
         self.method.after_step(self.step)
@@ -405,7 +421,9 @@ class Study:
     # ---- one forward of the whole model is a scope: a sequence keeps its scales in it
 
     def _begin(self, *_):
+        self._let_go()
         if self.depth == 0:
+            self.outer["frame"] = sys._getframe(1)
             self.method.now = self.method.last = object()
             if self.looks:
                 self.watch = self.watch or Watch(_watched(self._carrying()))
@@ -416,12 +434,19 @@ class Study:
     def _end(self, *_):
         self.depth -= 1
         if self.depth == 0:
+            self.outer.clear()
             self.method.now = None
             for item in self.method.items():
                 item.seen.clear()
             if self.watching:
-                self.watch.__exit__(None, None, None)
+                self.watch.leave()
                 self.watching = False
+
+    def _let_go(self):
+        """End a forward that was interrupted: of a KeyboardInterrupt (a notebook's stop button) torch tells no hook."""
+        if self.depth and not _runs(self.outer.get("frame")):
+            self.depth = 1
+            self._end()
 
     @property
     def looks(self):

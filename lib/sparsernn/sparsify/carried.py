@@ -40,18 +40,18 @@ class Item(nn.Module):
         self.register_buffer("fixed", torch.tensor(False))
 
     def version(self):
-        """Changes when the optimiser moves any part of it."""
-        parts = (self.theta, *self._parameters.values())
-        return tuple((id(part), part._version) for part in parts if part is not None)
+        """Changes when the optimiser moves any part of it, or a mask of it does."""
+        parts = (self.theta, *self._parameters.values(), *self._buffers.values())
+        return tuple((id(part), 0 if part.is_inference() else part._version) for part in parts if part is not None)
 
     def kept(self, method):
         """What is left of it in evaluation: once a forward, for a decoder's loop calls its layer at every step."""
-        key = method.now, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        if method.now is None:
+        if (now := method.now) is None:
             return method.kept(self)
-        if key not in self.seen:
-            self.seen[key] = method.kept(self)
-        return self.seen[key]
+        key = now, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), self.version()
+        if (kept := self.seen.get(key)) is None:
+            kept = self.seen[key] = method.kept(self)
+        return kept
 
     def draw(self, since, scope, key, words, draw, dim):
         """draw(words) as it was drawn `since` then under that key, or anew; since None: anew."""
