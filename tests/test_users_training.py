@@ -253,6 +253,58 @@ def test_outside_of_the_model_s_forward_weights_hold_for_the_step_and_scales_for
     assert error(model.encode(x), model.encode(x)) > 1e-3 and model.encode(words(7, 2)).shape == (7, H)
 
 
+# ---- a word's variable is drawn once a sequence, however the model turns its input
+
+
+class Turning(nn.Module):
+    """Ids [B, T], read by a layer that wants time first."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.mixed, self.stack = nn.Embedding(V, E), nn.Linear(E, E), nn.LSTM(E, H)
+        self.head = nn.Linear(H, 3)
+
+    def forward(self, ids):
+        return self.head(self.stack(self.mixed(self.words(ids)).transpose(0, 1))[0][-1])
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5])
+@pytest.mark.parametrize(("kind", "dim"), [(Turning, 0), (Reader, 0)])
+def test_a_word_has_one_variable_in_a_sequence_where_the_model_turns_its_input(kind, dim, batch):
+    model, x = model_of(kind), words(batch, 5)
+    attach(model, "sparse-vd-w-voc", example=x, log_sigma=-60.0, log_sigma_groups=-1.0)
+    assert model.words.carried.batch_dim == dim
+    same = torch.full((2, 6), 7)
+    rows = model.words(same)
+    assert error(rows, rows[:, :1].expand_as(rows)) == 0 and error(rows[0], rows[1]) > 1e-2
+
+
+def test_layers_of_both_orders_need_no_word_where_there_is_an_example():
+    class Both(Turning):
+        def __init__(self):
+            super().__init__()
+            self.lower = nn.GRU(E, E, batch_first=True)
+
+        def forward(self, ids):
+            return self.head(self.stack(self.lower(self.words(ids))[0].transpose(0, 1))[0][-1])
+
+    with pytest.raises(ValueError, match="say with batch_dim="):
+        attach(model_of(Both), "sparse-vd-w-voc")
+    model = model_of(Both)
+    attach(model, "sparse-vd-w-voc", example=words())
+    assert model.words.carried.batch_dim == 0
+
+
+def test_without_an_example_the_first_step_asks_along_which_dimension_sequences_run():
+    model = model_of(Turning)
+    study = attach(model, "sparse-vd-w-voc")
+    with pytest.raises(ValueError, match=r"words: its ids have the shape \(6, 5\), .* batch_dim="):
+        step_of(model, study, adam(study), 0)
+    model = model_of(Turning)
+    study = attach(model, "sparse-vd-w-voc", batch_dim=0)
+    step_of(model, study, adam(study), 0)
+
+
 # ---- evaluation
 
 

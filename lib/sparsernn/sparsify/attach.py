@@ -17,14 +17,15 @@ from torch import nn
 from ..files import nearest
 from ..nets import quick
 from ..nets.found import Found, is_computed, parameter_names
-from ..nets.layers import kind_of, stand_in
-from ..nets.outside import Watch, calls_of, deep_copy
+from ..nets.layers import RECURRENT, kind_of, stand_in
+from ..nets.outside import Start, Watch, calls_of, deep_copy
 from ..nets.readers import call
 from . import make, options_of
 from .carried import Carried, Group, Transient, Weight
 from .options import check, names_of
 from .plan import Plan
 from .rounding import rounding
+from .sequences import along
 
 
 def attach(
@@ -46,7 +47,8 @@ def attach(
     example      what the model is called with (a tensor, a tuple or dict of arguments): a copy of it is run to find what is
                  not called or read otherwise; without one the first step finds it, and raises
     reference    for a method that starts from a finished run: the state_dict of that run's model
-    batch_dim    the dimension of an embedding's ids that runs over sequences; None: that of the recurrent layers
+    batch_dim    the dimension of an embedding's ids that runs over sequences; None: seen on the example, and without one that
+                 of the recurrent layers
     steps_per_epoch  what options that count in epochs are multiplied with; 1: they count in steps
     options      of the method (`sparsify.options_of`)
 
@@ -94,6 +96,7 @@ def put_on(
             for name, why in _ungoverned(model, found, example).items():
                 left[name] = why
                 _put_down(found.layers[name])
+        _order(model, found, example)
         _collect(found, method)
         if method.touches and not method.weights:
             reasons = "; ".join(f"{name}: {why}" for name, why in left.items())
@@ -161,24 +164,17 @@ def _not_wanted(found, only, skip):
 
 def _carry(found, method, left, batch_dim):
     """Give every layer that the method may touch a `Carried` with its weights; what it may not goes to `left`."""
-    orders = {module.batch_first for module in found.recurrent.values()}
-    if batch_dim is None and len(orders) == 1:
-        batch_dim = 0 if orders.pop() else 1
-    items = {}
+    guessed, batch_dim, items = batch_dim is None, _usual(found) or 0 if batch_dim is None else batch_dim, {}
     for name, layer in found.layers.items():
         if name in left:
             continue
         kind = kind_of(layer)
-        if kind is nn.Embedding and batch_dim is None and found.groups and method.kinds:
-            raise ValueError(
-                f"{name}: some recurrent layers have batch_first=True and some False; say with batch_dim= which dimension of "
-                "its ids runs over sequences (0 or 1)"
-            )
         if kind is nn.Embedding and layer.sparse and _touched(layer, method) and layer.weight.requires_grad:
             raise ValueError(
                 f"{name} has sparse=True; the penalty reaches every row, use sparse=False (or skip={[name]!r})"
             )
-        carried, reasons = Carried(layer, method, batch_dim or 0), []
+        carried, reasons = Carried(layer, method, batch_dim), []
+        carried.guessed = guessed
         if computed := [own for own in (*_matrices(layer), *_touched(layer, method)) if is_computed(layer, own)]:
             left[name] = f"its {computed[0]} is computed (weight_norm, pruning or an assignment), not a parameter"
             continue
@@ -240,6 +236,32 @@ def _put_down(layer):
         for item in carried.matrices.values():
             item.owners[:] = [(owner, own) for owner, own in item.owners if owner is not layer]
         layer.__class__ = carried.before
+
+
+def _usual(found):
+    """The dimension of sequences of the recurrent layers; None where they differ."""
+    orders = {module.batch_first for module in found.recurrent.values()}
+    return (0 if orders.pop() else 1) if len(orders) == 1 else None
+
+
+def _order(model, found, example):
+    """Find, for each embedding whose words have variables and of which nobody has said it, the dimension of its ids that runs
+    over sequences."""
+    carried = {name: getattr(layer, "carried", None) for name, layer in found.layers.items()}
+    guessed = [
+        name
+        for name, mine in carried.items()
+        if mine is not None and mine.guessed and mine.groups and kind_of(mine.layer) is nn.Embedding
+    ]
+    start = Start(deep_copy(model).eval()) if guessed and example is not None else None
+    for name in guessed:
+        dim = along(start, name, found.recurrent, example, _usual(found)) if start else _usual(found)
+        if dim is None:
+            raise ValueError(
+                f"{name}: some recurrent layers have batch_first=True and some False; say with batch_dim= which dimension of "
+                "its ids runs over sequences (0 or 1)"
+            )
+        carried[name].batch_dim = dim
 
 
 def _collect(found, method):
@@ -468,9 +490,25 @@ class Study:
                 why[name] = f"{otherwise[0]} is read without a call of its layer"
             elif not layer.carried.called:
                 why[name] = "was not called in the first step"
+        self._look_at_words()
         if why:
             raise ValueError(
                 "; ".join(f"{name}: {reason}" for name, reason in why.items())
                 + f". The method would charge and prune what it does not govern: give attach example= (then it is left as "
                 f"it is), or skip={list(why)}"
             )
+
+    def _look_at_words(self):
+        """Raise ValueError for ids of the first step whose sequences stand elsewhere than they were taken to."""
+        layers = self._carrying()
+        batches = {n for layer in layers.values() if kind_of(layer) in RECURRENT for n in layer.carried.batches}
+        for name, layer in layers.items():
+            if kind_of(layer) is not nn.Embedding or not layer.carried.groups or not layer.carried.guessed:
+                continue
+            for shape in layer.carried.shapes:
+                if len(shape) > 1 and shape[layer.carried.batch_dim] not in batches and batches & set(shape):
+                    raise ValueError(
+                        f"{name}: its ids have the shape {shape}, of which dimension {layer.carried.batch_dim} was taken to run "
+                        f"over sequences, but the recurrent layers get {min(batches & set(shape))} sequences: give attach "
+                        "example=, or say with batch_dim= which dimension it is"
+                    )

@@ -173,7 +173,8 @@ class Carried(nn.Module):
 
     matrices   `Weight` of each matrix (and bias, where a method works on them), groups: `Group` of each axis; no name in
                them has the word weight or bias, by which loops over a layer's parameters know its own
-    batch_dim  the dimension of an embedding's ids that runs over sequences
+    batch_dim  the dimension of an embedding's ids that runs over sequences; guessed: nobody has said so
+    shapes     of ids that were looked up in the first step      batches  numbers of sequences that came by in it
     lookup     word → its line while words are cut out of the training (−1: cut out); None: each its own
     scales     name of a scale → that of the group it is
     called     whether the layer was ever called with it        before   the class the layer had
@@ -184,7 +185,7 @@ class Carried(nn.Module):
         self.matrices, self.groups = nn.ModuleDict(), nn.ModuleDict()
         self.__dict__["layer"], self.__dict__["method"] = layer, method  # parents, not children
         self.batch_dim, self.lookup, self.called, self.before = batch_dim, None, False, type(layer)
-        self.scales = {}
+        self.scales, self.guessed, self.shapes, self.batches = {}, False, set(), set()
         self.word_dim = 0 if kind_of(layer) is nn.Embedding else 1
 
     def __setitem__(self, own, item):
@@ -212,6 +213,8 @@ class Carried(nn.Module):
 
     def look_up(self, ids):
         self.called = True
+        if self.draws and not self.method.step:
+            self.shapes.add(tuple(ids.shape))
         shared = any(len(item.owners) > 1 for item in self.matrices.values())
         whole = shared or any(item.fixed or not item.learns for item in self.items())
         if whole or not self.draws or not self.method.draws_words:
@@ -241,6 +244,8 @@ class Carried(nn.Module):
 
     def scale(self, name, batch, words=None):
         self.called = True
+        if self.draws and not self.method.step:
+            self.batches.add(batch)
         item, method = self.groups._modules.get(self.scales.get(name)), self.method
         if item is None or method.idle:
             return None
