@@ -209,6 +209,8 @@ def _carry(found, method, left, batch_dim):
             untouched = [t for t in mine if carried is None or carried[t.rpartition(".")[2]] is None]
             if carried is not None and not (method.touches and untouched and len(untouched) == len(mine)):
                 carried.groups[name] = group
+                if axis.kind == "vocabulary":
+                    group.spared = getattr(layer, "padding_idx", None)
                 own = [m.tensor for m in axis.having("scale") if m.tensor.startswith(owner + ".")]
                 carried.scales |= {tensor.rpartition(".")[2]: name for tensor in own}
     for layer in found.layers.values():

@@ -294,7 +294,7 @@ class Method:
 
     def means(self):
         """Axis name → mean of its group variable, for evaluation; of those that have one."""
-        return {name: group.theta.detach() for name, group in self.groups.items() if group.theta is not None}
+        return {name: group.mean for name, group in self.groups.items() if group.theta is not None}
 
 
 class Dense(Method):

@@ -29,7 +29,7 @@ class Item(nn.Module):
 
     name    its name in the model: of the matrix (`lstm.weight_hh_l0`), of the axis (`hidden_l0`)
     theta   the matrix, or the mean of the group variable [n]
-    spared  line of the matrix that a method neither moves nor removes (an embedding's padding); None: none
+    spared  line of the matrix, or word, that a method neither moves nor removes (an embedding's padding); None: none
     fixed   True: what `mask` keeps is trained on as it is, without noise and penalty (see `Method.fix`)
     Whatever else a method adds is a parameter or a buffer of the item.
     """
@@ -93,6 +93,12 @@ class Group(Item):
         super().__init__(axis.name)
         self.register_parameter("theta", None)
         self.kind, self.size = axis.kind, axis.size
+
+    @property
+    def mean(self):
+        """θ, and 1 of what is spared, which layers do not scale."""
+        mean = self.theta.detach()
+        return mean if self.spared is None else mean.index_fill(0, torch.tensor(self.spared, device=mean.device), 1)
 
 
 class Pieces:
