@@ -129,7 +129,7 @@ def _start(model, method, reference):
             f"this method starts from a finished run of {missing[0]!r}: give attach reference=, the state_dict of its model"
             + (method.or_else and f", or {method.or_else}")
         )
-    method.start_from(given)
+    method.start_from({name: _copied(given[name]) for name in needs})  # a state_dict may be the model's own tensors
     if not method.continues:
         return {}
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -139,6 +139,10 @@ def _start(model, method, reference):
         model.load_state_dict(before)
         raise ValueError(f"the finished run's model is another one: {problem}") from None
     return before
+
+
+def _copied(state):
+    return {name: value.detach().clone() for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def _not_wanted(found, only, skip):
@@ -391,6 +395,8 @@ class Study:
         self._let_go()
         if not self.known:
             self._look()
+        if self.method.looks_on:
+            self._put_back()
         self.method.after_step(self.step)
         if (
             getattr(self.method.options, "fine_tune", 0.0)
@@ -406,6 +412,13 @@ class Study:
             raise ValueError(
                 f"after {LATE} steps nothing that the method learns has moved: make the optimiser of study.parameter_groups()"
             )
+
+    @torch.no_grad()
+    def _put_back(self):
+        """Every parameter that learns as it was in the finished run."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and name in self.method.finished:
+                parameter.copy_(self.method.finished[name])
 
     @torch.no_grad()
     def _sums(self):

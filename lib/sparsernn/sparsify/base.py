@@ -81,6 +81,7 @@ class Method:
     reading        how its scores are read (`Reading`); None: it has none to draw, or to cut elsewhere
     begins         what begins, and the option that says when: for a training that would end before
     continues      whether the model goes on with the weights of the finished run it starts from
+    looks_on       whether, at the moment, a step only looks: the parameters are put back to that run's (`finished`)
     trains         whether it is trained by gradient steps; else `fit` is all there is
     cuts           whether what is pruned is cut out of the training (`without_pruned`)
     listens        whether it hears at the moment what layers read in training (`hear`)
@@ -98,7 +99,7 @@ class Method:
     a_draw_each = False
     reading: Reading | None = None
     begins = "the penalty", "kl_start"
-    continues, trains, listens, cuts = False, True, False, False
+    continues, trains, listens, cuts, looks_on = False, True, False, False, False
     or_else = ""
 
     def __init__(self, options=None):
