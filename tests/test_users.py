@@ -789,6 +789,14 @@ def test_what_is_the_training_loop_s_own_is_refused_by_name(method, name):
     assert is_plain(model)
 
 
+@pytest.mark.parametrize("method", ["sparse-vd-w", "sparse-vd-wgn"])
+def test_cutting_out_of_the_training_what_is_pruned_is_refused_where_the_loop_would_not(method):
+    model = model_of()
+    with pytest.raises(ValueError, match="sleep_above .* leave it at 0"):
+        attach(model, method, sleep_above=4.0)
+    assert is_plain(model)
+
+
 def test_a_whole_number_will_do_for_a_rate_and_what_was_refused_can_be_said_again():
     model = model_of()
     with pytest.raises(ValueError, match="kl_weight"):

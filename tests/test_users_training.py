@@ -220,6 +220,17 @@ def test_activations_computed_again_in_the_backward_pass_are_those_of_the_forwar
     assert same(*found)
 
 
+@pytest.mark.parametrize("every", [1, 4])
+def test_the_penalty_s_gradient_is_held_for_as_many_steps_as_asked_for(every, monkeypatch):
+    model, asked = model_of(), []
+    study = attach(model, steps=100, kl_every=every)
+    optimizer, cost = adam(study), study.method.cost
+    monkeypatch.setattr(study.method, "cost", lambda item, weight: asked.append(study.step) or cost(item, weight))
+    for step in range(8):
+        step_of(model, study, optimizer, step)
+    assert sorted(set(asked)) == list(range(0, 8, every))
+
+
 # ---- a model trained through something else than forward
 
 

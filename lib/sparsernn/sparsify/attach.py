@@ -64,6 +64,11 @@ def attach(
             f"{idle[0]} belongs to a training loop; in yours you set it yourself, here it would do nothing"
         )
     chosen = make(method, options_of(method, options))
+    if chosen.cuts:
+        raise ValueError(
+            "sleep_above cuts words and neurons out of the study's own training loop; in yours it would not, and answers and "
+            "masks would differ: leave it at 0"
+        )
     return put_on(
         model, chosen, steps, n_examples, only=only, skip=skip, example=example, reference=reference,
         batch_dim=batch_dim, steps_per_epoch=steps_per_epoch,
