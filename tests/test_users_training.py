@@ -417,6 +417,39 @@ def test_weights_averaged_over_steps_are_evaluated_and_made_small(ema):
     assert error(averaged(x), small(x)) <= 1e-12 and error(averaged(x), model.eval()(x)) > 1e-4
 
 
+class Around(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.post = inner, nn.Linear(3, 3).double()
+
+    def forward(self, words):
+        return self.post(self.inner(words))
+
+
+@pytest.mark.parametrize(("wrap", "name"), [
+    (nn.DataParallel, "module"), (AveragedModel, "module"), (lambda m: torch.compile(m, backend="eager"), "_orig_mod"),
+    (Around, "inner"),
+])  # fmt: skip
+def test_a_wrapper_around_the_model_is_told_apart_from_it(wrap, name):
+    model = model_of()
+    thin(attach(model, example=words()))
+    wrapped = wrap(model)
+    with pytest.raises(ValueError, match=f"a method is on model.{name}, .*give compact model.{name}"):
+        sparsernn.compact(wrapped, words())
+    with pytest.raises(ValueError, match=f"a method is on model.{name}, .*give attach model.{name}"):
+        attach(wrapped, "gradual")
+    compacted(wrapped.get_submodule(name))
+
+
+def test_a_part_of_a_model_with_a_method_is_told_apart_from_it():
+    whole = Around(model_of())
+    attach(whole, example=words())
+    with pytest.raises(ValueError, match="words belongs to a larger model .*give compact that one"):
+        sparsernn.compact(whole.inner, words())
+    with pytest.raises(ValueError, match="words belongs to a larger model .*give attach that one"):
+        attach(whole.inner, "gradual")
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_with_a_method_is_saved_whole_and_goes_on(method):
     model, x, file = model_of(), words(), io.BytesIO()

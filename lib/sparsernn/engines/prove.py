@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from ..nets.attached import refuse_elsewhere
 from ..nets.compact import plain_copy, swapped
 from ..nets.file import packed_size
 from ..nets.found import Found
@@ -90,9 +91,11 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     On a CPU and in float32, an engine answers for the small recurrent layers where it is the faster one (`stand_in.quickest`),
     in evaluation and without gradients, until their weights change.
     A layer whose readers are not all known keeps its outer width: inside it shrinks, removed neurons come out as zeros.
-    Raises ValueError where there is nothing to make smaller or to compare, RuntimeError if the result were not equal.
+    Raises ValueError where there is nothing to make smaller or to compare, or a method is on a part of the model (a wrapper's
+    `module`) or on more than it; RuntimeError if the result were not equal.
     """
     examples = _examples(example, examples)
+    refuse_elsewhere(model, "compact")
     study, plain = Study.of(model), plain_copy(model)
     if not Found(plain).recurrent and not any(isinstance(module, SmallRecurrent) for module in plain.modules()):
         raise ValueError(

@@ -16,6 +16,7 @@ from torch import nn
 
 from ..files import nearest
 from ..nets import quick
+from ..nets.attached import PLACE, refuse_elsewhere
 from ..nets.found import Found, is_computed, parameter_names
 from ..nets.layers import RECURRENT, kind_of, stand_in
 from ..nets.outside import Start, Watch, calls_of, deep_copy
@@ -53,10 +54,12 @@ def attach(
     options      of the method (`sparsify.options_of`)
 
     Raises ValueError or TypeError, in words, for anything it cannot take: an unknown name, a number out of range, a model
-    without a recurrent layer, proj_size, a second method on one model, a method that trains no network (`linear`).
+    without a recurrent layer, proj_size, a second method on one model, on a part or a whole of it, a method that trains no
+    network (`linear`).
     """
     if Study.of(model) is not None:
         raise ValueError("this model has a method on it already; study.detach() takes it off")
+    refuse_elsewhere(model, "attach")
     if needed := make(method).default_model:
         raise ValueError(f"method {method!r} is for the model {needed!r} alone, and trains no other")
     if idle := [name for name in options if name in names_of(Plan)]:
@@ -341,13 +344,13 @@ class Study:
             model.register_forward_pre_hook(self._begin),
             model.register_forward_hook(self._end, always_call=True),
         ]
-        model.__dict__["_sparsernn_study"] = self
+        model.__dict__[PLACE] = self
         self.start = self._sums()
 
     @classmethod
     def of(cls, model):
         """The study attached to a model; None where there is none."""
-        return getattr(model, "__dict__", {}).get("_sparsernn_study")
+        return getattr(model, "__dict__", {}).get(PLACE)
 
     def detach(self):
         """The model as it was, with its weights as they are now."""
@@ -357,7 +360,7 @@ class Study:
                 _put_down(module)
         for hook in self.hooks:
             hook.remove()
-        del self.model.__dict__["_sparsernn_study"]
+        del self.model.__dict__[PLACE]
 
     @property
     def weights(self):
