@@ -458,6 +458,31 @@ def test_what_cannot_be_asked_for_is_refused_in_words(options, said):
         attach(Net("LSTM"), **options)
 
 
+@every_cell
+@pytest.mark.parametrize("frozen", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
+def test_a_layer_with_something_frozen_is_left_as_it_is_by_name(cell, frozen):
+    class Two(Net):
+        def __init__(self):
+            super().__init__(cell)
+            self.upper = CELLS[cell][0](6, 6).double()
+
+        def forward(self, x):
+            return self.head(self.upper(self.stack(x)[0])[0])
+
+    model, x = Two(), randn(4, 2, 5)
+    getattr(model.stack, frozen).requires_grad = False
+    before = {name: p.detach().clone() for name, p in model.stack.named_parameters()}
+    study = attach(model, example=x)
+    assert f"its {frozen} is frozen" in study.left["stack"]
+    assert all(name.startswith("upper.") for name in study.weights) and len(study.weights) == 4
+    assert all(torch.equal(p, before[name]) for name, p in model.stack.named_parameters())
+    assert sparsernn.compact(model, x)[1].error <= 1e-12
+    model = Net(cell)
+    getattr(model.stack, frozen).requires_grad = False
+    with pytest.raises(ValueError, match=f"no layer is left .*its {frozen} is frozen"):
+        attach(model)
+
+
 def test_layers_that_have_one_matrix_in_common_and_not_the_others_are_refused():
     class Two(nn.Module):
         def __init__(self, whole):

@@ -185,7 +185,7 @@ def _carry(found, method, left, batch_dim):
             raise ValueError(
                 f"{name} has sparse=True; the penalty reaches every row, use sparse=False (or skip={[name]!r})"
             )
-        carried, reasons = Carried(layer, method, batch_dim), []
+        carried = Carried(layer, method, batch_dim)
         carried.guessed = guessed
         if computed := [own for own in (*_matrices(layer), *_touched(layer, method)) if is_computed(layer, own)]:
             left[name] = f"its {computed[0]} is computed (weight_norm, pruning or an assignment), not a parameter"
@@ -193,10 +193,16 @@ def _carry(found, method, left, batch_dim):
         if "forward" in vars(layer):
             left[name] = "a forward of its own has been put on it"
             continue
+        reasons = [
+            f"its {own} is frozen (requires_grad=False)"
+            for own in _touched(layer, method)
+            if not getattr(layer, own).requires_grad
+        ]
+        if reasons and method.whole:
+            left[name] = "; ".join(reasons)
+            continue
         for own in _touched(layer, method):
-            if not getattr(layer, own).requires_grad:
-                reasons.append(f"its {own} is frozen (requires_grad=False)")
-            else:
+            if getattr(layer, own).requires_grad:
                 canonical = found.canonical[f"{name}.{own}"]
                 item = items.get(canonical)
                 if item is None:

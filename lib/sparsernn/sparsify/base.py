@@ -74,6 +74,7 @@ class Method:
     kinds          which axes get a group: a key of the model's `groups` ("voc", "wn", "wgn"), or axis kinds themselves
     touches        whether weights are items too          biases   whether biases are as well
     layers         the classes of torch whose weights are; None: of every layer that `attach` knows
+    whole          whether a layer with a frozen weight or bias is left out, not that alone
     draws_words    whether weights and scales can be drawn for the words of a batch alone
     noise_on_output  whether linear layers with `local_noise` take their noise on the output (`variance`)
     draws_scales   whether scales are drawn while it learns; False: they are 1
@@ -91,7 +92,7 @@ class Method:
     Options = Options
     default_model: str | None = None
     kinds: str | tuple[str, ...] = ()
-    touches = biases = False
+    touches = biases = whole = False
     layers: tuple[type, ...] | None = None
     draws_words = False
     noise_on_output = False
