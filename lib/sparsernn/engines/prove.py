@@ -96,12 +96,13 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     """
     examples = _examples(example, examples)
     refuse_elsewhere(model, "compact")
-    study, plain = Study.of(model), plain_copy(model)
+    plain = plain_copy(model)
     if not Found(plain).recurrent and not any(isinstance(module, SmallRecurrent) for module in plain.modules()):
         raise ValueError(
             f"{type(model).__name__} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
         )
     reference, wide, given = in_float64(deep_copy(model).eval(), plain, examples)
+    study = Study.of(reference)  # of what is compared: gates in its own precision
     found, start = Found(wide), Start(wide)
     calls = Calls(Start(reference), given, found)
     outside = left_as_they_are(found, start, given)
