@@ -226,7 +226,7 @@ def test_values_and_gradients_are_those_of_the_papers_pool(cell, rate, shape):
 def test_without_sharing_it_is_the_ordinary_cell_to_the_bit(cell):
     model, plain = Net(cell, layers=2), Net(cell, layers=2)
     study = attach(model, sharing=0.0)
-    own = sparsernn.attach(plain, "binary-dropout", steps=100, n_examples=10)  # of 0: the same loop, not torch's
+    own = sparsernn.attach(plain, "binary-dropout", 100, 10, dropout=0.0)  # nothing dropped: the same loop, not torch's
     for each, optimizer in ((model, sgd(study)), (plain, sgd(own))):
         train(each, sparsernn.Study.of(each), optimizer, 5)
     assert all(torch.equal(p, dict(plain.named_parameters())[name]) for name, p in model.named_parameters())

@@ -789,6 +789,15 @@ def test_what_is_the_training_loop_s_own_is_refused_by_name(method, name):
     assert is_plain(model)
 
 
+@pytest.mark.parametrize("method", ["binary-dropout", "sparse-vd-w-binary"])
+def test_dropout_that_would_drop_nothing_is_asked_how_much(method):
+    model = model_of()
+    with pytest.raises(ValueError, match=f"{method} needs to be told dropout: share of input and hidden neurons"):
+        attach(model, method)
+    assert is_plain(model)
+    attach(model, method, dropout=0.5)
+
+
 @pytest.mark.parametrize("method", ["sparse-vd-w", "sparse-vd-wgn"])
 def test_cutting_out_of_the_training_what_is_pruned_is_refused_where_the_loop_would_not(method):
     model = model_of()

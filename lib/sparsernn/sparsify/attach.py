@@ -67,6 +67,10 @@ def attach(
             f"{idle[0]} belongs to a training loop; in yours you set it yourself, here it would do nothing"
         )
     chosen = make(method, options_of(method, options))
+    if missing := [name for name in chosen.asks if name not in options]:
+        raise ValueError(
+            f"{method} needs to be told {missing[0]}: {chosen.says_of(missing[0])}; left out, it does nothing"
+        )
     if chosen.cuts:
         raise ValueError(
             "sleep_above cuts words and neurons out of the study's own training loop; in yours it would not, and answers and "

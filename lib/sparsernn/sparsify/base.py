@@ -1,7 +1,7 @@
 """What training asks of a method. The base class is a method that does nothing: `dense`."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -86,6 +86,7 @@ class Method:
     trains         whether it is trained by gradient steps; else `fit` is all there is
     cuts           whether what is pruned is cut out of the training (`without_pruned`)
     listens        whether it hears at the moment what layers read in training (`hear`)
+    asks           options that have to be given to `attach`: as they stand by themselves they do nothing
     or_else        what may stand in for the finished runs it needs, for an error
     """
 
@@ -101,7 +102,7 @@ class Method:
     reading: Reading | None = None
     begins = "the penalty", "kl_start"
     continues, trains, listens, cuts, looks_on = False, True, False, False, False
-    or_else = ""
+    asks, or_else = (), ""
 
     def __init__(self, options=None):
         self.options = options or self.Options()
@@ -193,6 +194,10 @@ class Method:
     def without_pruned(self, model, optimizer):
         """A context for one epoch, in which what no longer matters may be cut out of the parameters and their state."""
         return nullcontext()
+
+    def says_of(self, name):
+        """What one of its options is, in words."""
+        return next(one.metadata["says"] for one in fields(self.options) if one.name == name)
 
     def says(self):
         """Its options in a few words, for a record."""
