@@ -453,3 +453,28 @@ def test_the_classifier_s_embedding_loses_columns():
     assert study.method.density() == pytest.approx(kept / (6 * V + 4 * 5 * 6 + 4 * 5 * 5 + C * 5))
     small, proof = compact(model.eval(), example=(TOKENS,))
     assert proof.error <= 1e-9 and small.embedding.weight.shape[1] == 3
+
+
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("fine_tune", [0.0, 0.3])
+def test_a_net_of_ones_own_in_single_precision_is_made_small(cell, fine_tune):
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.words, self.stack, self.head = nn.Embedding(V, 4), cell(4, 12, batch_first=True), nn.Linear(12, C)
+
+        def forward(self, words):
+            return self.head(self.stack(self.words(words))[0][:, -1])
+
+    torch.manual_seed(0)
+    model, x = Own(), TOKENS.T
+    study = attach(model, "l0", 20, 100, example=x, l0_weight=0.1, fine_tune=fine_tune)
+    optimizer = torch.optim.Adam(study.parameter_groups(1e-2))
+    for _ in range(20):
+        loss = nn.functional.cross_entropy(model(x), torch.arange(5) % C) + study.penalty()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        study.after_step()
+    small, proof = compact(model, x)
+    assert proof.error <= 1e-6 and error(small(x), model.eval()(x)) <= 1e-6

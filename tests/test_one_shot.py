@@ -249,6 +249,22 @@ def test_until_the_masks_are_cut_nothing_moves_and_then_zeros_survive_a_hundred_
         assert not torch.equal(weight.theta, finished[name] * weight.mask)  # what is kept has learnt
 
 
+@pytest.mark.parametrize("criterion", ["wanda", "fisher"])
+def test_the_state_dict_of_the_very_model_will_do_as_reference_and_biases_stay_put_too(criterion):
+    model = Net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    study = sparsernn.attach(
+        model, "one-shot", 100, 50, reference=model.state_dict(), criterion=criterion, calibration=4, density=0.5
+    )
+    optimizer = torch.optim.Adam(study.parameter_groups(lr=0.1))
+    for i, ids in enumerate(batches(4)):
+        step(model, study, ids, optimizer)
+        for name, value in before.items():
+            assert torch.equal(model.state_dict()[name], value) or i == 3 and "weight" in name
+    for name, mask in study.masks().weights.items():
+        assert torch.equal(model.state_dict()[name], before[name] * mask)
+
+
 @pytest.mark.parametrize("criterion", CRITERIA)
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_small_model_is_the_masked_one(cell, criterion, tmp_path):

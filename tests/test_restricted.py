@@ -226,7 +226,7 @@ def test_values_and_gradients_are_those_of_the_papers_pool(cell, rate, shape):
 def test_without_sharing_it_is_the_ordinary_cell_to_the_bit(cell):
     model, plain = Net(cell, layers=2), Net(cell, layers=2)
     study = attach(model, sharing=0.0)
-    own = sparsernn.attach(plain, "binary-dropout", steps=100, n_examples=10)  # of 0: the same loop, not torch's
+    own = sparsernn.attach(plain, "binary-dropout", 100, 10, dropout=0.0)  # nothing dropped: the same loop, not torch's
     for each, optimizer in ((model, sgd(study)), (plain, sgd(own))):
         train(each, sparsernn.Study.of(each), optimizer, 5)
     assert all(torch.equal(p, dict(plain.named_parameters())[name]) for name, p in model.named_parameters())
@@ -456,6 +456,31 @@ def test_a_density_says_how_much_is_shared(cell, shape):
 def test_what_cannot_be_asked_for_is_refused_in_words(options, said):
     with pytest.raises(ValueError, match=said):
         attach(Net("LSTM"), **options)
+
+
+@every_cell
+@pytest.mark.parametrize("frozen", ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"])
+def test_a_layer_with_something_frozen_is_left_as_it_is_by_name(cell, frozen):
+    class Two(Net):
+        def __init__(self):
+            super().__init__(cell)
+            self.upper = CELLS[cell][0](6, 6).double()
+
+        def forward(self, x):
+            return self.head(self.upper(self.stack(x)[0])[0])
+
+    model, x = Two(), randn(4, 2, 5)
+    getattr(model.stack, frozen).requires_grad = False
+    before = {name: p.detach().clone() for name, p in model.stack.named_parameters()}
+    study = attach(model, example=x)
+    assert f"its {frozen} is frozen" in study.left["stack"]
+    assert all(name.startswith("upper.") for name in study.weights) and len(study.weights) == 4
+    assert all(torch.equal(p, before[name]) for name, p in model.stack.named_parameters())
+    assert sparsernn.compact(model, x)[1].error <= 1e-12
+    model = Net(cell)
+    getattr(model.stack, frozen).requires_grad = False
+    with pytest.raises(ValueError, match=f"no layer is left .*its {frozen} is frozen"):
+        attach(model)
 
 
 def test_layers_that_have_one_matrix_in_common_and_not_the_others_are_refused():

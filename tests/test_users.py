@@ -395,6 +395,27 @@ def test_a_padding_row_stays_zero_under_noise():
     assert not item.theta.grad[0].any() and not item.log_sigma.grad[0].any()
 
 
+@pytest.mark.parametrize("method", ["sparse-vd-w-voc", "sparse-vd-wgn"])
+def test_a_padding_row_that_came_with_the_vectors_has_no_variable(method):
+    vectors = torch.randn(V, E, generator=torch.Generator().manual_seed(0)).double()
+    model = with_layer("words", lambda: nn.Embedding.from_pretrained(vectors, freeze=False, padding_idx=0))
+    x = words()
+    x[:, :2] = 0
+    study = attach(model, method, example=x, log_sigma_groups=-0.5)
+    optimizer = torch.optim.AdamW(study.parameter_groups(lr=0.1), weight_decay=0.1)
+    for _ in range(4):
+        optimizer.zero_grad()
+        (model(x).square().mean() + study.penalty()).backward()
+        optimizer.step()
+        study.after_step()
+    thin(study)
+    group = study.groups["words.vocabulary"]
+    with torch.no_grad():
+        group.log_sigma[0] = 8.0
+    assert study.masks().groups[group.name][0] and study.means()[group.name][0] == 1
+    compacted(model, x)
+
+
 def test_rows_with_a_largest_norm_are_equal_for_words_that_the_example_lacks():
     model = with_layer("words", lambda: nn.Embedding(V, E, max_norm=0.5)).eval()
     few, others = words(below=V // 2), words(4, 9, 3)
@@ -765,6 +786,23 @@ def test_what_is_the_training_loop_s_own_is_refused_by_name(method, name):
     model = model_of()
     with pytest.raises(ValueError, match=name):
         attach(model, method, **{name: OF_THE_LOOP[name]})
+    assert is_plain(model)
+
+
+@pytest.mark.parametrize("method", ["binary-dropout", "sparse-vd-w-binary"])
+def test_dropout_that_would_drop_nothing_is_asked_how_much(method):
+    model = model_of()
+    with pytest.raises(ValueError, match=f"{method} needs to be told dropout: share of input and hidden neurons"):
+        attach(model, method)
+    assert is_plain(model)
+    attach(model, method, dropout=0.5)
+
+
+@pytest.mark.parametrize("method", ["sparse-vd-w", "sparse-vd-wgn"])
+def test_cutting_out_of_the_training_what_is_pruned_is_refused_where_the_loop_would_not(method):
+    model = model_of()
+    with pytest.raises(ValueError, match="sleep_above .* leave it at 0"):
+        attach(model, method, sleep_above=4.0)
     assert is_plain(model)
 
 

@@ -220,6 +220,17 @@ def test_activations_computed_again_in_the_backward_pass_are_those_of_the_forwar
     assert same(*found)
 
 
+@pytest.mark.parametrize("every", [1, 4])
+def test_the_penalty_s_gradient_is_held_for_as_many_steps_as_asked_for(every, monkeypatch):
+    model, asked = model_of(), []
+    study = attach(model, steps=100, kl_every=every)
+    optimizer, cost = adam(study), study.method.cost
+    monkeypatch.setattr(study.method, "cost", lambda item, weight: asked.append(study.step) or cost(item, weight))
+    for step in range(8):
+        step_of(model, study, optimizer, step)
+    assert sorted(set(asked)) == list(range(0, 8, every))
+
+
 # ---- a model trained through something else than forward
 
 
@@ -251,6 +262,58 @@ def test_outside_of_the_model_s_forward_weights_hold_for_the_step_and_scales_for
     model = model_of(Scorer)
     attach(model, "sparse-vd-wn", log_sigma=-60.0, log_sigma_groups=-1.0)
     assert error(model.encode(x), model.encode(x)) > 1e-3 and model.encode(words(7, 2)).shape == (7, H)
+
+
+# ---- a word's variable is drawn once a sequence, however the model turns its input
+
+
+class Turning(nn.Module):
+    """Ids [B, T], read by a layer that wants time first."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.mixed, self.stack = nn.Embedding(V, E), nn.Linear(E, E), nn.LSTM(E, H)
+        self.head = nn.Linear(H, 3)
+
+    def forward(self, ids):
+        return self.head(self.stack(self.mixed(self.words(ids)).transpose(0, 1))[0][-1])
+
+
+@pytest.mark.parametrize("batch", [1, 3, 5])
+@pytest.mark.parametrize(("kind", "dim"), [(Turning, 0), (Reader, 0)])
+def test_a_word_has_one_variable_in_a_sequence_where_the_model_turns_its_input(kind, dim, batch):
+    model, x = model_of(kind), words(batch, 5)
+    attach(model, "sparse-vd-w-voc", example=x, log_sigma=-60.0, log_sigma_groups=-1.0)
+    assert model.words.carried.batch_dim == dim
+    same = torch.full((2, 6), 7)
+    rows = model.words(same)
+    assert error(rows, rows[:, :1].expand_as(rows)) == 0 and error(rows[0], rows[1]) > 1e-2
+
+
+def test_layers_of_both_orders_need_no_word_where_there_is_an_example():
+    class Both(Turning):
+        def __init__(self):
+            super().__init__()
+            self.lower = nn.GRU(E, E, batch_first=True)
+
+        def forward(self, ids):
+            return self.head(self.stack(self.lower(self.words(ids))[0].transpose(0, 1))[0][-1])
+
+    with pytest.raises(ValueError, match="say with batch_dim="):
+        attach(model_of(Both), "sparse-vd-w-voc")
+    model = model_of(Both)
+    attach(model, "sparse-vd-w-voc", example=words())
+    assert model.words.carried.batch_dim == 0
+
+
+def test_without_an_example_the_first_step_asks_along_which_dimension_sequences_run():
+    model = model_of(Turning)
+    study = attach(model, "sparse-vd-w-voc")
+    with pytest.raises(ValueError, match=r"words: its ids have the shape \(6, 5\), .* batch_dim="):
+        step_of(model, study, adam(study), 0)
+    model = model_of(Turning)
+    study = attach(model, "sparse-vd-w-voc", batch_dim=0)
+    step_of(model, study, adam(study), 0)
 
 
 # ---- evaluation
@@ -352,6 +415,39 @@ def test_weights_averaged_over_steps_are_evaluated_and_made_small(ema):
     small, x = compacted(averaged.module), words()
     averaged.eval()
     assert error(averaged(x), small(x)) <= 1e-12 and error(averaged(x), model.eval()(x)) > 1e-4
+
+
+class Around(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.post = inner, nn.Linear(3, 3).double()
+
+    def forward(self, words):
+        return self.post(self.inner(words))
+
+
+@pytest.mark.parametrize(("wrap", "name"), [
+    (nn.DataParallel, "module"), (AveragedModel, "module"), (lambda m: torch.compile(m, backend="eager"), "_orig_mod"),
+    (Around, "inner"),
+])  # fmt: skip
+def test_a_wrapper_around_the_model_is_told_apart_from_it(wrap, name):
+    model = model_of()
+    thin(attach(model, example=words()))
+    wrapped = wrap(model)
+    with pytest.raises(ValueError, match=f"a method is on model.{name}, .*give compact model.{name}"):
+        sparsernn.compact(wrapped, words())
+    with pytest.raises(ValueError, match=f"a method is on model.{name}, .*give attach model.{name}"):
+        attach(wrapped, "gradual")
+    compacted(wrapped.get_submodule(name))
+
+
+def test_a_part_of_a_model_with_a_method_is_told_apart_from_it():
+    whole = Around(model_of())
+    attach(whole, example=words())
+    with pytest.raises(ValueError, match="words belongs to a larger model .*give compact that one"):
+        sparsernn.compact(whole.inner, words())
+    with pytest.raises(ValueError, match="words belongs to a larger model .*give attach that one"):
+        attach(whole.inner, "gradual")
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -609,3 +705,52 @@ def test_what_a_layer_returns_may_be_changed_in_place_as_torch_s_own(cell):
         model(words()).sum().backward()
     for name, p in theirs.named_parameters():
         torch.testing.assert_close(ours.get_parameter(name).grad, p.grad, rtol=1e-4, atol=1e-6)
+
+
+class Stopped(Reader):
+    """Somebody presses the notebook's stop button in the middle of a forward."""
+
+    stop = False
+
+    def encode(self, words):
+        found = super().encode(words)
+        if self.stop:
+            raise KeyboardInterrupt
+        return found
+
+
+def stopped(model, x):
+    model.stop = True
+    with pytest.raises(KeyboardInterrupt):
+        model(x)
+    model.stop = False
+
+
+def test_a_training_goes_on_after_the_stop_button():
+    model, x = model_of(Stopped), words()
+    study = attach(model, "sparse-vd-wgn", steps=100, example=x)
+    optimizer = adam(study)
+    stopped(model.eval(), x)
+    step_of(model.train(), study, optimizer, 0)
+    assert error(model.eval()(x), copy.deepcopy(model)(x)) == 0  # sees the weights as they are now
+    stopped(model.train(), x)
+    assert error(model(x), model(x)) > 0  # each forward draws scales anew
+    stopped(model, x)
+    model.eval()
+    with torch.no_grad():
+        one = model(x)
+        model.head.weight.add_(1)
+        assert error(model(x), one) > 0
+
+
+def test_nothing_goes_on_watching_after_the_stop_button():
+    model, x = model_of(Stopped), words()
+    study = attach(model)
+    stopped(model, x)
+    with torch.device("cpu"):
+        model(x)
+        assert len(torch.overrides._get_current_function_mode_stack()) == 1
+    stopped(model, x)
+    study.penalty()
+    assert len(torch.overrides._get_current_function_mode_stack()) == 0
+    step_of(model, study, adam(study), 0)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
+from ..nets.attached import refuse_elsewhere
 from ..nets.compact import plain_copy, swapped
 from ..nets.file import packed_size
 from ..nets.found import Found, declares
@@ -90,15 +91,18 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     On a CPU and in float32, an engine answers for the small recurrent layers where it is the faster one (`stand_in.quickest`),
     in evaluation and without gradients, until their weights change.
     A layer whose readers are not all known keeps its outer width: inside it shrinks, removed neurons come out as zeros.
-    Raises ValueError where there is nothing to make smaller or to compare, RuntimeError if the result were not equal.
+    Raises ValueError where there is nothing to make smaller or to compare, or a method is on a part of the model (a wrapper's
+    `module`) or on more than it; RuntimeError if the result were not equal.
     """
     examples = _examples(example, examples)
-    study, plain = Study.of(model), plain_copy(model)
+    refuse_elsewhere(model, "compact")
+    plain = plain_copy(model)
     if not Found(plain).recurrent and not any(isinstance(module, SmallRecurrent) for module in plain.modules()):
         raise ValueError(
             f"{type(model).__name__} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
         )
     reference, wide, given = in_float64(deep_copy(model).eval(), plain, examples)
+    study = Study.of(reference)  # of what is compared: gates in its own precision
     found, start = Found(wide), Start(wide)
     calls = Calls(Start(reference), given, found)
     outside = left_as_they_are(found, start, given)

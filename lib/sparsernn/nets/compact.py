@@ -14,6 +14,7 @@ from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
+from .attached import refuse_elsewhere, studies
 from .found import Found, Shape, declares, parameter_names
 from .layers import kind_of
 from .masks import close
@@ -35,6 +36,7 @@ def compact(model, masks, means=None, example=None):
 
 def shrunk(model, masks, means=None, example=None):
     """→ `compact` of the same, and the closed masks it follows."""
+    refuse_elsewhere(model, "compact")
     small, ways, left = plain_copy(model), {}, {}
     found = Found(small)
     if not declares(small):
@@ -48,7 +50,7 @@ def shrunk(model, masks, means=None, example=None):
 def plain_copy(model):
     """A copy of the model in evaluation, without the method; what torch's own tools made of a weight is made permanent."""
     copied = deep_copy(model)
-    if (study := copied.__dict__.get("_sparsernn_study")) is not None:
+    for study in studies(copied).values():
         study.detach()
     for module in copied.modules():
         for hook in list(module._forward_pre_hooks.values()):

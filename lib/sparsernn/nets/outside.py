@@ -6,6 +6,7 @@ from contextlib import contextmanager
 
 import numpy as np
 import torch
+from torch import overrides
 from torch.overrides import TorchFunctionMode
 
 LOOKS = {"new", "new_zeros", "new_ones", "new_empty", "new_full", "new_tensor", "zeros_like", "ones_like", "empty_like"}
@@ -37,10 +38,24 @@ class Watch(TorchFunctionMode):
         return super().__enter__()
 
     def __exit__(self, *problem):
+        self._unhook()
+        return super().__exit__(*problem)
+
+    def leave(self):
+        """Leave it wherever it stands: modes that were entered since stay."""
+        self._unhook()
+        if self not in (standing := overrides._get_current_function_mode_stack()):
+            return
+        above = standing[standing.index(self) + 1 :]
+        for _ in (*above, self):
+            overrides._pop_mode()
+        for mode in above:
+            overrides._push_mode(mode)
+
+    def _unhook(self):
         for hook in self.hooks:
             hook.remove()
         self.hooks.clear(), self.inside.clear()
-        return super().__exit__(*problem)
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         result, name = function(*args, **(kwargs or {})), getattr(function, "__name__", "")

@@ -9,20 +9,24 @@ for x, y in batches:
 model.eval()  # now it runs pruned
 """
 
+import sys
+
 import torch
 from torch import nn
 
 from ..files import nearest
 from ..nets import quick
+from ..nets.attached import PLACE, refuse_elsewhere
 from ..nets.found import Found, is_computed, parameter_names
-from ..nets.layers import kind_of, stand_in
-from ..nets.outside import Watch, calls_of, deep_copy
+from ..nets.layers import RECURRENT, kind_of, stand_in
+from ..nets.outside import Start, Watch, calls_of, deep_copy
 from ..nets.readers import call
 from . import make, options_of
-from .carried import Carried, Group, Weight
+from .carried import Carried, Group, Transient, Weight
 from .options import check, names_of
 from .plan import Plan
 from .rounding import rounding
+from .sequences import along
 
 
 def attach(
@@ -44,15 +48,18 @@ def attach(
     example      what the model is called with (a tensor, a tuple or dict of arguments): a copy of it is run to find what is
                  not called or read otherwise; without one the first step finds it, and raises
     reference    for a method that starts from a finished run: the state_dict of that run's model
-    batch_dim    the dimension of an embedding's ids that runs over sequences; None: that of the recurrent layers
+    batch_dim    the dimension of an embedding's ids that runs over sequences; None: seen on the example, and without one that
+                 of the recurrent layers
     steps_per_epoch  what options that count in epochs are multiplied with; 1: they count in steps
     options      of the method (`sparsify.options_of`)
 
     Raises ValueError or TypeError, in words, for anything it cannot take: an unknown name, a number out of range, a model
-    without a recurrent layer, proj_size, a second method on one model, a method that trains no network (`linear`).
+    without a recurrent layer, proj_size, a second method on one model, on a part or a whole of it, a method that trains no
+    network (`linear`).
     """
     if Study.of(model) is not None:
         raise ValueError("this model has a method on it already; study.detach() takes it off")
+    refuse_elsewhere(model, "attach")
     if needed := make(method).default_model:
         raise ValueError(f"method {method!r} is for the model {needed!r} alone, and trains no other")
     if idle := [name for name in options if name in names_of(Plan)]:
@@ -60,6 +67,15 @@ def attach(
             f"{idle[0]} belongs to a training loop; in yours you set it yourself, here it would do nothing"
         )
     chosen = make(method, options_of(method, options))
+    if missing := [name for name in chosen.asks if name not in options]:
+        raise ValueError(
+            f"{method} needs to be told {missing[0]}: {chosen.says_of(missing[0])}; left out, it does nothing"
+        )
+    if chosen.cuts:
+        raise ValueError(
+            "sleep_above cuts words and neurons out of the study's own training loop; in yours it would not, and answers and "
+            "masks would differ: leave it at 0"
+        )
     return put_on(
         model, chosen, steps, n_examples, only=only, skip=skip, example=example, reference=reference,
         batch_dim=batch_dim, steps_per_epoch=steps_per_epoch,
@@ -92,6 +108,7 @@ def put_on(
             for name, why in _ungoverned(model, found, example).items():
                 left[name] = why
                 _put_down(found.layers[name])
+        _order(model, found, example)
         _collect(found, method)
         if method.touches and not method.weights:
             reasons = "; ".join(f"{name}: {why}" for name, why in left.items())
@@ -124,7 +141,7 @@ def _start(model, method, reference):
             f"this method starts from a finished run of {missing[0]!r}: give attach reference=, the state_dict of its model"
             + (method.or_else and f", or {method.or_else}")
         )
-    method.start_from(given)
+    method.start_from({name: _copied(given[name]) for name in needs})  # a state_dict may be the model's own tensors
     if not method.continues:
         return {}
     before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -134,6 +151,10 @@ def _start(model, method, reference):
         model.load_state_dict(before)
         raise ValueError(f"the finished run's model is another one: {problem}") from None
     return before
+
+
+def _copied(state):
+    return {name: value.detach().clone() for name, value in state.items() if isinstance(value, torch.Tensor)}
 
 
 def _not_wanted(found, only, skip):
@@ -159,34 +180,33 @@ def _not_wanted(found, only, skip):
 
 def _carry(found, method, left, batch_dim):
     """Give every layer that the method may touch a `Carried` with its weights; what it may not goes to `left`."""
-    orders = {module.batch_first for module in found.recurrent.values()}
-    if batch_dim is None and len(orders) == 1:
-        batch_dim = 0 if orders.pop() else 1
-    items = {}
+    guessed, batch_dim, items = batch_dim is None, _usual(found) or 0 if batch_dim is None else batch_dim, {}
     for name, layer in found.layers.items():
         if name in left:
             continue
         kind = kind_of(layer)
-        if kind is nn.Embedding and batch_dim is None and found.groups and method.kinds:
-            raise ValueError(
-                f"{name}: some recurrent layers have batch_first=True and some False; say with batch_dim= which dimension of "
-                "its ids runs over sequences (0 or 1)"
-            )
         if kind is nn.Embedding and layer.sparse and _touched(layer, method) and layer.weight.requires_grad:
             raise ValueError(
                 f"{name} has sparse=True; the penalty reaches every row, use sparse=False (or skip={[name]!r})"
             )
-        carried, reasons = Carried(layer, method, batch_dim or 0), []
+        carried = Carried(layer, method, batch_dim)
+        carried.guessed = guessed
         if computed := [own for own in (*_matrices(layer), *_touched(layer, method)) if is_computed(layer, own)]:
             left[name] = f"its {computed[0]} is computed (weight_norm, pruning or an assignment), not a parameter"
             continue
         if "forward" in vars(layer):
             left[name] = "a forward of its own has been put on it"
             continue
+        reasons = [
+            f"its {own} is frozen (requires_grad=False)"
+            for own in _touched(layer, method)
+            if not getattr(layer, own).requires_grad
+        ]
+        if reasons and method.whole:
+            left[name] = "; ".join(reasons)
+            continue
         for own in _touched(layer, method):
-            if not getattr(layer, own).requires_grad:
-                reasons.append(f"its {own} is frozen (requires_grad=False)")
-            else:
+            if getattr(layer, own).requires_grad:
                 canonical = found.canonical[f"{name}.{own}"]
                 item = items.get(canonical)
                 if item is None:
@@ -211,6 +231,8 @@ def _carry(found, method, left, batch_dim):
             untouched = [t for t in mine if carried is None or carried[t.rpartition(".")[2]] is None]
             if carried is not None and not (method.touches and untouched and len(untouched) == len(mine)):
                 carried.groups[name] = group
+                if axis.kind == "vocabulary":
+                    group.spared = getattr(layer, "padding_idx", None)
                 own = [m.tensor for m in axis.having("scale") if m.tensor.startswith(owner + ".")]
                 carried.scales |= {tensor.rpartition(".")[2]: name for tensor in own}
     for layer in found.layers.values():
@@ -238,6 +260,32 @@ def _put_down(layer):
         for item in carried.matrices.values():
             item.owners[:] = [(owner, own) for owner, own in item.owners if owner is not layer]
         layer.__class__ = carried.before
+
+
+def _usual(found):
+    """The dimension of sequences of the recurrent layers; None where they differ."""
+    orders = {module.batch_first for module in found.recurrent.values()}
+    return (0 if orders.pop() else 1) if len(orders) == 1 else None
+
+
+def _order(model, found, example):
+    """Find, for each embedding whose words have variables and of which nobody has said it, the dimension of its ids that runs
+    over sequences."""
+    carried = {name: getattr(layer, "carried", None) for name, layer in found.layers.items()}
+    guessed = [
+        name
+        for name, mine in carried.items()
+        if mine is not None and mine.guessed and mine.groups and kind_of(mine.layer) is nn.Embedding
+    ]
+    start = Start(deep_copy(model).eval()) if guessed and example is not None else None
+    for name in guessed:
+        dim = along(start, name, found.recurrent, example, _usual(found)) if start else _usual(found)
+        if dim is None:
+            raise ValueError(
+                f"{name}: some recurrent layers have batch_first=True and some False; say with batch_dim= which dimension of "
+                "its ids runs over sequences (0 or 1)"
+            )
+        carried[name].batch_dim = dim
 
 
 def _collect(found, method):
@@ -275,6 +323,16 @@ def _watched(layers):
     return {name: (item.theta, [layer for layer, _ in item.owners]) for name, item in items.items()}
 
 
+def _runs(frame):
+    """Whether a call is still running, in any thread."""
+    for here in sys._current_frames().values():
+        while here is not None:
+            if here is frame:
+                return True
+            here = here.f_back
+    return False
+
+
 LATE = 20  # steps by which an optimiser has moved what it is given, however many AMP has skipped
 
 
@@ -291,26 +349,28 @@ class Study:
     def __init__(self, model, method, left, known, strict):
         self.model, self.method, self.left, self.step, self.strict = model, method, left, 0, strict
         self.known, self.depth, self.watch, self.watching = known, 0, None, False
+        self.outer = Transient()  # "frame" → that of the outermost forward, while it runs
         self.hooks = [
             model.register_forward_pre_hook(self._begin),
             model.register_forward_hook(self._end, always_call=True),
         ]
-        model.__dict__["_sparsernn_study"] = self
+        model.__dict__[PLACE] = self
         self.start = self._sums()
 
     @classmethod
     def of(cls, model):
         """The study attached to a model; None where there is none."""
-        return getattr(model, "__dict__", {}).get("_sparsernn_study")
+        return getattr(model, "__dict__", {}).get(PLACE)
 
     def detach(self):
         """The model as it was, with its weights as they are now."""
+        self._let_go()
         for module in list(self.model.modules()):
             if kind_of(module) is not None and getattr(module, "carried", None) is not None:
                 _put_down(module)
         for hook in self.hooks:
             hook.remove()
-        del self.model.__dict__["_sparsernn_study"]
+        del self.model.__dict__[PLACE]
 
     @property
     def weights(self):
@@ -344,13 +404,17 @@ class Study:
 
     def penalty(self):
         """What to add to the loss, in its unit (nats per example)."""
+        self._let_go()
         return self.method.penalty(self.step)
 
     def after_step(self):
         """To be called after every optimiser step. The first one raises ValueError for layers that were not called, or whose
         weights were read otherwise, where no example has shown it before."""
+        self._let_go()
         if not self.known:
             self._look()
+        if self.method.looks_on:
+            self._put_back()
         self.method.after_step(self.step)
         if (
             getattr(self.method.options, "fine_tune", 0.0)
@@ -366,6 +430,13 @@ class Study:
             raise ValueError(
                 f"after {LATE} steps nothing that the method learns has moved: make the optimiser of study.parameter_groups()"
             )
+
+    @torch.no_grad()
+    def _put_back(self):
+        """Every parameter that learns as it was in the finished run."""
+        for name, parameter in self.model.named_parameters():
+            if parameter.requires_grad and name in self.method.finished:
+                parameter.copy_(self.method.finished[name])
 
     @torch.no_grad()
     def _sums(self):
@@ -405,7 +476,9 @@ class Study:
     # ---- one forward of the whole model is a scope: a sequence keeps its scales in it
 
     def _begin(self, *_):
+        self._let_go()
         if self.depth == 0:
+            self.outer["frame"] = sys._getframe(1)
             self.method.now = self.method.last = object()
             if self.looks:
                 self.watch = self.watch or Watch(_watched(self._carrying()))
@@ -416,12 +489,19 @@ class Study:
     def _end(self, *_):
         self.depth -= 1
         if self.depth == 0:
+            self.outer.clear()
             self.method.now = None
             for item in self.method.items():
                 item.seen.clear()
             if self.watching:
-                self.watch.__exit__(None, None, None)
+                self.watch.leave()
                 self.watching = False
+
+    def _let_go(self):
+        """End a forward that was interrupted: of a KeyboardInterrupt (a notebook's stop button) torch tells no hook."""
+        if self.depth and not _runs(self.outer.get("frame")):
+            self.depth = 1
+            self._end()
 
     @property
     def looks(self):
@@ -443,9 +523,25 @@ class Study:
                 why[name] = f"{otherwise[0]} is read without a call of its layer"
             elif not layer.carried.called:
                 why[name] = "was not called in the first step"
+        self._look_at_words()
         if why:
             raise ValueError(
                 "; ".join(f"{name}: {reason}" for name, reason in why.items())
                 + f". The method would charge and prune what it does not govern: give attach example= (then it is left as "
                 f"it is), or skip={list(why)}"
             )
+
+    def _look_at_words(self):
+        """Raise ValueError for ids of the first step whose sequences stand elsewhere than they were taken to."""
+        layers = self._carrying()
+        batches = {n for layer in layers.values() if kind_of(layer) in RECURRENT for n in layer.carried.batches}
+        for name, layer in layers.items():
+            if kind_of(layer) is not nn.Embedding or not layer.carried.groups or not layer.carried.guessed:
+                continue
+            for shape in layer.carried.shapes:
+                if len(shape) > 1 and shape[layer.carried.batch_dim] not in batches and batches & set(shape):
+                    raise ValueError(
+                        f"{name}: its ids have the shape {shape}, of which dimension {layer.carried.batch_dim} was taken to run "
+                        f"over sequences, but the recurrent layers get {min(batches & set(shape))} sequences: give attach "
+                        "example=, or say with batch_dim= which dimension it is"
+                    )

@@ -1,7 +1,7 @@
 """What training asks of a method. The base class is a method that does nothing: `dense`."""
 
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 
@@ -74,6 +74,7 @@ class Method:
     kinds          which axes get a group: a key of the model's `groups` ("voc", "wn", "wgn"), or axis kinds themselves
     touches        whether weights are items too          biases   whether biases are as well
     layers         the classes of torch whose weights are; None: of every layer that `attach` knows
+    whole          whether a layer with a frozen weight or bias is left out, not that alone
     draws_words    whether weights and scales can be drawn for the words of a batch alone
     noise_on_output  whether linear layers with `local_noise` take their noise on the output (`variance`)
     draws_scales   whether scales are drawn while it learns; False: they are 1
@@ -81,16 +82,18 @@ class Method:
     reading        how its scores are read (`Reading`); None: it has none to draw, or to cut elsewhere
     begins         what begins, and the option that says when: for a training that would end before
     continues      whether the model goes on with the weights of the finished run it starts from
+    looks_on       whether, at the moment, a step only looks: the parameters are put back to that run's (`finished`)
     trains         whether it is trained by gradient steps; else `fit` is all there is
     cuts           whether what is pruned is cut out of the training (`without_pruned`)
     listens        whether it hears at the moment what layers read in training (`hear`)
+    asks           options that have to be given to `attach`: as they stand by themselves they do nothing
     or_else        what may stand in for the finished runs it needs, for an error
     """
 
     Options = Options
     default_model: str | None = None
     kinds: str | tuple[str, ...] = ()
-    touches = biases = False
+    touches = biases = whole = False
     layers: tuple[type, ...] | None = None
     draws_words = False
     noise_on_output = False
@@ -98,8 +101,8 @@ class Method:
     a_draw_each = False
     reading: Reading | None = None
     begins = "the penalty", "kl_start"
-    continues, trains, listens, cuts = False, True, False, False
-    or_else = ""
+    continues, trains, listens, cuts, looks_on = False, True, False, False, False
+    asks, or_else = (), ""
 
     def __init__(self, options=None):
         self.options = options or self.Options()
@@ -191,6 +194,10 @@ class Method:
     def without_pruned(self, model, optimizer):
         """A context for one epoch, in which what no longer matters may be cut out of the parameters and their state."""
         return nullcontext()
+
+    def says_of(self, name):
+        """What one of its options is, in words."""
+        return next(one.metadata["says"] for one in fields(self.options) if one.name == name)
 
     def says(self):
         """Its options in a few words, for a record."""
@@ -294,7 +301,7 @@ class Method:
 
     def means(self):
         """Axis name → mean of its group variable, for evaluation; of those that have one."""
-        return {name: group.theta.detach() for name, group in self.groups.items() if group.theta is not None}
+        return {name: group.mean for name, group in self.groups.items() if group.theta is not None}
 
 
 class Dense(Method):

@@ -45,7 +45,7 @@ class BinaryDropout(Method):
     """Weights as they are, masks on what is read."""
 
     Options = BinaryDropoutOptions
-    kinds, a_draw_each, touches = READ, True, True
+    kinds, a_draw_each, touches, asks = READ, True, True, ("dropout",)
 
     def draw_scale(self, group, batch, words=None):
         return bernoulli(group, batch, self.options.dropout, next(iter(self.weights.values())).theta)
@@ -58,7 +58,7 @@ class BinarySparseVD(SparseVD):
     """Noise on the weights and binary masks on what is read: the configuration of 1708.00077."""
 
     Options = BinarySparseVDOptions
-    a_draw_each = True
+    a_draw_each, asks = True, ("dropout",)
 
     def __init__(self, options=None):
         super().__init__(options, READ)

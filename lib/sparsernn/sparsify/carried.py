@@ -29,7 +29,7 @@ class Item(nn.Module):
 
     name    its name in the model: of the matrix (`lstm.weight_hh_l0`), of the axis (`hidden_l0`)
     theta   the matrix, or the mean of the group variable [n]
-    spared  line of the matrix that a method neither moves nor removes (an embedding's padding); None: none
+    spared  line of the matrix, or word, that a method neither moves nor removes (an embedding's padding); None: none
     fixed   True: what `mask` keeps is trained on as it is, without noise and penalty (see `Method.fix`)
     Whatever else a method adds is a parameter or a buffer of the item.
     """
@@ -40,18 +40,18 @@ class Item(nn.Module):
         self.register_buffer("fixed", torch.tensor(False))
 
     def version(self):
-        """Changes when the optimiser moves any part of it."""
-        parts = (self.theta, *self._parameters.values())
-        return tuple((id(part), part._version) for part in parts if part is not None)
+        """Changes when the optimiser moves any part of it, or a mask of it does."""
+        parts = (self.theta, *self._parameters.values(), *self._buffers.values())
+        return tuple((id(part), 0 if part.is_inference() else part._version) for part in parts if part is not None)
 
     def kept(self, method):
         """What is left of it in evaluation: once a forward, for a decoder's loop calls its layer at every step."""
-        key = method.now, torch.is_grad_enabled(), torch.is_inference_mode_enabled()
-        if method.now is None:
+        if (now := method.now) is None:
             return method.kept(self)
-        if key not in self.seen:
-            self.seen[key] = method.kept(self)
-        return self.seen[key]
+        key = now, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), self.version()
+        if (kept := self.seen.get(key)) is None:
+            kept = self.seen[key] = method.kept(self)
+        return kept
 
     def draw(self, since, scope, key, words, draw, dim):
         """draw(words) as it was drawn `since` then under that key, or anew; since None: anew."""
@@ -93,6 +93,12 @@ class Group(Item):
         super().__init__(axis.name)
         self.register_parameter("theta", None)
         self.kind, self.size = axis.kind, axis.size
+
+    @property
+    def mean(self):
+        """θ, and 1 of what is spared, which layers do not scale."""
+        mean = self.theta.detach()
+        return mean if self.spared is None else mean.index_fill(0, torch.tensor(self.spared, device=mean.device), 1)
 
 
 class Pieces:
@@ -173,7 +179,8 @@ class Carried(nn.Module):
 
     matrices   `Weight` of each matrix (and bias, where a method works on them), groups: `Group` of each axis; no name in
                them has the word weight or bias, by which loops over a layer's parameters know its own
-    batch_dim  the dimension of an embedding's ids that runs over sequences
+    batch_dim  the dimension of an embedding's ids that runs over sequences; guessed: nobody has said so
+    shapes     of ids that were looked up in the first step      batches  numbers of sequences that came by in it
     lookup     word → its line while words are cut out of the training (−1: cut out); None: each its own
     scales     name of a scale → that of the group it is
     called     whether the layer was ever called with it        before   the class the layer had
@@ -184,7 +191,7 @@ class Carried(nn.Module):
         self.matrices, self.groups = nn.ModuleDict(), nn.ModuleDict()
         self.__dict__["layer"], self.__dict__["method"] = layer, method  # parents, not children
         self.batch_dim, self.lookup, self.called, self.before = batch_dim, None, False, type(layer)
-        self.scales = {}
+        self.scales, self.guessed, self.shapes, self.batches = {}, False, set(), set()
         self.word_dim = 0 if kind_of(layer) is nn.Embedding else 1
 
     def __setitem__(self, own, item):
@@ -212,6 +219,8 @@ class Carried(nn.Module):
 
     def look_up(self, ids):
         self.called = True
+        if self.draws and not self.method.step:
+            self.shapes.add(tuple(ids.shape))
         shared = any(len(item.owners) > 1 for item in self.matrices.values())
         whole = shared or any(item.fixed or not item.learns for item in self.items())
         if whole or not self.draws or not self.method.draws_words:
@@ -241,6 +250,8 @@ class Carried(nn.Module):
 
     def scale(self, name, batch, words=None):
         self.called = True
+        if self.draws and not self.method.step:
+            self.batches.add(batch)
         item, method = self.groups._modules.get(self.scales.get(name)), self.method
         if item is None or method.idle:
             return None

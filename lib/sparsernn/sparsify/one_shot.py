@@ -80,16 +80,19 @@ class OneShot(Masked):
         return bool(next(iter(self.weights.values())).cut)
 
     @property
+    def looks_on(self):
+        return not self.is_cut
+
+    @property
     def trains(self):
         return self.options.retrain
 
     @torch.no_grad()
     def after_step(self, step):
         if not self.is_cut:
-            for name, weight in self.weights.items():
+            for weight in self.weights.values():
                 if self.options.criterion == "fisher":
                     self.seen.feel(weight)
-                weight.theta.copy_(self.finished[name])
             self.seen.add("steps", 1)
             if self.seen["steps"] >= self.looks:
                 self.cut()

@@ -58,11 +58,12 @@ class Restricted(Method):
     """Rows of a layer's pool in the places of its matrices, in training and in evaluation.
 
     It starts from the model's own initial values: private rows keep them, shared rows take those of the first gate (of the
-    wider matrix, of bias_ih). For torch's layers with as many inputs as neurons that is the paper's U(±1/√k).
+    wider matrix, of bias_ih). For torch's layers with as many inputs as neurons that is the paper's U(±1/√k). A layer of
+    which anything is frozen is left as it is.
     """
 
     Options = RestrictedOptions
-    touches = biases = True
+    touches = biases = whole = True
     layers = tuple(RECURRENT)
 
     def prepare(self):

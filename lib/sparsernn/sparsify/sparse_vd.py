@@ -45,7 +45,8 @@ class SparseVDOptions(Thresholded):
     )
     kl_every: int = option(1, "steps for which the KL's gradient is held (papers: 1)", least=1)
     sleep_above: float = option(
-        0.0, "log α from which a word or neuron is pruned during training for good (papers, and 0: never)"
+        0.0,
+        "log α from which a word or neuron is pruned during training for good (papers, and 0: never); the study's alone",
     )
 
     def __post_init__(self):
@@ -155,9 +156,8 @@ class SparseVD(Pressed):
         factors = {neurons: self.kl_weight(step, neurons) for neurons in (False, True)}
         if not any(factors.values()):
             return 0.0
-        fresh = (
-            step % self.steps_per_epoch % self.options.kl_every == 0
-        )  # counted anew each epoch: a resumed run agrees
+        epoch = self.steps_per_epoch  # counted anew each epoch, so that a resumed run agrees; 1: there are no epochs
+        fresh = (step if epoch == 1 else step % epoch) % self.options.kl_every == 0
         total = 0.0
         for item in self.uncertain():
             neuron = item.name in self.groups and item.kind != "vocabulary"
