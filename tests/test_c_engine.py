@@ -2,6 +2,7 @@
 
 import copy
 import ctypes
+import math
 import os
 import pickle
 import shutil
@@ -287,6 +288,22 @@ def test_the_paths_round_alike():
     x = inputs(5, 4)[0]
     first, *others = [by_path(path, layers.Int8)(layer)(x) for path in PATHS]
     assert all(error(first, other) <= EXACT for other in others)
+
+
+@pytest.mark.parametrize("name", [name for name in CELLS if "relu" not in name])
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("odd", [math.nan, -math.nan, math.inf, -math.inf])
+def test_of_what_is_not_finite_int8_makes_nan_in_that_sequence_from_then_on(path, name, odd):
+    layer = pruned(name, 9, live=1.0, keep=1.0)[0]
+    run, (x, *_) = by_path(path, layers.Int8)(layer), inputs(6, 3)
+    finite, bad = run(x), x.clone()
+    bad[2, 1, 0] = odd
+    for engine in (run, by_path(path, layers.Int8)(layer)):  # the first numbers that are met set the steps
+        y = engine(bad)
+        assert bool(y[2:, 1].isnan().all()) and bool(y[:2].isfinite().all()) and bool(y[:, [0, 2]].isfinite().all())
+    assert torch.equal(run(x), finite)
+    with pytest.raises(ValueError, match="none of these is finite"):
+        by_path(path, layers.Int8)(layer)(torch.full_like(x, odd))
 
 
 def test_a_clipped_relu_in_int8_has_steps_of_its_largest_value():

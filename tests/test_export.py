@@ -552,6 +552,26 @@ int main(void)
 """
 
 
+NOT_FINITE = (
+    NUMBERS[: NUMBERS.index("    model_input good")]
+    + r"""
+    float good[MODEL_INPUTS] = {0.5f}, bad[3] = {NAN, INFINITY, -INFINITY}, given[MODEL_INPUTS] = {0};
+    model_reset(&state);
+    model_step(&state, good, first);
+    before = state;
+    for (int k = 0; k < 3; k++) {
+        given[MODEL_INPUTS - 1] = bad[k];
+        if (model_step(&state, given, first) != -2 || model_sequence(&state, given, 1, first) != -2)
+            return 2;
+    }
+    if (memcmp(&before, &state, sizeof state) != 0)
+        return 3;
+    return model_step(&state, good, second);
+}
+"""
+)
+
+
 def stated(path, what):
     return int(re.search(rf"^ \* {what} +([\d,]+) bytes", path.read_text(), re.M)[1].replace(",", ""))
 
@@ -562,6 +582,25 @@ def test_an_id_out_of_range_is_refused_and_leaves_the_state(tmp_path):
     program, _ = as_c(tmp_path, small, *CHECKED, main=NUMBERS.replace("WORDS", str(V)))
     ran = subprocess.run([program], capture_output=True, text=True)
     assert (ran.returncode, ran.stdout) == (0, f"0 {stated(tmp_path / 'model.c', 'state')}"), ran.stderr
+
+
+@needs_gcc
+@pytest.mark.parametrize("cell", CELLS)
+def test_int8_refuses_numbers_that_are_not_finite_and_leaves_the_state(tmp_path, cell):
+    program, _ = as_c(tmp_path, mine(getattr(nn, cell), words=None), *CHECKED, weights="int8", main=NOT_FINITE)
+    assert "-2 for a number that is not finite" in (tmp_path / "model.c").read_text()
+    ran = subprocess.run([program], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr
+
+
+@needs_gcc
+def test_in_float32_nan_stays_nan(tmp_path):
+    x = torch.zeros(3, 5)
+    x[1] = math.nan
+    hard = sparsernn.compact(HardGates().eval(), torch.randn(4, 2, 5))[0]
+    for model in (mine(nn.RNN, words=None, nonlinearity="relu"), hard):
+        said = fed(as_c(tmp_path, model)[0], x)[0]
+        assert said.isnan().all(1).tolist() == [False, True, True]
 
 
 @needs_gcc
@@ -685,6 +724,18 @@ def test_scattered_and_whole_rows_are_the_same_network(tmp_path, density):
     as_runs = [name in text for name in ("input_1_rows", "recurrent_1_runs", "head_runs")]
     assert as_runs == [density < 0.5] * 3
     assert (size < sparsernn.to_c(randomise(LanguageModel(40, 24)), tmp_path / "model.c") / 2) == (density < 0.5)
+
+
+class HardGates(Mine):
+    """An LSTM of hard gates whose candidate is a constant, and of whose neurons nobody reads one."""
+
+    def __init__(self):
+        super().__init__(words=None)
+        self.rnn = LSTM(5, 6, activation="hard")
+        for weight in (self.rnn.weight_ih_l0, self.rnn.weight_hh_l0):
+            weight.data[12:18] = 0
+        self.rnn.bias_ih_l0.data[12:18] = 1
+        self.rnn.weight_hh_l0.data[:, 2] = self.out.weight.data[:, 2] = 0
 
 
 class Otherwise(Mine):

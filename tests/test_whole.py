@@ -256,6 +256,20 @@ for path in sys.argv[1:]:
             fast = by_engine(small, engine, x)
             assert isinstance(fast, InOneCall)
             fast(x), fast(x)
+
+class Numbers(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = torch.nn.GRU(5, 12), torch.nn.Linear(12, 3)
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[0][-1])
+
+x = torch.randn(7, 3, 5)
+fast = by_engine(Numbers().eval(), "c-int8", x)
+fast(x)
+x[1, 0, 2], x[6, 1, 4] = torch.nan, torch.inf
+assert fast(x).isnan().all(1).tolist() == [True, True, False]
 """
 
 

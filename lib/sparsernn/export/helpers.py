@@ -142,13 +142,14 @@ static float logistic(float a)
     ("hard", None): """\
 static float hard(float a)
 {
-    return fminf(fmaxf(0.2f * a + 0.5f, 0.0f), 1.0f);
+    const float y = 0.2f * a + 0.5f;
+    return y < 0.0f ? 0.0f : y > 1.0f ? 1.0f : y; /* NaN stays NaN */
 }
 """,
     ("relu", None): """\
 static float relu(float a)
 {
-    return fmaxf(a, 0.0f);
+    return a < 0.0f ? 0.0f : a; /* NaN stays NaN */
 }
 """,
 }

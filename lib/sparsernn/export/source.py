@@ -2,7 +2,8 @@
 
 The code is that of `chain.Chain`, one step at a time: what a level reads and carries is multiplied row by row (`arrays`),
 constant gates (1812.05692) are numbers in the place of rows. In int8 what a weight multiplies is rounded too: states,
-which lie between −1 and 1, to steps of 1/127, numbers given as input by their largest. Sums and states stay float32.
+which lie between −1 and 1, to steps of 1/127, numbers given as input by their largest; input that is not finite, which has
+none, is refused. Sums and states stay float32.
 """
 
 import torch
@@ -28,7 +29,7 @@ def to_c(small, path, weights="float32"):
              forwards → a linear layer, on the last or on every step
     weights  "float32", or "int8" with a scale a row (states in steps of 1/127)
     The file declares `model_state`, `model_reset`, `model_step` and `model_sequence`, for one sequence at a time; its head
-    says what goes in and out, and the bytes of weights, state and stack.
+    says what goes in and out, what is refused, and the bytes of weights, state and stack.
     Raises ValueError for another model, saying what is supported, and for numbers that are not finite.
     """
     if weights not in WEIGHTS:
@@ -71,9 +72,10 @@ class Source:
 
     def _head(self):
         chain = self.chain
-        returned = (
-            "0, or -1 for an id out of range: there they stop, the state is that before it" if chain.words else "0"
+        refused = (
+            "-1 for an id out of range" if chain.words else "-2 for a number that is not finite" if self.int8 else ""
         )
+        returned = f"0, or {refused}: there they stop, the state is that before it" if refused else "0"
         lines = [
             f"{chain.name} as C99, its weights in {self.weights}. Made by sparsernn.to_c, with torch {torch.__version__}.",
             "",
@@ -289,6 +291,8 @@ class Source:
         if chain.words is not None:
             lines += [f"if (*input < 0 || *input >= {chain.words})", "    return -1;"]
             given = self._place() if read else None
+        elif self.int8:
+            lines += [f"for (int k = 0; k < {chain.inputs}; k++)", "    if (!isfinite(input[k]))", "        return -2;"]
         elif not read:
             lines.append("(void)input;")
         if self.embedding is not None:
@@ -311,12 +315,13 @@ class Source:
         return self._call("place", "*input", len(kept))
 
     def _public(self):
-        step = ["if (advance(state, input) < 0)", "    return -1;", "answer(state, output);", "return 0;"]
+        stop = ["if (refused < 0)", "    return refused;"]
+        step = ["const int refused = advance(state, input);", *stop, "answer(state, output);", "return 0;"]
         answers = "answer(state, output + (size_t)t * MODEL_OUTPUTS);"
         sequence = [
             "for (int t = 0; t < steps; t++) {",
-            "    if (advance(state, input + (size_t)t * MODEL_INPUTS) < 0)",
-            "        return -1;",
+            "    const int refused = advance(state, input + (size_t)t * MODEL_INPUTS);",
+            *("    " + line for line in stop),
             *([] if self.chain.last else ["    " + answers]),
             "}",
             *(["answer(state, output);"] if self.chain.last else []),

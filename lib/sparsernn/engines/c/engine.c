@@ -5,6 +5,7 @@
    sequences at a time, so that a weight that was read is used eight times; of fewer sequences, the products with the
    input take several steps at a time for the same reason. */
 
+#include <math.h>
 #include <stdlib.h>
 
 #include "format.h"
@@ -23,8 +24,16 @@ static char *piece(char **room, long bytes)
     return start;
 }
 
+static int is_finite(const float *x, long count)
+{
+    for (long i = 0; i < count; i++)
+        if (x[i] - x[i] != 0)
+            return 0;
+    return 1;
+}
+
 /* a [rows, ·] = from + rows x [rows, columns] times a matrix; side: room for their numbers, in float or int8 → how many of
-   them int8 cut off. */
+   them int8 cut off. Of a row that is not finite int8 makes NaN: it has no steps for it. */
 static int64_t rows_times(const char *base, const struct matrix *m, int rows, const float *x, long to_x, void *side,
                           const float *from, long to_from, float *a, long to_a)
 {
@@ -37,9 +46,16 @@ static int64_t rows_times(const char *base, const struct matrix *m, int rows, co
     long to_q = FILLED(m->columns) + 64;
     int64_t outside = 0;
     int8_t *q = side;
-    for (int row = 0; row < rows; row++)
-        outside += quantise(x + row * to_x, m->columns, m->step, q + row * to_q);
+    int odd[TOGETHER];
+    for (int row = 0; row < rows; row++) {
+        int64_t cut_off = quantise(x + row * to_x, m->columns, m->step, q + row * to_q);
+        odd[row] = cut_off && !is_finite(x + row * to_x, m->columns);
+        outside += cut_off;
+    }
     multiply(base, m, rows, q, to_q, from, to_from, a, to_a, side);
+    for (int row = 0; row < rows; row++)
+        for (long i = 0; odd[row] && i < m->reach; i++)
+            a[row * to_a + i] = NAN;
     return outside;
 }
 

@@ -39,7 +39,8 @@ class InFloat32:
 
 
 class InInt8:
-    """int8 weights with a scale a row, and x as whole steps; what lies beyond 127 of them is cut off and counted."""
+    """int8 weights with a scale a row, and x as whole steps; what lies beyond 127 of them is cut off and counted, and of what
+    is not finite comes NaN."""
 
     dtype, dense = torch.int8, False
 
@@ -51,8 +52,11 @@ class InInt8:
         return bias - FLIP.get(self.path or build.paths()[0], 0) * step * arrays["sums"]
 
     def step_of(self, x):
-        """x in int8 goes as far as this one, the first that is met, does."""
-        return float(x.abs().max()) / 127 or 1 / 127
+        """x in int8 goes as far as this one, the first that is met, does. Raises ValueError where none of it is finite."""
+        finite = x[x.isfinite()]
+        if not len(finite):
+            raise ValueError("int8 goes as far as the first numbers that it meets, and none of these is finite")
+        return float(finite.abs().max()) / 127 or 1 / 127
 
 
 class Linear(InFloat32):
