@@ -108,13 +108,15 @@ def test_a_trace_shows_live_gates_under_their_names():
     assert trace.loc[trace["gate"] == "f", "value"].to_list() == pytest.approx(wanted)
 
 
-def test_a_trace_keeps_the_lines_that_move_most():
+def test_a_trace_keeps_of_each_kind_of_gate_the_lines_that_move_most():
     run = reader(randomise(LanguageModel(6, hidden=3), 1), {})
     tokens = torch.tensor([3, 5, 4, 3])
-    whole, few = reading.gate_trace(run, tokens), reading.gate_trace(run, tokens, most=2)
+    whole, few = reading.gate_trace(run, tokens), reading.gate_trace(run, tokens, most=10)
     moves = whole.groupby(["gate", "neuron"])["value"].std()
     assert set(whole["of"]) == set(few["of"]) == {len(moves)} == {15}  # four gates and h of three neurons
-    assert set(zip(few["gate"], few["neuron"], strict=True)) == set(moves.nlargest(2).index) and len(few) == 2 * 4
+    two = {key for _, part in moves.groupby("gate") for key in part.nlargest(2).index}
+    assert set(zip(few["gate"], few["neuron"], strict=True)) == two and len(few) == 10 * 4
+    assert set(reading.gate_trace(run, tokens, most=1)["gate"]) == set(whole["gate"]), "one of each at least"
 
 
 def test_a_trace_without_a_live_gate_is_empty():

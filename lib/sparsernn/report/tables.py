@@ -277,7 +277,7 @@ def gate_trace(run, tokens, most=36):
         rows += [(step, word, n, "h", shown[n].item()) for n in sorted({n for _, n in live})]
     table = pd.DataFrame(rows, columns=columns[:-1])
     moves = table.groupby(["gate", "neuron"])["value"].std().fillna(0)  # one step: nothing moves
-    each = len(moves) if len(moves) <= most else most // moves.index.get_level_values("gate").nunique()
+    each = len(moves) if len(moves) <= most else max(1, most // moves.index.get_level_values("gate").nunique())
     kept = (
         moves.sort_values(ascending=False, kind="stable").groupby("gate").head(each).reset_index()[["gate", "neuron"]]
     )
