@@ -336,6 +336,18 @@ def test_a_whole_plan_of_its_own_speaks_before_the_beginning_of_the_papers(tmp_p
     assert found["B4"] == "holds" and "112.8 ppl at 23.5× after 25 epochs" in here["B4"]
 
 
+def test_what_fails_after_part_of_the_papers_plan_is_too_early(tmp_path):
+    nets = [("restricted", 180.0), ("dense", 167.0)]
+    rows = [row("ptb-word", method, test, 2.0, model="rrnn-3x200-lstm-td", epochs=20, pieces=spread(math.log2(test)))
+            for method, test in nets]  # fmt: skip
+    found, here = verdicts(tmp_path, *rows)
+    assert found["E2"] == "too early to say" and here["E2"].endswith("the paper trains for 100 epochs")
+    better = row(
+        "ptb-word", "restricted", 160.0, 2.0, model="rrnn-3x200-lstm-td", epochs=20, pieces=spread(math.log2(160))
+    )
+    assert verdicts(tmp_path, better)[0]["E2"] == "holds"
+
+
 def test_gates_are_compared_in_one_net(tmp_path):
     """W+N of one model and W+G+N of another say nothing of gate variables."""
     rows = [row("pydocs-char", "sparse-vd-wn", 2.2, 3.0, "quick", model="lstm-128", gates_live="390"),

@@ -264,7 +264,7 @@ def test_fronts_join_only_what_nothing_beats_on_both():
 
 
 def test_ends_that_authors_published_of_several_configurations_are_marks_and_no_way():
-    rows = published_rows().assign(model="bayes-128", variant=["a=1", "a=2"])
+    rows = published_rows().assign(model="m", variant=["a=1", "a=2"])
     lines = [line for line in plots.fronts(path_rows(), rows).axes[0].lines if "the authors'" in line.get_label()]
     assert {line.get_label() for line in lines} == {"the authors' end"} and [
         len(line.get_xdata()) for line in lines

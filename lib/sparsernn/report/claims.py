@@ -10,7 +10,7 @@ import pandas as pd
 from .. import records
 from ..sparsify.restricted import SHARING, pool_size
 from . import intervals, timings
-from .evidence import THEIRS, cut_short, gather, of_a_share, says
+from .evidence import THEIRS, cut_short, epochs_of_the_paper, gather, of_a_share, says
 from .paired import difference, mean_of
 
 HOLDS, PARTLY, FAILS, EARLY, NOT_RUN = "holds", "holds in part", "does not hold", "too early to say", "not run"
@@ -176,9 +176,17 @@ def _compared(task, wanted, test):
         if absent := [label for label, row in found if row is None]:
             return NOT_RUN, f"no finished run on {task} of: {', '.join(absent)}"
         text = "; ".join(f"{label}: {says(row)} ({row['weights_kept']:,.0f} weights)" for label, row in found)
-        return _where(_grade(*test(*(row["test"] for _, row in found))), [task]), text
+        return _or_early(_grade(*test(*(row["test"] for _, row in found))), text, [row for _, row in found])
 
     return check
+
+
+def _or_early(verdict, text, rows):
+    """The verdict over these rows, saying where the data are others; "too early" of what fails after part of the paper's plan."""
+    longer = [epochs for row in rows if (epochs := epochs_of_the_paper(row))]
+    if verdict == FAILS and longer:
+        return EARLY, f"{text}; the paper trains for {max(longer)} epochs"
+    return _where(verdict, [row["task"] for row in rows]), text
 
 
 def _judged(task, *pairs, split="test"):
@@ -204,7 +212,7 @@ def _judged(task, *pairs, split="test"):
             text.append(f"{first} less {second}{_of_test(split)}: {said}")
             verdicts.append(verdict)
         undecided = None in verdicts and False not in verdicts
-        return _where(UNDECIDED if undecided else _grade(*verdicts), [task]), "; ".join(text)
+        return _or_early(UNDECIDED if undecided else _grade(*verdicts), "; ".join(text), list(found.values()))
 
     return check
 

@@ -165,6 +165,13 @@ def of_a_share(row):
     return (low, high) if low == low else intervals.over_items(row["test"], row["items"])
 
 
+def epochs_of_the_paper(row):
+    """How long the paper trains, of a run that is the beginning of its plan; None of others."""
+    preset = PRESETS.get(row["task"], {}).get(row["model"])
+    paper = preset and preset.profiles.get("paper")
+    return paper.plan.epochs if paper and cut_short(row) and row["epochs"] < paper.plan.epochs else None
+
+
 def cut_short(row):
     """Whether a run is the beginning of the paper's own plan, and not the whole of a plan of its own."""
     preset = PRESETS.get(row["task"], {}).get(row["model"])

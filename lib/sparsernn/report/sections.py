@@ -102,8 +102,7 @@ def tracked(results=None):
             shown = publish.of_the_study(finished, [study for study in asking if study["profile"] == profile])
             table = publish.costs(shown, results, timed)
             nets = table[~table["method"].isin(plots.OPPONENTS)]
-            own = [row["model"] for row in nets.to_dict("records") if not publish.stands_for(row | {"task": task})]
-            label = f"{task}, {own[0]}" if own else task
+            label = task if nets.empty else f"{task}, {family}"
             settings.append(Setting(f"{label} ({profile})", task, family, stem, profile, shown, table))
     return Tracked(results, settings, timed)
 

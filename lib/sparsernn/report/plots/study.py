@@ -189,7 +189,8 @@ def fronts(points, published=None):
     runs = [] if published is None else [name for name in ("method", "model", "variant") if name in published]
     for (method, *_), part in published.groupby(runs, sort=False) if runs else ():
         part = part[part["valid"].notna()]
-        if method not in set(points["method"]) or part.empty:
+        others = "model" in part and not set(part["model"]) & set(points.loc[points["method"] == method, "model"])
+        if method not in set(points["method"]) or part.empty or others:
             continue
         colour, marker, _ = look(method)
         if len(part) > 1:
