@@ -5,7 +5,9 @@
 #include <cmath>
 #include <cstdlib>
 #include <cstring>
+#include <type_traits>
 #include <ucontext.h>
+#include <utility>
 #include <vector>
 
 #define EMULATED
@@ -15,6 +17,7 @@
 #define __launch_bounds__(...)
 #define SHARED(name) unsigned char* name = current->block->shared.data()
 
+using std::min;
 struct uint4 { unsigned x, y, z, w; };
 struct float2 { float x, y; };
 struct float4 { float x, y, z, w; };
@@ -98,10 +101,19 @@ static void publish(unsigned* to, unsigned value) {
 
 static void* const* given;
 
+template <class T> static T argument(int i) {
+    if constexpr (std::is_pointer_v<T>) return (T)given[i];
+    else return *(T*)given[i];
+}
+
+template <class... T, int... I> static void call(void kernel(T...), std::integer_sequence<int, I...>) {
+    kernel(argument<T>(I)...);
+}
+
+template <class... T> static void call(void kernel(T...)) { call(kernel, std::make_integer_sequence<int, sizeof...(T)>()); }
+
 static void enter() {
-    whole_sequence((const float*)given[0], (const int*)given[1], (const float*)given[2], (const unsigned*)given[3],
-                   (const int*)given[4], (const int*)given[5], (const float*)given[6], (unsigned*)given[7],
-                   *(int*)given[8], *(int*)given[9], *(int*)given[10]);
+    call(whole_sequence);
     current->done = true;
     give_way();
 }

@@ -92,6 +92,16 @@ def test_a_pattern_leaves_the_density_it_says(pattern):
     assert len(small.parts["constant"]) > 0 or pattern != "removed gates"
 
 
+@pytest.mark.parametrize("kind", ["lstm", "gru", "rnn"])
+def test_heads_hear_of_themselves_alone(kind):
+    case = bench.LayerCase(24, 1 / 4, 1, "4 heads", 2, kind)
+    *_, layer = case.data
+    heard, inside = layer.weight_hh_l0 != 0, torch.block_diag(*torch.ones(4, 6, 6)) > 0
+    assert torch.equal(heard, inside.repeat(case.gates, 1)) and (layer.weight_ih_l0 != 0).all()
+    call, *_ = case.make("compact-loop", "cpu")
+    assert case.error("compact-loop", call()) <= 1e-6
+
+
 @pytest.mark.parametrize("pattern", bench.BLOCKS[1:])
 def test_a_layer_in_blocks_keeps_whole_ones_in_the_share_it_says(pattern):
     *_, layer = bench.LayerCase(256, 0.1, 1, pattern, 2, "gru").data
@@ -392,6 +402,31 @@ def test_a_gpu_is_timed_between_events_with_the_host_ahead(monkeypatch):
     assert list(samples) == [6.0, 6.0], "5 ms are two calls of 2 ms"
     assert happened[1:7] == [happened[1], "event", "a", "a", "event", "wait"]
     assert 1.5 * 0.004 * timing.CLOCKS <= happened[1] <= 0.1 * timing.CLOCKS
+
+
+def test_of_a_library_it_is_said_which_kernel_it_took(monkeypatch):
+    class Profile:
+        def __init__(self, activities):
+            pass
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *problem):
+            pass
+
+        def key_averages(self):
+            names = {"copies": (9, 3.0), "RNN_blockPersist_fp_LSTM": (1, 40.0), "on the host": (5, 0.0)}
+            kinds = [("key", "count", "self_device_time_total")] * len(names)
+            return [
+                type("Event", (), dict(zip(kind, (n, *v), strict=True)))
+                for kind, (n, v) in zip(kinds, names.items(), strict=True)
+            ]
+
+    monkeypatch.setattr(torch.profiler, "profile", Profile)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    assert timing.kernel_of(lambda: None, "cuda") == "1 x RNN_blockPersist_fp_LSTM"
+    assert timing.kernel_of(lambda: None, "cpu") == ""
 
 
 def test_what_is_kept_on_a_chip_has_a_floor_of_products_gathers_and_bytes(monkeypatch):

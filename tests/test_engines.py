@@ -120,6 +120,20 @@ def test_the_oracle_is_exact(name):
     assert error(oracle(layer, ids), by_formula(masked, kept, ids)) <= 1e-12
 
 
+def test_sequences_filled_up_to_eight_change_no_answer():
+    layer, *_ = pruned("LSTM")
+    kind = type("Padded", (engine_class("dense-fp16-padded"),), {"dtype": torch.float32})
+    padded, seen = kind(layer), []
+    padded.module.register_forward_hook(lambda module, given, said: seen.append(given[0].shape[1]))
+    for batch in (1, 5, 12):
+        x, *_ = inputs(6, batch)
+        (y, got), (expected, states) = padded.with_states(x), engine_class("compact-torch")(layer).with_states(x)
+        assert error(y, expected) <= 1e-6 and all(error(a, b) <= 1e-6 for a, b in zip(got, states, strict=True))
+    assert seen == [8, 8, 16]
+    with pytest.raises(Unsupported, match="8 sequences are a multiple of 8"):
+        padded(inputs(6, 8)[0])
+
+
 def test_fused_layers_refuse_padding():
     layer, *_ = pruned("LSTM")
     x, _, _, live = inputs(6, 5)

@@ -3,12 +3,12 @@ and sm_90 into registers that suffice; its weights dealt out without loss and wi
 
 import ctypes
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from emulation import Emulated
 from layers import CELLS, by_formula, inputs, pruned
 from oracles import error
 from test_kernels import usage
@@ -21,31 +21,11 @@ from sparsernn.engines.base import Unsupported  # noqa: E402
 from sparsernn.engines.dealing import BANKS, deal  # noqa: E402
 from sparsernn.engines.persistent_cuda import Chip, Shape  # noqa: E402
 
-EMULATOR = Path(__file__).with_name("emulated.cpp")
 FLOAT32 = 1e-6
 H200 = Chip(132, 227 << 10)
 SMALL = (Shape(64, 1, 32, 8), Shape(32, 4, 32, 9))  # as on a GPU, but for few neurons: blocks of few threads
 
 # ---- right
-
-
-class Emulated:
-    """The kernel of a source, compiled for the CPU: called as `cuda_source.Kernel` is. Raises RuntimeError if it hangs."""
-
-    def __init__(self, source, folder, constants, seed=1):
-        library = folder / f"{abs(hash((source.read_text(), *constants.items())))}.so"
-        if not library.exists():
-            macros = [f"-D{name}={value}" for name, value in constants.items()]
-            command = ["g++", "-O1", "-w", "-shared", "-fPIC", f'-DSOURCE="{source}"', *macros, EMULATOR, "-o", library]
-            subprocess.run(command, check=True)
-        self.library, self.seed = ctypes.CDLL(str(library)), seed
-
-    def __call__(self, blocks, threads, shared, *arguments):
-        numbers = [ctypes.c_int(a) if isinstance(a, int) else a for a in arguments]
-        places = [a.data_ptr() if isinstance(a, torch.Tensor) else ctypes.addressof(a) for a in numbers]
-        given = (ctypes.c_void_p * len(places))(*places)
-        if self.library.run(blocks, threads, shared, given, self.seed, ctypes.c_long(3000)):
-            raise RuntimeError("its threads wait for ever")
 
 
 @pytest.fixture
@@ -241,14 +221,15 @@ def test_what_the_compiler_says_is_handed_on(tmp_path):
 # ---- launched
 
 
-def test_a_launch_hands_over_pointers_and_ints(monkeypatch):
-    calls = []
+@pytest.mark.parametrize("cooperative", [True, False])
+def test_a_launch_hands_over_pointers_and_ints(monkeypatch, cooperative):
+    calls, used = [], "cuLaunchCooperativeKernel" if cooperative else "cuLaunchKernel"
     monkeypatch.setattr(cuda_source.driver, "cuFuncSetAttribute", lambda *a: calls.append(a) or (0,))
-    monkeypatch.setattr(cuda_source.driver, "cuLaunchCooperativeKernel", lambda *a: calls.append(a) or (0,))
+    monkeypatch.setattr(cuda_source.driver, used, lambda *a: calls.append(a) or (0,))
     monkeypatch.setattr(torch.cuda, "device", lambda device: __import__("contextlib").nullcontext())
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: type("Stream", (), {"cuda_stream": 7}))
     kernel = object.__new__(cuda_source.Kernel)
-    kernel.device, kernel.function, kernel.most = torch.device("cuda"), "function", 0
+    kernel.device, kernel.function, kernel.most, kernel.cooperative = torch.device("cuda"), "function", 0, cooperative
     tensor = torch.zeros(2)
     kernel(5, 64, 1000, tensor, 3)
     kernel(5, 64, 900, tensor, 3)

@@ -22,12 +22,19 @@ PATTERNS = ("unstructured", "32x32", "removed neurons", "removed gates")
 KINDS = {"lstm": LSTM, "gru": GRU, "rnn": RNN}
 ALLOWED = {"float32": 1e-4, "tf32": 5e-3, "int8": 0.3}  # error an engine may have and still be timed, by its dtype
 ALLOWED_ELSE = 0.1
-WEIGHT_BYTES = {"dense-bf16": 2, "dense-fp16": 2, "two-to-four": 2, "persistent-fp16": 2}  # others: 4
+WEIGHT_BYTES = {
+    "dense-bf16": 2,
+    "dense-fp16": 2,
+    "dense-fp16-padded": 2,
+    "two-to-four": 2,
+    "persistent-fp16": 2,
+}  # others: 4
 WEIGHT_BYTES |= {"dense-int8": 1, "own-dense-int8": 1, "c-int8": 1}
 RATES = {
     "dense-tf32": "tf32",
     "dense-bf16": "bf16",
     "dense-fp16": "fp16",
+    "dense-fp16-padded": "fp16",
     "two-to-four": "fp16",
     "block-16": "tf32",
     "block-32": "tf32",
@@ -146,6 +153,7 @@ class LayerCase(Case):
     16x4 and its like  whole blocks of both matrices are left, as many as make the density
     removed neurons  the share √density of neurons and inputs is left, so that the share `density` of weights is
     removed gates    the share `density` of gates has weights, the others are constants
+    24 heads and its like  W_ih is whole, of W_hh the blocks along the diagonal, as many; `density` is W_hh's
     """
 
     hidden: int
@@ -162,6 +170,11 @@ class LayerCase(Case):
     @property
     def inputs(self):
         return self.hidden
+
+    @property
+    def heads(self):
+        """How many, 0 for another pattern."""
+        return int(self.pattern.removesuffix(" heads")) if self.pattern.endswith(" heads") else 0
 
     @property
     def fields(self):
@@ -182,6 +195,10 @@ class LayerCase(Case):
         if self.pattern == "removed gates":
             live = torch.rand(rows, 1, generator=generator) < self.density
             return keep, reads, live.expand(-1, self.inputs), live.expand(-1, self.hidden)
+        if self.heads:
+            head = torch.arange(self.hidden) * self.heads // self.hidden
+            everything = torch.ones(rows, self.inputs, dtype=torch.bool)
+            return keep, reads, everything, (head[:, None] == head).repeat(self.gates, 1)
         widths = self.inputs, self.hidden
         return keep, reads, *(kept_mask((rows, width), self.density, self.pattern, generator) for width in widths)
 

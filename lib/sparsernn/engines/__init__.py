@@ -13,6 +13,7 @@ LAYERS = {
     "dense-tf32": ("fused", "FusedTF32"),
     "dense-bf16": ("fused", "FusedBF16"),
     "dense-fp16": ("fused", "FusedFP16"),
+    "dense-fp16-padded": ("fused", "FusedFP16Padded"),
     "dense-int8": ("fused", "FusedInt8"),
     "own-dense-int8": ("c.layers", "DenseInt8"),
     "compact-torch": ("fused", "Fused"),  # from here on: what is left of it
@@ -26,6 +27,7 @@ LAYERS = {
     "c-blocks": ("c.layers", "Blocks"),
     "c-int8": ("c.layers", "Int8"),
     "triton-tiny": ("tiny", "Tiny"),
+    "tiny-cuda": ("tiny_cuda", "TinyCuda"),
     "persistent": ("persistent", "Persistent"),
     "persistent-fp16": ("persistent", "PersistentFP16"),
     "persistent-dense": ("persistent", "PersistentDense"),
@@ -54,6 +56,7 @@ OPPONENTS = (
     "dense-tf32",
     "dense-bf16",
     "dense-fp16",
+    "dense-fp16-padded",
     "dense-onednn",
     "dense-int8",
     "own-dense-int8",

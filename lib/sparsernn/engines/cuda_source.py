@@ -1,4 +1,4 @@
-"""CUDA source compiled when it is needed (NVRTC) and launched so that all its blocks run at once.
+"""CUDA source compiled when it is needed (NVRTC) and launched, where blocks wait for each other so that all run at once.
 
 Needs the packages cuda-bindings and nvidia-cuda-nvrtc; torch for a GPU brings both. Compiling needs no GPU.
 """
@@ -29,7 +29,8 @@ def compile_source(path, architecture, **constants):
     """
     source = Path(path).read_bytes()
     program = _checked(nvrtc.nvrtcCreateProgram(source, Path(path).name.encode(), 0, [], []))
-    options = [*FLAGS, f"--gpu-architecture={architecture}", *(f"-D{name}={n}" for name, n in constants.items())]
+    options = [*FLAGS, f"--gpu-architecture={architecture}", f"--include-path={Path(path).parent}"]
+    options += [f"-D{name}={n}" for name, n in constants.items()]
     (status,) = nvrtc.nvrtcCompileProgram(program, len(options), [option.encode() for option in options])
     if int(status) != 0:
         said = b" " * _checked(nvrtc.nvrtcGetProgramLogSize(program))
@@ -45,11 +46,12 @@ def compile_source(path, architecture, **constants):
 class Kernel:
     """One function of a .cu file on one GPU: `kernel(blocks, threads, shared, *tensors and ints)`, on torch's stream.
 
-    The launch is cooperative: it fails rather than let a block wait for one that has no room. shared: bytes a block
+    shared       bytes a block
+    cooperative  whether its blocks wait for each other: the launch then fails where one of them has no room
     """
 
-    def __init__(self, path, name, device, **constants):
-        self.device = torch.device(device)
+    def __init__(self, path, name, device, cooperative=True, **constants):
+        self.device, self.cooperative = torch.device(device), cooperative
         major, minor = torch.cuda.get_device_capability(self.device)
         code = compile_source(path, f"sm_{major}{minor}", **constants)
         with torch.cuda.device(self.device):
@@ -67,8 +69,8 @@ class Kernel:
         kinds = tuple(ctypes.c_void_p if isinstance(a, torch.Tensor) else ctypes.c_int for a in arguments)
         with torch.cuda.device(self.device):
             stream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
-            _checked(
-                driver.cuLaunchCooperativeKernel(
-                    self.function, blocks, 1, 1, threads, 1, 1, shared, stream, (values, kinds)
-                )
-            )
+            given = self.function, blocks, 1, 1, threads, 1, 1, shared, stream, (values, kinds)
+            if self.cooperative:
+                _checked(driver.cuLaunchCooperativeKernel(*given))
+            else:
+                _checked(driver.cuLaunchKernel(*given, 0))

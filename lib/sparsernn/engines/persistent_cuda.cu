@@ -21,9 +21,9 @@
 
 #define EMPTY 0xffffffffu  // a NaN that arithmetic does not make
 
-#ifndef EMULATED  // tests/emulated.cpp has its own of what follows, and runs the rest on a CPU
-#define SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+#include "gates.cuh"
 
+#ifndef EMULATED  // tests/emulated.cpp has its own of what follows, and runs the rest on a CPU
 // h is shared between blocks while they run: relaxed at the scope of the GPU, so served by L2, each number whole.
 __device__ __forceinline__ uint4 arriving(const unsigned* from) {
     uint4 v;
@@ -46,12 +46,6 @@ constexpr int LANES = PARTS * THREADS;
 constexpr int ALL = PARTS * SLOTS;                                 // a thread's slots
 constexpr int PIECES = (WORDS + 3) / 4;                            // h in pieces of four numbers
 constexpr int COPIES = PIECES < AT_ONCE * THREADS ? (PIECES + THREADS - 1) / THREADS : AT_ONCE;  // a thread's, at once
-
-__device__ __forceinline__ float squash(float a) {
-    return HARD ? fminf(fmaxf(0.2f * a + 0.5f, 0.0f), 1.0f) : 1.0f / (1.0f + expf(-a));
-}
-
-__device__ __forceinline__ float tanh_of(float a) { return 2.0f / (1.0f + expf(-2.0f * a)) - 1.0f; }
 
 __device__ __forceinline__ bool missing(uint4 v, int piece) {  // the last piece may have numbers that nobody writes
     return v.x == EMPTY || (4 * piece + 1 < WORDS && v.y == EMPTY) || (4 * piece + 2 < WORDS && v.z == EMPTY)
@@ -195,24 +189,7 @@ whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, co
             const int now = row[u];
             added[u] = coming[u], row[u] = following[u], following[u] = later[u];
 
-            const bool candidate = KIND == 0 ? gate == 2 : KIND == 1 ? gate >= 2 : true;
-            float g = candidate ? (KIND == 0 ? tanh_of(a) : a) : squash(a);
-            if (KIND == 2) g = HARD ? fmaxf(a, 0.0f) : tanh_of(a);
-            if (!(KIND == 1 && candidate) && constant[u] == constant[u]) g = constant[u];
-            const float g0 = __shfl_sync(0xffffffffu, g, 0, 4), g1 = __shfl_sync(0xffffffffu, g, 1, 4);
-            const float g2 = __shfl_sync(0xffffffffu, g, 2, 4), g3 = __shfl_sync(0xffffffffu, g, 3, 4);
-            float new_h, new_c = c[u];
-            if (KIND == 0) {
-                new_c = g1 * c[u] + g0 * g2;
-                new_h = g3 * tanh_of(new_c);
-            } else if (KIND == 1) {
-                const float held = __shfl_sync(0xffffffffu, constant[u], 2, 4);
-                const float n = held == held ? held : tanh_of(g2 + g0 * g3);
-                new_h = n + g1 * (h[u] - n);
-            } else {
-                new_h = g0;
-            }
-            if (now >= 0) h[u] = new_h, c[u] = new_c;
+            advance(a, constant[u], gate, now >= 0, h[u], c[u]);
             const unsigned bits = __float_as_uint(h[u]);
             if (gate == 0 && unit < ROWS * BATCH)
                 publish(exchange + (size_t)(t + 1) * stride + ((size_t)blockIdx.x * NEURONS + neuron) * BATCH + b,

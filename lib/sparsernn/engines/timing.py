@@ -85,6 +85,19 @@ def on_gpu(call, repeats, once):
     return begin.elapsed_time(end)
 
 
+def kernel_of(call, device):
+    """The kernel that a call spends most of its time in on a GPU, and how often it is launched: "200 x name"; of a library
+    that chooses among several ways, the way that it took. Empty on a CPU, and where the profiler sees nothing."""
+    if torch.device(device).type != "cuda":
+        return ""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+        call()
+        wait(device)
+    found = [event for event in seen.key_averages() if event.self_device_time_total]
+    most = max(found, key=lambda event: event.self_device_time_total, default=None)
+    return f"{most.count} x {most.key[:120]}" if most else ""
+
+
 def summary(samples):
     """median_ms, iqr_ms, best_ms of one engine's samples."""
     low, middle, high = np.percentile(samples, [25, 50, 75])

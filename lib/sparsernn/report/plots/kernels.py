@@ -31,6 +31,7 @@ ENGINE_STYLE = {
     "dense-tf32": (BLACK, "v", "--"),
     "dense-bf16": (GREY, "^", "--"),
     "dense-fp16": (GREY, "v", ":"),
+    "dense-fp16-padded": (GREY, "<", "-"),
     "dense-onednn": (BLACK, "s", ":"),
     "dense-int8": (GREY, "s", "-."),
     "compact-torch": (BLUE, "o", "-"),
@@ -51,6 +52,7 @@ ENGINE_STYLE = {
     "c-blocks": (GREEN, "o", "-"),
     "c-int8": (GREEN, "v", ":"),
     "triton-tiny": (PURPLE, "*", "-"),
+    "tiny-cuda": (PURPLE, "X", "--"),
 }
 AXES = {"density": "density: share of weights left", "batch": "batch: sequences at once"}
 ROUNDS = ("c-int8",)  # engines that round the weights of what is left
