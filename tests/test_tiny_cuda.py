@@ -18,6 +18,7 @@ from sparsernn.engines import cuda_source, tiny_cuda  # noqa: E402
 from sparsernn.engines.base import Layer, Unsupported  # noqa: E402
 from sparsernn.engines.parts import shrink  # noqa: E402
 from sparsernn.engines.tiny_cuda import groups_of  # noqa: E402
+from sparsernn.engines.whole import by_engine  # noqa: E402
 from sparsernn.nets.layers import GRU, LSTM, RNN  # noqa: E402
 
 FLOAT32 = 1e-6
@@ -32,10 +33,13 @@ def emulated(tmp_path_factory, monkeypatch):
     folder.mkdir(exist_ok=True)
 
     def engine(layer, source=tiny_cuda.SOURCE, seed=1):
-        monkeypatch.setattr(
-            tiny_cuda.TinyCuda, "compiled", lambda self, **constants: Emulated(source, folder, constants, seed)
-        )
-        return tiny_cuda.TinyCuda(layer, "cpu")
+        def kernel(path, name, device, cooperative, **constants):
+            assert path == tiny_cuda.SOURCE and name == "whole_sequence" and not cooperative
+            return Emulated(source, folder, constants, seed)
+
+        monkeypatch.setattr(tiny_cuda, "Kernel", kernel)
+        monkeypatch.setattr(tiny_cuda.TinyCuda, "devices", ("cpu",))
+        return layer and tiny_cuda.TinyCuda(layer, "cpu")
 
     return engine
 
@@ -67,7 +71,7 @@ def test_the_source_computes_the_formulas(name, steps, emulated):
 
 @pytest.mark.parametrize("kind", [LSTM, GRU, RNN])
 def test_each_head_has_a_block_of_its_own(kind, emulated):
-    layer, whole, kept = heads(kind, 3, 10)
+    layer, whole, kept = heads(kind, 3, 20)
     x, ids, lengths, live = inputs(6, 2)
     run = emulated(layer)
     assert run.groups == 3
@@ -102,6 +106,56 @@ def test_more_neurons_that_hear_of_each_other_than_registers_hold_are_refused(em
         emulated(pruned("LSTM", hidden=140, live=1.0)[0])
 
 
+# ---- whole nets
+
+
+class Reader(torch.nn.Module):
+    """Ids → layer → head, on the last step or on each; with or without an embedding and states."""
+
+    def __init__(self, kind, last, embedded, states, words=11, hidden=12):
+        super().__init__()
+        self.words = torch.nn.Embedding(words, 5) if embedded else torch.nn.Identity()
+        self.layer, self.head = kind(5 if embedded else words, hidden), torch.nn.Linear(hidden, 3)
+        self.last, self.states = last, states
+
+    def forward(self, ids):
+        y, states = self.layer(self.words(ids))
+        answer = self.head(y[-1] if self.last else y)
+        return (answer, states) if self.states else answer
+
+
+@pytest.mark.parametrize("kind", [LSTM, GRU])
+@pytest.mark.parametrize("last", [True, False])
+@pytest.mark.parametrize("embedded", [True, False])
+@pytest.mark.parametrize("states", [True, False])
+def test_a_net_of_one_layer_is_one_launch(kind, last, embedded, states, emulated):
+    torch.manual_seed(0)
+    model, ids = Reader(kind, last, embedded, states).eval(), torch.randint(11, (9, 4))
+    if embedded:
+        model.layer = (torch.nn.LSTM if kind is LSTM else torch.nn.GRU)(5, 12)
+    emulated(None)
+    fast = by_engine(model, "tiny-cuda", ids, states=False)
+    assert type(fast).__name__ == "InOneCall" and fast.run.in_one == last
+    said, expected = fast(ids), model(ids)
+    if states:
+        (said, nothing), (expected, _) = said, expected
+        assert all(state.isnan().all() for state in (nothing if kind is LSTM else [nothing]))
+    assert error(said, expected.detach()) <= FLOAT32
+    assert by_engine(model, "tiny-cuda", ids, states=states) is not None or not states
+
+
+def test_words_and_neurons_that_went_are_none_in_one_launch(emulated):
+    torch.manual_seed(0)
+    model = Reader(LSTM, True, False, False, hidden=20).requires_grad_(False)
+    model.layer.weight_ih_l0[:, [2, 5]] = 0
+    model.layer.weight_hh_l0[:, 10:] = 0
+    model.head.weight[:, 10:] = 0
+    ids = torch.randint(11, (9, 4))
+    emulated(None)
+    fast = by_engine(model.eval(), "tiny-cuda", ids)
+    assert error(fast(ids), model(ids)) <= FLOAT32
+
+
 # ---- groups
 
 
@@ -121,8 +175,16 @@ def test_neurons_that_hear_of_each_other_by_any_way_are_one_group():
     ("kind", "hard", "neurons"),
     [(0, 0, 8), (0, 0, 32), (0, 1, 64), (0, 0, 96), (1, 0, 96), (1, 1, 32), (2, 0, 16), (2, 1, 160)],
 )
-def test_weights_stay_in_registers(architecture, kind, hard, neurons):
-    constants = {"NEURONS": neurons, "GROUPS": 2, "KIND": kind, "HARD": hard}
+@pytest.mark.parametrize("words", [0, 9000])
+def test_weights_stay_in_registers(architecture, kind, hard, neurons, words):
+    constants = {
+        "NEURONS": neurons,
+        "GROUPS": 1,
+        "KIND": kind,
+        "HARD": hard,
+        "WORDS": words,
+        "CLASSES": 2 * (words > 0),
+    }
     code = cuda_source.compile_source(tiny_cuda.SOURCE, architecture, **constants)
     triton = pytest.importorskip("triton", reason="its tools read machine code")
     registers, spilled = usage(Path(triton.__file__).parent / "backends/nvidia/bin/cuobjdump", code)

@@ -117,7 +117,8 @@ class Engine:
     dtype = torch.float32  # of its products; x and y are float32
     reads_ids = False  # whether ids cost a row of a table, not a product
     activations = ("logistic", "hard", "tanh", "relu")  # those it computes (`Cell.activation`)
-    whole = None  # of a class that runs a `chain.Chain` in one call: `whole(chain, width)` → x ↦ its answer, its states
+    whole = None  # of a class that runs a `chain.Chain` in one call: `whole(chain, width, states, device)` → x ↦ its
+    # answer, its states of that width, NaN where states is False; or None for a chain that it does not run so
     carries = False  # whether it goes on from a state and hands one out: `carry(x, live, state)` → y, [h, c]
     hands_out = False  # whether it has, from zeros, final states to hand out: `run_with_states(x, live)` → y, [h, c]
 

@@ -5,11 +5,13 @@ block of its own: a layer of many heads is many tiny layers. Source: the idea of
 Diamos et al. 2016), at the other end of the scale; heads as FlashRNN (2412.07752) has them.
 """
 
+from functools import cached_property
 from pathlib import Path
 
 import torch
 from scipy.sparse import csr_array
 from scipy.sparse.csgraph import connected_components
+from torch.nn import functional as F
 
 from .base import KINDS, Tabled, Unsupported
 from .cuda_source import Kernel
@@ -74,16 +76,79 @@ class TinyCuda(Tabled):
         of_threads = places.permute(1, 2, 0), fixed.permute(1, 2, 0)  # [G, neuron, gate]
         tensors = held, *of_threads, neuron_of.int()
         self.tensors = [tensor.contiguous().to(device) for tensor in tensors]
-        self.kernel = self.compiled(NEURONS=size, GROUPS=len(groups), KIND=KINDS[layer.kind],
-                                    HARD=int(layer.cell.activation in ("hard", "relu")))  # fmt: skip
+        self.neuron_of, self.no_head = neuron_of, torch.zeros(1, device=device)
+        self.constants = {"NEURONS": size, "GROUPS": len(groups), "KIND": KINDS[layer.kind]}
+        self.constants["HARD"] = int(layer.cell.activation in ("hard", "relu"))
 
-    def compiled(self, **constants):
+    @cached_property
+    def kernel(self):
+        return self.compiled()
+
+    def compiled(self, words=0, classes=0):
+        constants = self.constants | {"WORDS": words, "CLASSES": classes}
         return Kernel(SOURCE, "whole_sequence", self.device, cooperative=False, **constants)
+
+    def launch(self, kernel, table, rows, head, y):
+        (steps, batch), sizes = rows.shape, (table.shape[1], self.layer.hidden)
+        kernel(
+            batch * self.groups,
+            self.threads,
+            8 * self.neurons,
+            table,
+            rows,
+            *self.tensors,
+            head,
+            y,
+            steps,
+            batch,
+            *sizes,
+        )
+        return y
+
+    @classmethod
+    def whole(cls, chain, width, states, device):
+        if len(chain.levels) > 1 or chain.words is None or (width and states):
+            return None
+        return Whole(chain, cls, width, device)
 
     def run(self, x, live):
         table, rows = self.table_and_rows(x, live)
-        (steps, batch), hidden = rows.shape, self.layer.hidden
-        y = torch.empty(steps, batch, hidden, device=self.device)
-        sizes = steps, batch, table.shape[1], hidden
-        self.kernel(batch * self.groups, self.threads, 8 * self.neurons, table, rows, *self.tensors, y, *sizes)
-        return y
+        y = torch.empty(*rows.shape, self.layer.hidden, device=self.device)
+        return self.launch(self.kernel, table, rows, self.no_head, y)
+
+
+class Whole:
+    """A `Chain` of ids, one layer and a head: `whole(x)` with ids [T, B] int64 → [B, C] or [T, B, C], and for states NaN.
+
+    One launch where it answers on the last step and its neurons are one group; else the head is a product of its own. An id
+    that is not there ends it as it ends torch's look-up on a GPU: by a fault.
+    """
+
+    def __init__(self, chain, kind, width, device):
+        first = chain.levels[0]
+        first = first if chain.embedding is None else first.reading(chain.embedding)
+        self.engine, self.last, self.classes, self.width = kind(first, device), chain.last, len(chain.bias), width
+        self.nothing = torch.full((1, 1, 1), torch.nan, device=device)
+        place = torch.full((chain.words,), len(chain.kept)).index_copy(0, chain.kept, torch.arange(len(chain.kept)))
+        self.table = self.engine.word_table[
+            place.to(device)
+        ].contiguous()  # of every word, so that no id is looked up twice
+        self.in_one = self.last and self.engine.groups == 1
+        self.kernel = self.engine.compiled(chain.words, self.classes if self.in_one else 0)
+        weight, bias = (self.engine.fp32(part) for part in (chain.weight, chain.bias))
+        if self.in_one:
+            order = self.engine.neuron_of[0].to(device)
+            self.head = torch.cat([weight[:, order.clamp(min=0)] * (order >= 0), bias[:, None]], 1).contiguous()
+        else:
+            self.head = weight, bias
+
+    @torch.no_grad()
+    def __call__(self, x):
+        steps, batch = x.shape
+        states = [self.nothing.expand(1, batch, self.width)] * (self.engine.layer.cell.n_states if self.width else 0)
+        if self.in_one:
+            answer = torch.empty(batch, self.classes, device=x.device)
+            return self.engine.launch(self.kernel, self.table, x, self.head, answer), states
+        y = torch.empty(steps, batch, self.engine.layer.hidden, device=x.device)
+        self.engine.launch(self.kernel, self.table, x, self.engine.no_head, y)
+        return F.linear(y[-1] if self.last else y, *self.head), states

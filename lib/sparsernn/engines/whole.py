@@ -1,4 +1,4 @@
-"""A model run by an engine: as one call of C where it is a chain of layers, else layer by layer.
+"""A model run by an engine: in one call where it is a chain of layers that the engine runs so, else layer by layer.
 
 Where a net has a few neurons left, a step takes less than a tenth of a microsecond, and what Python does between an
 embedding, a layer and a head takes a hundred: that is left out.
@@ -30,9 +30,10 @@ def by_engine(model, engine, example, device="cpu", states=True):
     Raises ValueError for an unknown engine, `Unsupported` for a layer it does not run.
     """
     kind = engine_class(engine)
-    if kind.whole and torch.device(device).type == "cpu" and (found := chained(model, example)):
+    if kind.whole and torch.device(device).type in kind.devices and (found := chained(model, example)):
         chain, form, width = found
-        return InOneCall(kind.whole(chain, width), chain, form, (deep_copy(model), engine, example)).eval()
+        if run := kind.whole(chain, width, states, device):
+            return InOneCall(run, chain, form, (deep_copy(model), engine, example, device)).eval()
     return by_layers(model, engine, example, device, states)
 
 
@@ -105,7 +106,7 @@ class InOneCall(nn.Module):
 
     def __init__(self, run, chain, form, layers):
         super().__init__()
-        self.run, self.form, self.given = run, form, layers
+        self.run, self.form, self.given, self.where = run, form, layers, torch.device(layers[-1]).type
         self.ids, self.inputs, (self.turns, self.turns_back) = chain.words is not None, chain.inputs, chain.first
 
     @cached_property
@@ -123,13 +124,13 @@ class InOneCall(nn.Module):
         if not isinstance(x, torch.Tensor) or not self._fits(x):
             with torch.no_grad():
                 return self.layers(*given, **more)
-        answer, states = self.run((x.transpose(0, 1) if self.turns else x).contiguous())
+        answer, found = self.run((x.transpose(0, 1) if self.turns else x).contiguous())
         if self.turns_back:
             answer = answer.transpose(0, 1)
-        return filled(self.form, [answer, *states])
+        return filled(self.form, [answer, *found])
 
     def _fits(self, x):
-        if not x.is_cpu or not x.numel():
+        if x.device.type != self.where or not x.numel():
             return False
         if self.ids:
             return x.dtype == torch.int64 and x.dim() == 2

@@ -125,7 +125,7 @@ class Blocks(InFloat32, Engine):
         return cls.product(weight, bias, cls.path)
 
     @classmethod
-    def whole(cls, chain, width):
+    def whole(cls, chain, width, states, device):
         return Whole(chain, cls, width)
 
     def step_of_state(self):
