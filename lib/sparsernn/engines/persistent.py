@@ -50,26 +50,34 @@ def gathered(column, value, h, line, BATCH: tl.constexpr, PACKED: tl.constexpr, 
 
 
 @triton.jit
-def block_times(held, words, base, h, BLOCK: tl.constexpr, MULTIPLIES: tl.constexpr, HS: tl.constexpr,
-                CHUNK: tl.constexpr, CHUNKS: tl.constexpr, BATCH: tl.constexpr, PACKED: tl.constexpr,
-                DENSE: tl.constexpr, HELD: tl.constexpr):  # fmt: skip
-    """What h contributes to one block of this program's neurons, [HS, BATCH]."""
-    result = tl.zeros([HS, BATCH], tl.float32)
+def block_tile(held, words, base, h, BLOCK: tl.constexpr, MULTIPLIES: tl.constexpr, HS: tl.constexpr,
+               CHUNK: tl.constexpr, CHUNKS: tl.constexpr, BATCH: tl.constexpr, PACKED: tl.constexpr,
+               DENSE: tl.constexpr, HELD: tl.constexpr):  # fmt: skip
+    """What one sequence's h contributes to one block of this program's neurons, before the sum over a chunk.
+
+    Sparse, a tile lies [CHUNK, HS]: a gather has no order that the compiler could see, and it deals lanes out along the first
+    dimension, which so is a row's weights; the sum then stays in a warp. Dense, loads along a row are what it looks for.
+    """
+    line = tl.arange(0, CHUNK)[None, :] if DENSE else tl.arange(0, CHUNK)[:, None]
+    row = tl.arange(0, HS)[:, None] if DENSE else tl.arange(0, HS)[None, :]
+    total = tl.zeros([HS, CHUNK] if DENSE else [CHUNK, HS], tl.float32)
     if (MULTIPLIES >> BLOCK) & 1:
-        line = tl.arange(0, CHUNK)[None, :]
-        at = tl.arange(0, HS)[:, None] * CHUNK + line
-        for b in tl.static_range(BATCH):
-            total = tl.zeros([HS, CHUNK], tl.float32)
-            if HELD:
-                for q in tl.static_range(CHUNKS):
-                    column, value = held[2 * (BLOCK * CHUNKS + q)], held[2 * (BLOCK * CHUNKS + q) + 1]
-                    total += gathered(column, value, h + b, q * CHUNK + line, BATCH, PACKED, DENSE)
-            else:
-                for q in range(CHUNKS):
-                    column, value = fetch(words, base + (BLOCK * CHUNKS + q) * HS * CHUNK + at, PACKED, DENSE)
-                    total += gathered(column, value, h + b, q * CHUNK + line, BATCH, PACKED, DENSE)
-            result += tl.where(tl.arange(0, BATCH)[None, :] == b, tl.sum(total, 1)[:, None], 0.0)
-    return result
+        at = row * CHUNK + line
+        if HELD:
+            for q in tl.static_range(CHUNKS):
+                column, value = held[2 * (BLOCK * CHUNKS + q)], held[2 * (BLOCK * CHUNKS + q) + 1]
+                total += gathered(column, value, h, q * CHUNK + line, BATCH, PACKED, DENSE)
+        else:
+            for q in range(CHUNKS):
+                column, value = fetch(words, base + (BLOCK * CHUNKS + q) * HS * CHUNK + at, PACKED, DENSE)
+                total += gathered(column, value, h, q * CHUNK + line, BATCH, PACKED, DENSE)
+    return total
+
+
+@triton.jit
+def summed(tile, b: tl.constexpr, BATCH: tl.constexpr, DENSE: tl.constexpr):
+    """The sum over a tile's chunk in column b of [HS, BATCH], 0 in the others."""
+    return tl.where(tl.arange(0, BATCH)[None, :] == b, tl.sum(tile, 1 if DENSE else 0)[:, None], 0.0)
 
 
 @triton.jit
@@ -96,7 +104,8 @@ def whole_sequence(table, rows, words, places, fixed, exchange, arrived, steps, 
     base = program.to(tl.int64) * BLOCKS * CHUNKS * HS * CHUNK
     held = ()
     if HELD and not EMPTY:
-        at = tl.arange(0, HS)[:, None] * CHUNK + tl.arange(0, CHUNK)[None, :]
+        row = tl.arange(0, HS)[:, None] if DENSE else tl.arange(0, HS)[None, :]
+        at = row * CHUNK + (tl.arange(0, CHUNK)[None, :] if DENSE else tl.arange(0, CHUNK)[:, None])
         for q in tl.static_range(BLOCKS * CHUNKS):
             held = held + fetch(words, base + q * HS * CHUNK + at, PACKED, DENSE)
     l0, l1 = tl.load(places + mine)[:, None], tl.load(places + neurons + mine)[:, None]
@@ -116,10 +125,16 @@ def whole_sequence(table, rows, words, places, fixed, exchange, arrived, steps, 
         a0, a1 = read(table, at, l0, READS, 0, HS, BATCH), read(table, at, l1, READS, 1, HS, BATCH)
         a2, a3 = read(table, at, l2, READS, 2, HS, BATCH), read(table, at, l3, READS, 3, HS, BATCH)
         if not EMPTY:
-            p0 += block_times(held, words, base, exchange, 0, MULTIPLIES, HS, CHUNK, CHUNKS, BATCH, PACKED, DENSE, HELD)
-            p1 += block_times(held, words, base, exchange, 1, MULTIPLIES, HS, CHUNK, CHUNKS, BATCH, PACKED, DENSE, HELD)
-            p2 += block_times(held, words, base, exchange, 2, MULTIPLIES, HS, CHUNK, CHUNKS, BATCH, PACKED, DENSE, HELD)
-            p3 += block_times(held, words, base, exchange, 3, MULTIPLIES, HS, CHUNK, CHUNKS, BATCH, PACKED, DENSE, HELD)
+            for i in tl.static_range(BATCH):  # every gather is asked for before the first sum waits for one
+                h_i = exchange + i
+                t0 = block_tile(held, words, base, h_i, 0, MULTIPLIES, HS, CHUNK, CHUNKS, BATCH, PACKED, DENSE, HELD)
+                t1 = block_tile(held, words, base, h_i, 1, MULTIPLIES, HS, CHUNK, CHUNKS, BATCH, PACKED, DENSE, HELD)
+                t2 = block_tile(held, words, base, h_i, 2, MULTIPLIES, HS, CHUNK, CHUNKS, BATCH, PACKED, DENSE, HELD)
+                t3 = block_tile(held, words, base, h_i, 3, MULTIPLIES, HS, CHUNK, CHUNKS, BATCH, PACKED, DENSE, HELD)
+                p0 += summed(t0, i, BATCH, DENSE)
+                p1 += summed(t1, i, BATCH, DENSE)
+                p2 += summed(t2, i, BATCH, DENSE)
+                p3 += summed(t3, i, BATCH, DENSE)
         new_h, new_c = advance(p0, p1, p2, p3, f0, f1, f2, f3, h, c, KIND, HARD)
         h, c = tl.where(row >= 0, new_h, h), tl.where(row >= 0, new_c, c)
         tl.store(out, h)

@@ -48,6 +48,7 @@ constexpr int PIECES = (WORDS + 3) / 4;                            // h in piece
 constexpr int COPIES = PIECES < AT_ONCE * THREADS ? (PIECES + THREADS - 1) / THREADS : AT_ONCE;  // a thread's, at once
 
 __device__ __forceinline__ bool missing(uint4 v, int piece) {  // the last piece may have numbers that nobody writes
+    if (PARTS == 1 && WORDS % 4 == 0) return (v.x == EMPTY) | (v.y == EMPTY) | (v.z == EMPTY) | (v.w == EMPTY);
     return v.x == EMPTY || (4 * piece + 1 < WORDS && v.y == EMPTY) || (4 * piece + 2 < WORDS && v.z == EMPTY)
         || (4 * piece + 3 < WORDS && v.w == EMPTY);
 }
@@ -177,6 +178,7 @@ whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, co
         }
 #pragma unroll
         for (int u = 0; u < UNITS; u++) {
+            if (PARTS == 1 && u * THREADS + (thread & ~31) >= ROWS * BATCH) break;  // a warp without a unit is out of the way
             const int unit = u * THREADS + thread, b = (unit >> 2) % BATCH, neuron = (unit >> 2) / BATCH;
             float a = added[u];
             if (PRODUCTS && t > 0) {

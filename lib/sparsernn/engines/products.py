@@ -114,10 +114,19 @@ class TwoToFour(Product):
             raise Unsupported(f"2:4 wants rows in 32s and columns in 64s, not {tuple(weight.shape)}")
         if int((weight.view(len(weight), -1, 4) != 0).sum(2).max()) > 2:
             raise Unsupported("some group of four has more than two weights")
-        return torch.sparse.to_sparse_semi_structured(weight)
+        torch.sparse.SparseSemiStructuredTensor._FORCE_CUTLASS = False  # torch's CUTLASS kernel is for sm_80 alone
+        self.searched = set()
+        with warnings.catch_warnings():
+            warnings.filterwarnings(
+                "ignore", "The PyTorch API of SparseSemiStructuredTensor is in prototype", UserWarning
+            )
+            return torch.sparse.to_sparse_semi_structured(weight)
 
+    @torch.no_grad()
     def __call__(self, x):
-        if x.shape[1] % 8 == 0:
-            return super().__call__(x)
-        wide = torch.nn.functional.pad(x, (0, -x.shape[1] % 8))  # the library wants multiples of 8
-        return super().__call__(wide)[:, : x.shape[1]]
+        columns = x.shape[1]
+        x = torch.nn.functional.pad(x, (0, -columns % 8)).contiguous()  # the library wants multiples of 8
+        if x.shape[1] not in self.searched and hasattr(torch, "_cslt_sparse_mm_search"):
+            self.weight.alg_id_cusparselt = torch._cslt_sparse_mm_search(self.weight.packed, x)
+            self.searched.add(x.shape[1])
+        return (self.weight @ x)[:, :columns]

@@ -13,6 +13,7 @@ from ..nets.multiply import linear
 
 MEGABYTE = 1 << 20
 CLOCKS = 2e9  # of a GPU in a second, or a little fewer
+AHEAD = 1.5  # times as long as the host takes for its calls does a GPU sleep before them
 
 
 @contextmanager
@@ -56,7 +57,7 @@ def interleaved(calls, device="cpu", seconds=0.5, rounds=(5, 50)):
         wait(device)
         once[name] = time.perf_counter() - begin
         repeats[name] = min(50, max(1, int(least / max(once[name], 1e-9))))
-    cost = sum(once[name] * repeats[name] for name in calls)
+    cost = sum(once[name] * repeats[name] for name in calls) * (1 + AHEAD * (torch.device(device).type == "cuda"))
     samples = {name: [] for name in calls}
     for _ in range(int(np.clip(seconds / max(cost, 1e-9), *rounds))):
         for name, call in calls.items():
@@ -76,7 +77,7 @@ def on_cpu(call, repeats, once):
 def on_gpu(call, repeats, once):
     """The same between two events; the device sleeps first, so that the host, at `once` seconds a call, is ahead of it."""
     begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
-    torch.cuda._sleep(int(CLOCKS * min(0.1, 1.5 * once * repeats)))
+    torch.cuda._sleep(int(CLOCKS * min(0.1, AHEAD * once * repeats)))
     begin.record()
     for _ in range(repeats):
         call()
