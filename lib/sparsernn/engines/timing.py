@@ -39,6 +39,23 @@ def wait(device):
         torch.cuda.synchronize(device)
 
 
+class Unusable(RuntimeError):
+    """After a fault of `engine` the GPU runs nothing any more in this process; another process has it as new."""
+
+    def __init__(self, engine, problem):
+        said = str(problem).strip().split("\n")[0]
+        super().__init__(f"engine {engine} left the GPU unusable: {said[:150]}")
+        self.engine = engine
+
+
+def check_usable(device, engine, problem):
+    """After what an engine raised: raises Unusable if the device no longer answers."""
+    try:
+        wait(device)
+    except Exception:
+        raise Unusable(engine, problem) from problem
+
+
 def interleaved(calls, device="cpu", seconds=0.5, rounds=(5, 50)):
     """name → milliseconds of each sample; every engine once a round, so that a disturbance meets them all alike.
 
@@ -50,18 +67,22 @@ def interleaved(calls, device="cpu", seconds=0.5, rounds=(5, 50)):
     """
     least = 5e-3 if torch.device(device).type == "cuda" else 5e-4
     once, repeats = {}, {}
-    for name, call in calls.items():
-        begin = time.perf_counter()
-        call()
-        wait(device)
-        once[name] = time.perf_counter() - begin
-        repeats[name] = min(50, max(1, int(least / max(once[name], 1e-9))))
-    cost = sum(once[name] * repeats[name] for name in calls)
-    samples = {name: [] for name in calls}
-    for _ in range(int(np.clip(seconds / max(cost, 1e-9), *rounds))):
+    samples, name = {name: [] for name in calls}, ""
+    try:
         for name, call in calls.items():
-            sample = on_gpu if torch.device(device).type == "cuda" else on_cpu
-            samples[name].append(sample(call, repeats[name], once[name]) / repeats[name])
+            begin = time.perf_counter()
+            call()
+            wait(device)
+            once[name] = time.perf_counter() - begin
+            repeats[name] = min(50, max(1, int(least / max(once[name], 1e-9))))
+        cost = sum(once[name] * repeats[name] for name in calls)
+        for _ in range(int(np.clip(seconds / max(cost, 1e-9), *rounds))):
+            for name, call in calls.items():
+                sample = on_gpu if torch.device(device).type == "cuda" else on_cpu
+                samples[name].append(sample(call, repeats[name], once[name]) / repeats[name])
+    except Exception as problem:
+        check_usable(device, name.split(",")[0], problem)  # "persistent, empty" is persistent's
+        raise
     return {name: np.array(values) for name, values in samples.items()}
 
 
