@@ -491,6 +491,16 @@ def test_choosing_ends_where_the_gpu_does(monkeypatch):
         choose.choose(small, x)
 
 
+@pytest.mark.parametrize(("device", "threads"), [("cpu", 1), ("cuda", 2)])
+def test_one_thread_computes_on_a_cpu_and_all_prepare_for_a_gpu(monkeypatch, device, threads):
+    found = []
+    monkeypatch.setattr(command, "check_device", lambda name: None)
+    monkeypatch.setattr(command, "sweep", lambda *_: found.append(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    command.main(["--device", device, "--sweep", "products"])
+    assert found == [threads]
+
+
 def test_the_commands_last_line_says_how_to_go_on(monkeypatch, capsys):
     def fault(*_):
         raise timing.Unusable("persistent", "unspecified launch failure")
