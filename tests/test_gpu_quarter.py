@@ -112,6 +112,17 @@ def test_an_engine_that_is_not_there_cannot_be_left_out(command):
     assert "SPARSERNN_WITHOUT: unknown engine 'triton-tin'; did you mean 'triton-tiny'" in run.stderr
 
 
+def test_a_gpu_is_described(monkeypatch, tmp_path):
+    chip = {"name": "NVIDIA H100", "major": 9, "minor": 0, "multi_processor_count": 132, "total_memory": 80}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: type("Chip", (), chip))
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho name, clocks\necho $1\n")
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    *_, where, header, asked = launch.machine("cuda")
+    assert where == "NVIDIA H100, sm_90, 132 multiprocessors, 80 B"
+    assert header == "name, clocks" and "clocks.sm" in asked
+
+
 def test_engines_are_left_out_of_layers_and_products(monkeypatch):
     monkeypatch.setenv("SPARSERNN_WITHOUT", " csr-torch , dense-onednn,")
     for table in (engines.LAYERS, engines.PRODUCTS):
@@ -153,7 +164,12 @@ def quarter(half, folder, **more):
 
 def test_both_halves_leave_their_tables_and_leave_out_what_fails(tmp_path, project):
     folder = tmp_path / "out"
-    more = {"FAULTY": "right raises faults stalls", "SPARSERNN_ROOT": str(project), "PATIENCE": "10"}
+    more = {
+        "FAULTY": "right raises faults stalls",
+        "SPARSERNN_ROOT": str(project),
+        "PATIENCE": "10",
+        "LIMIT_TRAINING": "40",
+    }
     steps = quarter("A", folder, **more)
     assert list(steps) == ["launch", "layers", "models"] and all("status 0" in line for line in steps.values())
     assert "begun 3 times" in steps["layers"] and "begun 1 times" in steps["models"], "once more for each of two faults"
@@ -183,7 +199,7 @@ def test_both_halves_leave_their_tables_and_leave_out_what_fails(tmp_path, proje
         "right",
         "choose",
     }
-    if "status 0" in steps["training"]:
+    if (folder / "training.csv").exists():  # it is given little time, and leaves what it has
         steps_of = records.read_timings(folder / "training.csv")
         assert "pydocs-topic" in {*steps_of["task"]} and "train-step" in {*steps_of["engine"]}
     assert (own["error"] < 1e-4).all() and (own["median_ms"] > 0).all()
