@@ -228,6 +228,11 @@ def test_a_sweep_says_which_packages_are_missing(monkeypatch):
     assert list(bench_sweep.not_here([layer_cell(), layer_cell("32x32")])) == [
         "engine 'persistent-cuda' needs cuda: pip install cuda-bindings"
     ]
+    monkeypatch.setenv("SPARSERNN_WITHOUT", "numba,persistent-cuda")
+    assert list(bench_sweep.not_here([layer_cell()])) == [
+        "engine 'numba' is left out: SPARSERNN_WITHOUT names it",
+        "engine 'persistent-cuda' is left out: SPARSERNN_WITHOUT names it",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -342,12 +347,12 @@ def test_a_profile_takes_a_notebooks_lists():
         bench.profile_of("cpu", ["1760"])
 
 
-def test_the_full_sweep_of_a_gpu_goes_on_from_the_short_one():
-    whole, short = (
+def test_the_full_sweep_of_a_gpu_goes_on_from_the_quarter_of_an_hour():
+    whole, quarter = (
         {str(case.fields) for sweep in bench.SWEEPS.values() for case in sweep(bench.PROFILES[name])}
-        for name in ("gpu", "gpu-short")
+        for name in ("gpu", "gpu-quarter")
     )
-    assert short < whole
+    assert quarter < whole
 
 
 def test_the_sweeps_need_no_notebook_and_no_figures():
@@ -447,14 +452,70 @@ def test_tf32_is_allowed_its_rounding_and_says_so():
     )
 
 
-def test_a_gpu_that_no_longer_answers_ends_the_sweep(monkeypatch):
+def test_a_gpu_that_no_longer_answers_ends_the_sweep_and_names_the_engine(monkeypatch):
     def dead(device):
         raise RuntimeError("an illegal memory access was encountered")
 
-    monkeypatch.setattr(bench_sweep, "wait", dead)
+    monkeypatch.setattr(timing, "wait", dead)
     monkeypatch.setattr(bench.LayerCase, "make", lambda self, name, device: dead(device))
-    with pytest.raises(RuntimeError, match="illegal memory access"):
+    with pytest.raises(timing.Unusable, match="engine dense-fp32 left the GPU unusable: an illegal memory access"):
         bench.measure(layer_cell(), "cpu", ROOF, 0.01)
+
+
+def test_a_fault_while_engines_take_turns_is_the_one_engines(monkeypatch):
+    def fault():
+        if len(calls) > 3:
+            raise RuntimeError("unspecified launch failure\nand more")
+        calls.append("persistent, empty")
+
+    calls = []
+    engines = {"numba": lambda: calls.append("numba"), "persistent, empty": fault}
+    with pytest.raises(RuntimeError, match="unspecified launch failure") as found:
+        timing.interleaved(engines, rounds=(9, 9))
+    assert not isinstance(found.value, timing.Unusable), "the device answers"
+    alive, calls = timing.wait, []
+    monkeypatch.setattr(timing, "wait", lambda device: alive(device) if len(calls) < 4 else 1 / 0)
+    with pytest.raises(timing.Unusable) as found:
+        timing.interleaved(engines | {"numba": lambda: None}, rounds=(9, 9))
+    assert found.value.engine == "persistent"
+
+
+def test_choosing_ends_where_the_gpu_does(monkeypatch):
+    def dead(*_):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    _, small, _, x, *_ = layer_cell().data
+    monkeypatch.setattr(timing, "wait", dead)
+    monkeypatch.setattr(choose, "_built", dead)
+    with pytest.raises(timing.Unusable, match="engine compact-torch left the GPU unusable"):
+        choose.choose(small, x)
+
+
+@pytest.mark.parametrize(("device", "threads"), [("cpu", 1), ("cuda", 2)])
+def test_one_thread_computes_on_a_cpu_and_all_prepare_for_a_gpu(monkeypatch, device, threads):
+    found = []
+    monkeypatch.setattr(command, "check_device", lambda name: None)
+    monkeypatch.setattr(command, "sweep", lambda *_: found.append(torch.get_num_threads()))
+    torch.set_num_threads(2)
+    command.main(["--device", device, "--sweep", "products"])
+    assert found == [threads]
+
+
+def test_the_commands_last_line_says_how_to_go_on(monkeypatch, capsys):
+    def fault(*_):
+        raise timing.Unusable("persistent", "unspecified launch failure")
+
+    def leave(status):
+        raise SystemExit(status)
+
+    monkeypatch.setenv("SPARSERNN_WITHOUT", "csr-triton")
+    monkeypatch.setattr(command, "sweep", fault)
+    monkeypatch.setattr("os._exit", leave)
+    with pytest.raises(SystemExit) as status:
+        command.main(["--device", "cpu", "--sweep", "products"])
+    assert status.value.code == 3
+    said = "engine persistent left the GPU unusable; SPARSERNN_WITHOUT=csr-triton,persistent goes on without it"
+    assert capsys.readouterr().out.splitlines()[-1] == said
 
 
 def test_a_floor_of_few_bytes_takes_the_rate_of_larger_copies_where_they_are_faster():

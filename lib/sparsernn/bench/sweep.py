@@ -3,13 +3,16 @@
 import itertools
 import re
 import time
+from contextlib import nullcontext
 
 import torch
 
 from .. import records
-from ..engines import LAYERS, OPPONENTS, PRODUCTS, available, engine_class
-from ..engines.timing import Roof, cache_of, interleaved, kernel_of, summary, wait
+from ..engines import LAYERS, OPPONENTS, PRODUCTS, available, engine_class, left_out
+from ..engines.timing import Roof, cache_of, check_usable, interleaved, kernel_of, summary, wait
 from .cases import ALLOWED, ALLOWED_ELSE, RATES
+
+COMPILES = 3.0  # seconds a case, of what Triton and NVRTC compile for it: 0.3 to 2 a kernel, many of them met before
 
 
 def slug(device):
@@ -18,8 +21,12 @@ def slug(device):
     return kind if kind == "cpu" else re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 
-def measure(case, device, roof, seconds, report=lambda line: None):
-    """Rows of one case: each engine that runs it and is right, beside each opponent that does."""
+def measure(case, device, roof, seconds, report=lambda line: None, trying=nullcontext):
+    """Rows of one case: each engine that runs it and is right, beside each opponent that does.
+
+    trying  name → the context in which an engine is run for the first time (`watch.within`)
+    Raises `timing.Unusable` where an engine's fault leaves a GPU that runs nothing any more.
+    """
     where = records.where_and_with(device) | {"threads": torch.get_num_threads()} | case.fields
     calls, known = {}, {}
     for name in available(torch.device(device).type, case.table):
@@ -29,12 +36,14 @@ def measure(case, device, roof, seconds, report=lambda line: None):
             )
             continue
         try:
-            call, dtype, empty = case.make(name, device)
-            wrong = case.error(name, call())
-            if empty:
-                empty[0]()  # so that it is compiled and warm
+            with trying(name):
+                call, dtype, empty = case.make(name, device)
+                wrong = case.error(name, call())
+                if empty:
+                    empty[0]()  # so that it is compiled and warm
+                    wait(device)  # a fault in it is its own, not the next engine's
         except Exception as problem:  # what does not run here has no row; the sweep goes on, and says so
-            wait(device)  # or ends: nothing runs any more on a GPU after a fault
+            check_usable(device, name, problem)  # or ends: nothing runs any more on a GPU after a fault
             report(f"    {name}: n/a, {str(problem).splitlines()[0][:150]}")
             continue
         if not wrong <= ALLOWED.get(dtype, ALLOWED_ELSE):
@@ -90,15 +99,19 @@ def forecast(cases, device, roof, seconds):
             max(seconds, 5 * heavy)
             + 6 * heavy * (1 + case.chooses)
             + 0.2
-            + (15 if torch.device(device).type == "cuda" else 0)
+            + (COMPILES if torch.device(device).type == "cuda" else 0)
         )
     return total / 60
 
 
 def not_here(cases):
-    """A line an engine that these cases would be run by, were its package here."""
+    """A line an engine that these cases would be run by, were its package here or its name not `left_out`."""
+    without = left_out()
     for table in {id(case.table): case.table for case in cases}.values():
         for name in table:
+            if name in without:
+                yield f"engine {name!r} is left out: SPARSERNN_WITHOUT names it"
+                continue
             try:
                 engine_class(name, table)
             except ImportError as problem:
@@ -118,9 +131,10 @@ def news(say):
     return report
 
 
-def sweep(cases, device="cpu", seconds=0.5, path=None, report=lambda line: None, again=False):
+def sweep(cases, device="cpu", seconds=0.5, path=None, report=lambda line: None, again=False, trying=nullcontext):
     """Time the cases → their rows; upserted to `path` a case at a time, and what is there already is skipped, unless
-    `again`: a case counts as there with its dense row, whatever engines it was timed with."""
+    `again`: a case counts as there with its dense row, whatever engines it was timed with. `trying`, and what is raised: as
+    of `measure`."""
     roof = Roof.measured(device)
     todo = missing(cases, device, path) if path and not again else cases
     for line in not_here(cases):
@@ -130,7 +144,7 @@ def sweep(cases, device="cpu", seconds=0.5, path=None, report=lambda line: None,
     report(f"{len(todo)} cases to time on {where}, {there} there already; about {minutes:.1f} minutes")
     rows, begin = [], time.perf_counter()
     for number, case in enumerate(todo, 1):
-        found = measure(case, device, roof, seconds, report)
+        found = measure(case, device, roof, seconds, report, trying)
         if path:
             records.upsert_timings(found, path)
         rows += found

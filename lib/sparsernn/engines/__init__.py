@@ -4,6 +4,7 @@
 when its engine is asked for: numba and Triton need not be there for the others.
 """
 
+import os
 from importlib import import_module
 
 from ..files import nearest
@@ -81,10 +82,21 @@ def engine_class(name, table=LAYERS):
         raise ImportError(f"engine {name!r} needs {missing}: pip install {PACKAGES.get(missing, missing)}") from problem
 
 
+def left_out():
+    """The names in `SPARSERNN_WITHOUT`, with commas between them. Raises ValueError for one that no engine has."""
+    names = [name.strip() for name in os.environ.get("SPARSERNN_WITHOUT", "").split(",") if name.strip()]
+    for name in names:
+        if name not in LAYERS | PRODUCTS:
+            raise ValueError(f"SPARSERNN_WITHOUT: {nearest('engine', name, LAYERS | PRODUCTS)}")
+    return names
+
+
 def available(device, table=LAYERS):
-    """Names of the engines that run on a device type and whose packages are there."""
-    names = []
+    """Names of the engines that run on a device type, whose packages are there, and that are not `left_out`."""
+    names, without = [], left_out()
     for name in table:
+        if name in without:
+            continue
         try:
             if device in engine_class(name, table).devices:
                 names.append(name)

@@ -99,7 +99,7 @@ def choose(thing, example, device="cpu", tolerance=1e-5, seconds=0.6, states=Tru
     times, and those within three times the best for about `seconds` together; the least time counts, which a disturbance
     does not touch. Times are kept for the next model of the same class and shapes; whether an engine is right is asked of
     every model. Random generators are left as they were. Raises ValueError where none runs it, with each one's reason, for
-    a model with a method on it, and for a device that is not here.
+    a model with a method on it, and for a device that is not here; `timing.Unusable` where an engine's fault ends a GPU's use.
     """
     timing.check_device(device)
     if isinstance(thing, torch.nn.Module):
@@ -132,7 +132,7 @@ def _right(thing, example, device, tolerance, states):
             said = run(built, here, states)
             wrong = worst(thing, said, expected)
         except Exception as problem:  # a kernel that does not compile or launch here is one engine less
-            timing.wait(device)  # but after a fault a GPU runs nothing any more
+            timing.check_usable(device, name, problem)  # but after a fault a GPU runs nothing any more
             refused[name] = str(problem)
             continue
         missing = [bool((a != a).any()) > bool((b != b).any()) for a, b in zip(said, expected, strict=False)]

@@ -40,6 +40,23 @@ def wait(device):
         torch.cuda.synchronize(device)
 
 
+class Unusable(RuntimeError):
+    """After a fault of `engine` the GPU runs nothing any more in this process; another process has it as new."""
+
+    def __init__(self, engine, problem):
+        said = str(problem).strip().split("\n")[0]
+        super().__init__(f"engine {engine} left the GPU unusable: {said[:150]}")
+        self.engine = engine
+
+
+def check_usable(device, engine, problem):
+    """After what an engine raised: raises Unusable if the device no longer answers."""
+    try:
+        wait(device)
+    except Exception:
+        raise Unusable(engine, problem) from problem
+
+
 def interleaved(calls, device="cpu", seconds=0.5, rounds=(5, 50)):
     """name → milliseconds of each sample; every engine once a round, so that a disturbance meets them all alike.
 
@@ -51,18 +68,22 @@ def interleaved(calls, device="cpu", seconds=0.5, rounds=(5, 50)):
     """
     least = 5e-3 if torch.device(device).type == "cuda" else 5e-4
     once, repeats = {}, {}
-    for name, call in calls.items():
-        begin = time.perf_counter()
-        call()
-        wait(device)
-        once[name] = time.perf_counter() - begin
-        repeats[name] = min(50, max(1, int(least / max(once[name], 1e-9))))
-    cost = sum(once[name] * repeats[name] for name in calls) * (1 + AHEAD * (torch.device(device).type == "cuda"))
-    samples = {name: [] for name in calls}
-    for _ in range(int(np.clip(seconds / max(cost, 1e-9), *rounds))):
+    samples, name = {name: [] for name in calls}, ""
+    try:
         for name, call in calls.items():
-            sample = on_gpu if torch.device(device).type == "cuda" else on_cpu
-            samples[name].append(sample(call, repeats[name], once[name]) / repeats[name])
+            begin = time.perf_counter()
+            call()
+            wait(device)
+            once[name] = time.perf_counter() - begin
+            repeats[name] = min(50, max(1, int(least / max(once[name], 1e-9))))
+        cost = sum(once[name] * repeats[name] for name in calls) * (1 + AHEAD * (torch.device(device).type == "cuda"))
+        for _ in range(int(np.clip(seconds / max(cost, 1e-9), *rounds))):
+            for name, call in calls.items():
+                sample = on_gpu if torch.device(device).type == "cuda" else on_cpu
+                samples[name].append(sample(call, repeats[name], once[name]) / repeats[name])
+    except Exception as problem:
+        check_usable(device, name.split(",")[0], problem)  # "persistent, empty" is persistent's
+        raise
     return {name: np.array(values) for name, values in samples.items()}
 
 
@@ -91,10 +112,13 @@ def kernel_of(call, device):
     that chooses among several ways, the way that it took. Empty on a CPU, and where the profiler sees nothing."""
     if torch.device(device).type != "cuda":
         return ""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
-        call()
-        wait(device)
-    found = [event for event in seen.key_averages() if event.self_device_time_total]
+    try:
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as seen:
+            call()
+            wait(device)
+        found = [event for event in seen.key_averages() if event.self_device_time_total]
+    except Exception:  # a machine that lets nobody profile still has its times
+        return ""
     most = max(found, key=lambda event: event.self_device_time_total, default=None)
     return f"{most.count} x {most.key[:120]}" if most else ""
 
