@@ -509,14 +509,20 @@ def test_kernels_are_added_up_and_what_only_names_them_is_not(monkeypatch):
         return types.SimpleNamespace(device_type=kind, time_range=span, is_user_annotation=named)
 
     on_chip, host = training_steps.DeviceType.CUDA, training_steps.DeviceType.CPU
-    events, called = [event(on_chip, 300), event(host, 900), event(on_chip, 200), event(on_chip, 500, True)], []
+    events = [event(on_chip, 300), event(host, 900), *[event(on_chip, 50)] * 7, event(on_chip, 500, True)]
+    called = []
 
     @contextmanager
     def profile(activities):
         yield types.SimpleNamespace(events=lambda: events)
 
     monkeypatch.setattr(training_steps, "profile", profile)
-    assert training_steps.kernels(lambda: called.append(1)) == (0.5, 2) and called == [1]
+    found = training_steps.floor(lambda: called.append(1), "cuda")
+    assert found["floor_ms"] == 0.65 / training_steps.AT_ONCE and called == [1]
+    assert found["floor_note"] == "measured: 2 kernels and copies one after the other", "8 in four steps"
+    assert not training_steps.floor(called.append, "cpu")
+    events.clear()
+    assert training_steps.floor(lambda: None, "cuda") == {}
 
 
 def test_training_steps_are_timed_from_the_command_line_into_a_table_of_the_device(tmp_path, monkeypatch, capsys):

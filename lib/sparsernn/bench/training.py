@@ -108,9 +108,11 @@ def until_done(call, device):
     return whole
 
 
-def kernels(call):
-    """Milliseconds that kernels and copies of a call on a GPU take one after the other, and how many they are; zeros where
-    torch's profiler sees none."""
+def floor(call, device):
+    """`floor_ms` and `floor_note` of a step, of a call that takes `AT_ONCE` on a GPU: the time in which kernels run and bytes
+    are copied. Empty elsewhere, and where torch's profiler may not look."""
+    if torch.device(device).type != "cuda":
+        return {}
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
         call()
     spans = [
@@ -118,7 +120,8 @@ def kernels(call):
         for event in seen.events()
         if event.device_type == DeviceType.CUDA and not event.is_user_annotation
     ]
-    return sum(spans) / 1e3, len(spans)
+    note = f"measured: {len(spans) / AT_ONCE:.0f} kernels and copies one after the other"
+    return {"floor_ms": sum(spans) / 1e3 / AT_ONCE, "floor_note": note} if spans else {}
 
 
 def some_steps(session):
@@ -155,12 +158,7 @@ def train_steps(seconds, names=NO_CORPUS, device="cpu"):
             config = sessions[name].config
             dtype = "bfloat16" if sessions[name].rounds else "float32"
             row |= {"model": config.model, "method": name, "variant": config.variant, "dtype": dtype}
-            if torch.device(device).type == "cuda":
-                ms, launches = kernels(calls[name])
-                if launches:
-                    row["floor_ms"] = ms / AT_ONCE
-                    row["floor_note"] = f"measured: {launches / AT_ONCE:.0f} kernels and copies one after the other"
-            yield common | row
+            yield common | row | floor(calls[name], device)
 
 
 def layer_steps(seconds, device="cpu"):
