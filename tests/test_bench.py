@@ -2,8 +2,11 @@
 
 import importlib
 import json
+import math
 import subprocess
 import sys
+import types
+from contextlib import contextmanager
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ import tiny
 import torch
 from oracles import random_masks, randomise
 
-from sparsernn import bench, records
+from sparsernn import bench, records, tasks
 from sparsernn.bench import __main__ as command
 from sparsernn.bench import cases as bench_cases
 from sparsernn.bench import goals
@@ -23,6 +26,8 @@ from sparsernn.nets.file import save
 from sparsernn.nets.models import Classifier
 from sparsernn.nets.speech import SpeechModel
 from sparsernn.sparsify.block_shapes import blocks_of
+from sparsernn.study.config import RunConfig
+from sparsernn.study.training import Session
 
 bench_sweep = importlib.import_module("sparsernn.bench.sweep")  # `bench.sweep` is its function
 ROOF = timing.Roof({1 << 20: 1e10}, {"fp32": 1e10})
@@ -556,6 +561,85 @@ def test_training_steps_and_layer_steps_are_timed_beside_dense_with_their_errors
     for row in rows:
         assert row["error"] <= 1e-5 and row["speedup"] == pytest.approx(row["opponent_ms"] / row["median_ms"])
         assert set(row) <= set(records.TIMING_FIELDS)
+
+
+def test_a_step_is_compared_with_float64_under_the_same_noise_tensor_by_tensor(monkeypatch):
+    tiny.register()
+    session = Session(RunConfig("tiny-char", method="sparse-vd-wgn", profile="quick"), tasks.load("tiny-char", "quick"))
+    before = {name: value.clone() for name, value in session.model.state_dict().items()}
+    exact = training_steps.costs_and_gradients(session, "cpu", torch.float64)
+    learnt = {name for name, _ in session.model.named_parameters()}
+    assert exact.keys() == learnt | {"loss", "penalty"} and all(float(value.abs().max()) for value in exact.values())
+    assert training_steps.step_error(session) <= 1e-5
+    after = session.model.state_dict()
+    assert all(torch.equal(value, after[name]) for name, value in before.items()) and session.study.step == 0
+    assert all(p.grad is None for p in session.parameters), "a copy was stepped"
+
+    honest, name = training_steps.costs_and_gradients, min(learnt, key=lambda name: float(exact[name].abs().max()))
+
+    def slightly_wrong(session, device, dtype):
+        found = honest(session, device, dtype)
+        if dtype == torch.float32:
+            found[name] *= 1.01
+        return found
+
+    assert float(exact[name].abs().max()) < 0.1
+    monkeypatch.setattr(training_steps, "costs_and_gradients", slightly_wrong)
+    assert training_steps.step_error(session) == pytest.approx(0.01, rel=0.01), "in units of that gradient"
+    missing = {torch.float64: exact, torch.float32: {n: value for n, value in exact.items() if n != name}}
+    monkeypatch.setattr(training_steps, "costs_and_gradients", lambda session, device, dtype: missing[dtype])
+    assert training_steps.step_error(session) == math.inf, "a gradient is missing"
+
+
+def test_the_same_noise_is_drawn_for_every_type_and_other_numbers_are_not_touched():
+    with training_steps.SameNoise():
+        single = torch.randn(3, 4)
+    with training_steps.SameNoise():
+        double, after = torch.randn((3, 4), dtype=torch.float64, device="cpu"), torch.rand(2)
+    assert torch.equal(single.double(), double) and single.dtype == torch.float32 and len(after) == 2
+
+
+def test_kernels_are_added_up_and_what_only_names_them_is_not(monkeypatch):
+    def event(kind, us, named=False):
+        span = types.SimpleNamespace(elapsed_us=lambda: us)
+        return types.SimpleNamespace(device_type=kind, time_range=span, is_user_annotation=named)
+
+    on_chip, host = training_steps.DeviceType.CUDA, training_steps.DeviceType.CPU
+    events = [event(on_chip, 300), event(host, 900), *[event(on_chip, 50)] * 7, event(on_chip, 500, True)]
+    called = []
+
+    @contextmanager
+    def profile(activities):
+        yield types.SimpleNamespace(events=lambda: events)
+
+    monkeypatch.setattr(training_steps, "profile", profile)
+    found = training_steps.floor(lambda: called.append(1), "cuda")
+    assert found["floor_ms"] == 0.65 / training_steps.AT_ONCE and called == [1]
+    assert found["floor_note"] == "measured: 2 kernels and copies one after the other", "8 in four steps"
+    assert not training_steps.floor(called.append, "cpu")
+    events.clear()
+    assert training_steps.floor(lambda: None, "cuda") == {}
+
+
+def test_training_steps_are_timed_from_the_command_line_into_a_table_of_the_device(tmp_path, monkeypatch, capsys):
+    tiny.register()
+    monkeypatch.setitem(training_steps.PROFILES, "tiny-topic", "quick")
+    monkeypatch.setattr(training_steps, "SHAPES", ())
+    given = ["--tasks", "tiny-topic", "--seconds", "0.01", "--out", str(tmp_path / "steps.csv"), "--device"]
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    for device, said in (("cuda", "there is no GPU"), ("gpu", "unknown device 'gpu'")):
+        with pytest.raises(SystemExit):
+            training_steps.main([*given, device])
+        assert said in capsys.readouterr().err and not (tmp_path / "steps.csv").exists()
+    threads = torch.get_num_threads()
+    try:
+        training_steps.main([*given, "cpu"])
+    finally:
+        torch.set_num_threads(threads)
+    rows = records.read_timings(tmp_path / "steps.csv")
+    assert sorted(rows["method"]) == sorted(training_steps.METHODS) and set(rows["threads"]) == {1}
+    assert set(rows["device"]) == {records.device_name("cpu")} and rows["floor_ms"].isna().all()
+    assert len(capsys.readouterr().out.splitlines()) == 3
 
 
 def test_the_goals_say_what_blocks_are_worth_beside_dense_and_scattered(monkeypatch, capsys):

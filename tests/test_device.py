@@ -11,7 +11,8 @@ from elsewhere import elsewhere
 from layers import inputs, pruned
 from torch import nn
 
-from sparsernn import attach, compact
+from sparsernn import attach, compact, tasks
+from sparsernn.bench import training as training_steps
 from sparsernn.engines import engine_class
 from sparsernn.engines.base import Unsupported
 from sparsernn.engines.whole import by_engine
@@ -19,6 +20,7 @@ from sparsernn.nets.file import load
 from sparsernn.study import runs
 from sparsernn.study.config import RunConfig
 from sparsernn.study.runs import ensure
+from sparsernn.study.training import Session
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*copying from a non-meta")  # it does copy: `Elsewhere` sees to it
 SLEEP = {"sleep_above": 1.0, "kl_every": 4, "kl_start": 0.0, "kl_full": 0.0, "log_sigma_groups": -1.0}
@@ -149,3 +151,16 @@ def test_a_compact_model_runs_elsewhere(task):
         ):
             got = small(there.tokens, there.lengths)[0]
             assert got.device.type == device and torch.allclose(got.cpu(), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["tiny-topic", "tiny-char"])
+def test_training_steps_are_checked_and_timed_elsewhere(task, monkeypatch):
+    monkeypatch.setitem(training_steps.PROFILES, task, "quick")
+    with elsewhere() as device:
+        session = Session(RunConfig(task, method="sparse-vd-wgn", profile="quick"), tasks.load(task, "quick"), device)
+        here = training_steps.costs_and_gradients(session, "cpu", torch.float32)
+        there = training_steps.costs_and_gradients(session, device, torch.float32)
+        rows = list(training_steps.train_steps(0.01, [task], device))
+    assert here.keys() == there.keys() and all(torch.equal(value, there[name]) for name, value in here.items())
+    assert [row["method"] for row in rows] == list(training_steps.METHODS)
+    assert all(row["error"] <= 1e-5 and row["median_ms"] > 0 for row in rows)

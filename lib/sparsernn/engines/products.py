@@ -99,6 +99,7 @@ class Csr(Product):
         pointers[1:] = torch.bincount(rows, minlength=len(weight)).cumsum(0)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Sparse CSR tensor support is in beta", UserWarning)
+            warnings.filterwarnings("ignore", "Sparse invariant checks are implicitly", UserWarning)  # torch 2.11's
             return torch.sparse_csr_tensor(
                 pointers, columns.int(), weight[rows, columns], weight.shape, check_invariants=True
             )
