@@ -86,7 +86,7 @@ def test_a_sweep_of_layers_covers_every_place_once(name):
     assert len(set(fields)) == len(fields)
     of_lstm = len(profile.hidden) * len(profile.densities) * len(profile.batches) * len(profile.patterns)
     others = len(profile.others) * len(profile.product_densities) * len(profile.batches)
-    assert len(fields) == of_lstm + others and others
+    assert len(fields) == of_lstm + others + len(profile.in_heads) and others
 
 
 @pytest.mark.parametrize("pattern", bench.PATTERNS)

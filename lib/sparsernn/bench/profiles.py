@@ -25,6 +25,7 @@ class Profile:
     shapes, product_*            products: [rows, columns], densities, columns of x
     hidden, densities, batches   LSTM layers, under every one of `patterns`
     others                       (kind, hidden) of other layers, scattered weights at `product_densities`
+    in_heads                (kind, hidden, heads, batch) of layers whose W_hh is block-diagonal
     in_blocks, block_densities   (kind, hidden) of layers cut in every shape of BLOCKS, one sequence at a time
     shipped                      names of SHIPPED, likewise
     every_net                    whether all tracked networks are timed, or of each task the smallest file alone
@@ -39,6 +40,7 @@ class Profile:
     patterns: tuple
     model_batches: tuple
     others: tuple
+    in_heads: tuple
     in_blocks: tuple
     block_densities: tuple
     shipped: tuple
@@ -47,20 +49,21 @@ class Profile:
     seconds: float
 
 
+HEADS = tuple((kind, 768, 24, batch) for kind in ("lstm", "gru") for batch in (1, 16))  # FlashRNN's (2412.07752)
 WIDE = (1, 2, 4, 8, 16, 32, 64, 1500)
 PROFILES = {
     "smoke": Profile(((256, 256),), (0.05,), (1, 8), (64,), (0.1,), (1, 4), PATTERNS, (1,), (("gru", 48),),
-                     (("gru", 64),), (0.3,), ("LPCNet",), False, 10, 0.02),
+                     (("lstm", 48, 3, 1),), (("gru", 64),), (0.3,), ("LPCNet",), False, 10, 0.02),
     "cpu": Profile(((1760, 1760), (7680, 2560)), (0.1, 0.05), WIDE, (256, 1024), (0.3, 0.1, 0.05, 0.01), (1, 32),
-                   PATTERNS, (1, 128), PAPER_LAYERS, (("gru", 1024), ("lstm", 512)), (0.5, 0.3, 0.1, 0.05),
+                   PATTERNS, (1, 128), PAPER_LAYERS, (), (("gru", 1024), ("lstm", 512)), (0.5, 0.3, 0.1, 0.05),
                    tuple(SHIPPED), True, 50, 0.5),
     "gpu": Profile(PAPER_SHAPES, (0.1, 0.05), WIDE, (256, 512, 1024, 1760, 2304), (0.3, 0.1, 0.05, 0.01),
-                   (1, 4, 32, 128), PATTERNS, (1, 32, 128), PAPER_LAYERS, (("gru", 1024),), (0.5, 0.3, 0.1, 0.05),
+                   (1, 4, 32, 128), PATTERNS, (1, 32, 128), PAPER_LAYERS, HEADS, (("gru", 1024),), (0.5, 0.3, 0.1, 0.05),
                    tuple(SHIPPED), True, 200, 1.0),
     # some of its cases, in a quarter of an hour: persistent layers, the trained nets, where sparse products win and lose
     "gpu-quarter": Profile(((1760, 1760), (7680, 2560)), (0.1, 0.05), (1, 4, 64, 1500), (1024, 2304), (0.3, 0.1, 0.05),
-                           (1, 4), PATTERNS[:1], (1, 32, 128), (("lstm", 1760), ("rnn", 1760)), (), (), (), False,
-                           200, 0.3),
+                           (1, 4), PATTERNS[:1], (1, 32, 128), (("lstm", 1760), ("rnn", 1760)), HEADS, (), (), (),
+                           False, 200, 0.3),
 }  # fmt: skip
 
 
@@ -75,9 +78,15 @@ def products(profile):
 def layers(profile):
     combined = itertools.product(profile.hidden, profile.densities, profile.batches, profile.patterns)
     others = itertools.product(profile.others, profile.product_densities, profile.batches)
-    return [LayerCase(*place, profile.steps) for place in combined] + [
-        LayerCase(hidden, density, batch, PATTERNS[0], profile.steps, kind) for (kind, hidden), density, batch in others
-    ]
+    in_heads = profile.in_heads
+    return (
+        [LayerCase(hidden, 1 / n, batch, f"{n} heads", profile.steps, kind) for kind, hidden, n, batch in in_heads]
+        + [LayerCase(*place, profile.steps) for place in combined]
+        + [
+            LayerCase(hidden, density, batch, PATTERNS[0], profile.steps, kind)
+            for (kind, hidden), density, batch in others
+        ]
+    )
 
 
 def blocks(profile):
@@ -95,7 +104,7 @@ def models(profile, root=None):
         if (profile.every_net or path.parts[-5] not in seen) and recurrent_layers(load(path)):
             seen.add(path.parts[-5])
             cases += [TrainedCase(path, batch, profile.steps) for batch in profile.model_batches]
-    return cases
+    return sorted(cases, key=lambda case: case.batch)  # every net once before any is timed again
 
 
 SWEEPS = {
