@@ -90,6 +90,14 @@ static uint4 arriving(const unsigned* from) {
     return v;
 }
 
+static float power_of_2(float a) { return exp2f(a); }
+static float reciprocal(float a) { return 1.0f / a; }
+
+static unsigned now() {
+    static unsigned clocks = 0;
+    return clocks += 1000;
+}
+
 static void keep_packed(unsigned&) {}
 
 static void publish(unsigned* to, unsigned value) {

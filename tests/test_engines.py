@@ -13,11 +13,12 @@ import torch
 from layers import CELLS, V, by_formula, inputs, pruned
 from oracles import Tagger, error, randn, random_masks, randomise
 from torch import nn
+from torch.nn import functional as F
 from torch.utils._pytree import tree_leaves
 
 import sparsernn
 from sparsernn import engines
-from sparsernn.engines import LAYERS, PRODUCTS, engine_class, parts
+from sparsernn.engines import LAYERS, PRODUCTS, engine_class, parts, split
 from sparsernn.engines import choose as chooser
 from sparsernn.engines.base import Unsupported, oracle
 from sparsernn.engines.whole import by_engine
@@ -132,6 +133,19 @@ def test_sequences_filled_up_to_eight_change_no_answer():
     assert seen == [8, 8, 16]
     with pytest.raises(Unsupported, match="8 sequences are a multiple of 8"):
         padded(inputs(6, 8)[0])
+
+
+def test_a_product_of_three_parts_has_the_digits_of_fp32_on_units_that_round_to_tf32(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    weight, bias, y = (torch.randn(*shape, generator=generator) for shape in ((40, 300), (40,), (9, 11, 300)))
+    exact, cut = F.linear(y.double(), weight.double(), bias.double()), lambda x: split.parts(x)[0]
+    linear = F.linear
+    monkeypatch.setattr(split.F, "linear", lambda y, w, b: linear(cut(y), cut(w), b))
+    assert (
+        error(split.split_linear(weight, bias)(y), exact) <= 1e-6 < 1e-4 < error(split.F.linear(y, weight, bias), exact)
+    )
+    monkeypatch.setattr(split.F, "linear", linear)
+    assert torch.equal(split.split_linear(weight, bias)(y[:1]), F.linear(y[:1], weight, bias)), "few rows: as they are"
 
 
 def test_fused_layers_refuse_padding():

@@ -50,7 +50,7 @@ def launched(tmp_path, names, seconds):
 
 def test_engines_that_fail_hurt_nobody_else_and_are_named(tmp_path):
     lines, rows, failed = launched(tmp_path, "right refuses wrong unsteady raises aborts", 200)
-    assert sorted(failed) == ["aborts", "raises", "unsteady", "wrong"]
+    assert sorted(failed) == ["aborts", "raises", "unsteady"]
     assert all(len(found) == CASES for found in rows.values()) and set(rows) >= {"right", "compact-loop"}
     assert f"torch {torch.__version__}" in lines
     for name in ("right", "compact-loop"):

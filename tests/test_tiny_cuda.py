@@ -21,7 +21,7 @@ from sparsernn.engines.tiny_cuda import groups_of  # noqa: E402
 from sparsernn.engines.whole import by_engine  # noqa: E402
 from sparsernn.nets.layers import GRU, LSTM, RNN  # noqa: E402
 
-FLOAT32 = 1e-6
+FLOAT32 = 3e-6  # powers of 2 for those of e, as the GPU has them
 
 
 @pytest.fixture
@@ -89,9 +89,10 @@ def test_a_layer_without_any_recurrent_weight(emulated):
 
 def test_without_its_barrier_the_emulation_finds_it_wrong(emulated, tmp_path):
     text = tiny_cuda.SOURCE.read_text()
-    assert text.count("__syncthreads();") == 2
+    assert text.count("__syncthreads();") == 3
     broken = tmp_path / "broken.cu"
-    broken.write_text("".join(text.rsplit("__syncthreads();", 1)))
+    assert "if (!ONE_WARP) __syncthreads();" in text
+    broken.write_text(text.replace("if (!ONE_WARP) __syncthreads();", ""))
     layer, masked, kept = pruned("LSTM", hidden=24)
     x, *_ = inputs(6, 1)
     errors = [

@@ -35,6 +35,8 @@ RATES = {
     "dense-bf16": "bf16",
     "dense-fp16": "fp16",
     "dense-fp16-padded": "fp16",
+    "dense-bf16-graph": "bf16",
+    "dense-fp16-graph": "fp16",
     "two-to-four": "fp16",
     "block-16": "tf32",
     "block-32": "tf32",

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from ..nets.cells import Cell
 from .parts import by_block, run
+from .split import split_linear
 
 KINDS = {"LSTM": 0, "GRU": 1, "RNN": 2}  # what kernels call a cell
 
@@ -190,6 +191,12 @@ class Tabled(Engine):
     """
 
     reads_ids = True
+
+    @classmethod
+    def linear(cls, weight, bias, device="cpu"):
+        if torch.device(device).type != "cuda":
+            return super().linear(weight, bias, device)
+        return split_linear(weight.to(device, torch.float32), bias.to(device, torch.float32))
 
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)

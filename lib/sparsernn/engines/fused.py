@@ -128,6 +128,41 @@ class FusedFP16Padded(FusedFP16):
         return y[:, :-more], [state[:-more] for state in states]
 
 
+class Replayed(Fused):
+    """Recorded once as a CUDA graph for a shape of input, and replayed: what launching kernel by kernel costs is left out."""
+
+    devices = ("cuda",)
+
+    def __init__(self, layer, device="cuda"):
+        super().__init__(layer, device)
+        self.recorded = {}
+
+    def run_with_states(self, x, live):
+        key = x.shape, x.dtype
+        if key not in self.recorded:
+            given, aside = x.clone(), torch.cuda.Stream(self.device)
+            aside.wait_stream(torch.cuda.current_stream(self.device))
+            with torch.cuda.stream(aside):  # once as usual, so that what is chosen and laid out at first is
+                super().run_with_states(given, live)
+            torch.cuda.current_stream(self.device).wait_stream(aside)
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph):
+                said = super().run_with_states(given, live)
+            self.recorded[key] = graph, given, said
+        graph, given, (y, states) = self.recorded[key]
+        given.copy_(x)
+        graph.replay()
+        return y.clone(), [state.clone() for state in states]
+
+
+class ReplayedBF16(Replayed):
+    dtype = torch.bfloat16
+
+
+class ReplayedFP16(Replayed):
+    dtype = torch.float16
+
+
 class FusedInt8(Fused):
     """int8 weights, activations quantised as they come (torch's dynamic quantisation, CPU): fewer bytes, larger error."""
 

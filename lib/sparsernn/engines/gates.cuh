@@ -5,11 +5,26 @@
 
 #ifndef EMULATED  // tests/emulated.cpp has its own
 #define SHARED(name) extern __shared__ __align__(16) unsigned char name[]
+
+__device__ __forceinline__ float power_of_2(float a) {
+    float result;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(a));
+    return result;
+}
+
+// Of a number from 1 to infinity; a division would provide for others.
+__device__ __forceinline__ float reciprocal(float a) {
+    float result;
+    asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(a));
+    return result;
+}
 #endif
 
-__device__ __forceinline__ float sigmoid(float a) { return 1.0f / (1.0f + expf(-a)); }
+constexpr float LOG2_E = 1.4426950408889634f;
 
-__device__ __forceinline__ float tanh_of(float a) { return 2.0f * sigmoid(2.0f * a) - 1.0f; }
+__device__ __forceinline__ float tanh_of(float a) {
+    return 2.0f * reciprocal(1.0f + power_of_2(-2.0f * LOG2_E * a)) - 1.0f;
+}
 
 // What lane `from` of the four has.
 __device__ __forceinline__ float of_lane(float value, int from) { return __shfl_sync(0xffffffffu, value, from, 4); }
@@ -17,19 +32,23 @@ __device__ __forceinline__ float of_lane(float value, int from) { return __shfl_
 // h and c of a neuron, known to all four, after a step in which this one's gate is told `a`; kept where it is not `real`.
 // constant: what the gate is when it has no weights, NaN: it is live.
 __device__ __forceinline__ void advance(float a, float constant, int gate, bool real, float& h, float& c) {
+    const bool candidate = KIND == 0 ? gate == 2 : KIND == 1 ? gate >= 2 : true;  // tanh, not a squashed gate
     float g;
-    if (KIND == 2) {
-        g = HARD ? fmaxf(a, 0.0f) : tanh_of(a);
-    } else if (KIND == 1) {
-        const float squashed = HARD ? fminf(fmaxf(0.2f * a + 0.5f, 0.0f), 1.0f) : sigmoid(a);
-        g = gate >= 2 ? a : squashed;
-    } else if (HARD) {
-        g = gate == 2 ? tanh_of(a) : fminf(fmaxf(0.2f * a + 0.5f, 0.0f), 1.0f);
-    } else {  // tanh a = 2 sigmoid(2 a) - 1, so that the four do the same
-        const float squashed = sigmoid(gate == 2 ? 2.0f * a : a);
-        g = gate == 2 ? 2.0f * squashed - 1.0f : squashed;
+    if (KIND == 1 && candidate) {
+        g = a;
+    } else {  // all four alike, tanh a = 2 sigmoid(2 a) - 1: what differs is known before the step
+        const float scale = candidate ? -2.0f * LOG2_E : -LOG2_E;
+        const bool twice = candidate && !(KIND == 2 && HARD), dead = constant == constant;
+        const float factor = dead ? 0.0f : twice ? 2.0f : 1.0f, shift = dead ? constant : twice ? -1.0f : 0.0f;
+        float squashed;
+        if (KIND == 2 && HARD) squashed = fmaxf(a, 0.0f);
+        else if (KIND == 2 || !HARD) squashed = reciprocal(1.0f + power_of_2(scale * a));
+        else {
+            const float hard = fminf(fmaxf(0.2f * a + 0.5f, 0.0f), 1.0f);
+            squashed = KIND == 0 && candidate ? reciprocal(1.0f + power_of_2(scale * a)) : hard;
+        }
+        g = squashed * factor + shift;
     }
-    if (!(KIND == 1 && gate >= 2) && constant == constant) g = constant;
     const float g0 = of_lane(g, 0), g1 = of_lane(g, 1), g2 = of_lane(g, 2), g3 = of_lane(g, 3);
     float new_h, new_c = c;
     if (KIND == 0) {

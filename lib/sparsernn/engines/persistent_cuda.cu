@@ -17,6 +17,10 @@
 //   SLOTS              of a lane, even        HELD      slots of a thread in registers, even
 //   MOST               lanes of a row         AT_ONCE   pieces of h that a thread copies before it copies more
 //   KIND               0 LSTM, 1 GRU, 2 RNN   HARD      gates clip(0.2 x + 0.5, 0, 1); of an RNN: relu
+//   SPREAD             sectors of the exchange that one holding numbers takes: many blocks read them at once, and those
+//                      of a cache line wait in one queue
+//   DELAY              clocks after its sums in which a block does not ask for others' numbers: they cannot be there, and
+//                      asking holds up those that are on their way
 //   PRODUCTS           0: the loop, the exchange and the gates alone: what no kernel of this kind goes below
 
 #define EMPTY 0xffffffffu  // a NaN that arithmetic does not make
@@ -36,6 +40,12 @@ __device__ __forceinline__ void publish(unsigned* to, unsigned value) {
     asm volatile("st.relaxed.gpu.global.u32 [%0], %1;" :: "l"(to), "r"(value) : "memory");
 }
 
+__device__ __forceinline__ unsigned now() {
+    unsigned clocks;
+    asm volatile("mov.u32 %0, %%clock;" : "=r"(clocks));
+    return clocks;
+}
+
 // Two offsets stay in one register: the compiler would take them apart before the loop, into two.
 __device__ __forceinline__ void keep_packed(unsigned& two) { asm volatile("" : "+r"(two)); }
 #endif
@@ -47,8 +57,15 @@ constexpr int ALL = PARTS * SLOTS;                                 // a thread's
 constexpr int PIECES = (WORDS + 3) / 4;                            // h in pieces of four numbers
 constexpr int COPIES = PIECES < AT_ONCE * THREADS ? (PIECES + THREADS - 1) / THREADS : AT_ONCE;  // a thread's, at once
 
+constexpr int SECTOR = 8;                                          // numbers that lie together in the exchange
+
+// Where a number of h lies in the exchange.
+__device__ __forceinline__ int at_exchange(int word) {
+    return SPREAD == 1 ? word : word / SECTOR * SECTOR * SPREAD + word % SECTOR;
+}
+
 __device__ __forceinline__ bool missing(uint4 v, int piece) {  // the last piece may have numbers that nobody writes
-    if (PARTS == 1 && WORDS % 4 == 0) return (v.x == EMPTY) | (v.y == EMPTY) | (v.z == EMPTY) | (v.w == EMPTY);
+    if (PARTS <= 2 && WORDS % 4 == 0) return (v.x == EMPTY) | (v.y == EMPTY) | (v.z == EMPTY) | (v.w == EMPTY);
     return v.x == EMPTY || (4 * piece + 1 < WORDS && v.y == EMPTY) || (4 * piece + 2 < WORDS && v.z == EMPTY)
         || (4 * piece + 3 < WORDS && v.w == EMPTY);
 }
@@ -75,7 +92,7 @@ __device__ __forceinline__ void multiply(float (&total)[BATCH], float value, con
 // offsets [block, SLOTS/2, LANES]   of h in shared memory, in bytes, two of 16 bits
 // spans [block, ROWS]           first lane of a row, and 16 bits higher one past its last
 // places, fixed [4, neurons]    column of table, -1: none; the constant that a gate is, NaN: it is live
-// exchange [steps + 1, stride]  h [neuron, BATCH] after each step, EMPTY at first
+// exchange [steps + 1, stride]  h [neuron, BATCH] after each step, EMPTY at first; of SPREAD sectors the first is used
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, const float* __restrict__ values,
                const unsigned* __restrict__ offsets, const int* __restrict__ spans, const int* __restrict__ places,
@@ -120,6 +137,7 @@ whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, co
         h[u] = c[u] = 0.0f;
     }
 
+    unsigned since = 0;
     for (int t = 0; t < steps; t++) {
         // What the next step adds, and the row of the one after it, are asked for now and used when this step is over.
         float coming[UNITS];
@@ -132,6 +150,7 @@ whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, co
         }
         if (t > 0) {
             const unsigned* before = exchange + (size_t)t * stride;
+            while (now() - since < DELAY) {}
             for (int first = thread; first < PIECES; first += COPIES * THREADS) {
                 uint4 got[COPIES];
 #pragma unroll
@@ -144,7 +163,7 @@ whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, co
 #pragma unroll
                     for (int k = 0; k < COPIES; k++)
                         if (first + k * THREADS < PIECES && missing(got[k], first + k * THREADS))
-                            got[k] = arriving(before + 4 * (first + k * THREADS));
+                            got[k] = arriving(before + at_exchange(4 * (first + k * THREADS)));
 #pragma unroll
                     for (int k = 0; k < COPIES; k++)
                         if (first + k * THREADS < PIECES) waiting |= missing(got[k], first + k * THREADS);
@@ -176,9 +195,10 @@ whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, co
             }
             __syncthreads();
         }
+        since = now();
 #pragma unroll
         for (int u = 0; u < UNITS; u++) {
-            if (PARTS == 1 && u * THREADS + (thread & ~31) >= ROWS * BATCH) break;  // a warp without a unit is out of the way
+            if (PARTS <= 2 && u * THREADS + (thread & ~31) >= ROWS * BATCH) break;  // a warp without a unit is out of the way
             const int unit = u * THREADS + thread, b = (unit >> 2) % BATCH, neuron = (unit >> 2) / BATCH;
             float a = added[u];
             if (PRODUCTS && t > 0) {
@@ -194,7 +214,7 @@ whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, co
             advance(a, constant[u], gate, now >= 0, h[u], c[u]);
             const unsigned bits = __float_as_uint(h[u]);
             if (gate == 0 && unit < ROWS * BATCH)
-                publish(exchange + (size_t)(t + 1) * stride + ((size_t)blockIdx.x * NEURONS + neuron) * BATCH + b,
+                publish(exchange + (size_t)(t + 1) * stride + at_exchange((blockIdx.x * NEURONS + neuron) * BATCH + b),
                         bits == EMPTY ? 0x7fffffffu : bits);
         }
     }

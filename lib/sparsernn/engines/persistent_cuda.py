@@ -23,6 +23,8 @@ SOURCE = Path(__file__).with_name("persistent_cuda.cu")
 BATCHES = (1, 2, 4)  # more sequences leave too little room on chip
 SPAN = 1 << 16  # bytes of h that an offset of 16 bits reaches
 AT_ONCE = 5  # pieces of h, of four registers, that a thread copies at once
+SECTOR = 8  # numbers that lie together where blocks exchange them
+SPREAD, DELAY = 1, 0  # how far apart they lie, and how long nobody asks for them (persistent_cuda.cu); tried on an H100
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,9 @@ class Shape:
         return min(self.parts * slots, (self.registers - self.working - copied) // 3 * 2)
 
 
-SHAPES = (Shape(512, 1, 128, 64), Shape(256, 4, 255, 60))  # of those that fit, the one with the fewest gathers
+# Of those that fit, the one with the fewest gathers; of those, with few sums to write a step; of those, the first.
+SHAPES = (Shape(256, 2, 255, 60), Shape(256, 1, 255, 60), Shape(512, 1, 128, 64), Shape(256, 4, 255, 60))
+FEW = 512
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,8 @@ def lay_out(layer, batch, chip, shapes=SHAPES):
         shared = 16 * ceil(words / 4) + shape.threads * (4 * shape.parts * batch + 6 * left)
         if shared <= chip.shared:
             reads = shape.threads * (shape.parts * slots + 1.5 * left)  # of shared memory: gathers, and weights
-            plans.append((reads, shape, dealt, held, left, shared))
+            sums = max(FEW, shape.threads * shape.parts * batch)
+            plans.append(((reads, sums), shape, dealt, held, left, shared))
     if not plans:
         raise Unsupported(why or f"{np.count_nonzero(rows)} weights do not fit {chip.processors} multiprocessors")
     _, shape, dealt, held, left, shared = min(plans, key=lambda plan: plan[0])
@@ -120,6 +125,7 @@ def lay_out(layer, batch, chip, shapes=SHAPES):
     constants = {"THREADS": shape.threads, "PARTS": shape.parts, "SLOTS": dealt.values.shape[1], "HELD": held}
     constants |= {"MOST": int(np.diff(dealt.lanes).max())}
     constants |= {"NEURONS": per_block, "BATCH": batch, "WORDS": words, "AT_ONCE": AT_ONCE}
+    constants |= {"SPREAD": SPREAD, "DELAY": DELAY}
     constants |= {"KIND": KINDS[layer.kind], "HARD": int(layer.cell.activation in ("hard", "relu"))}
     tensors = *map(torch.from_numpy, (dealt.values, offsets, spans)), places.contiguous(), fixed.contiguous()
     return Laid(constants, blocks, shape.threads, shared, left, tensors)
@@ -153,12 +159,13 @@ class PersistentCuda(Tabled):
         laid = self.laid_for(batch)
         if (batch, empty) not in self.kernels:
             self.kernels[batch, empty] = self.kernel(**laid.constants, PRODUCTS=int(not empty))
-        stride = 32 * ceil(laid.constants["WORDS"] / 32)
+        words, spread = laid.constants["WORDS"], laid.constants["SPREAD"]
+        stride = 32 * ceil(spread * SECTOR * ceil(words / SECTOR) / 32)
         exchange = torch.full((steps + 1, stride), -1, dtype=torch.int32, device=self.device)  # EMPTY
         sizes = steps, table.shape[1], stride
         self.kernels[batch, empty](laid.blocks, laid.threads, laid.shared, table, rows, *laid.tensors, exchange, *sizes)
-        h = exchange.view(torch.float32)[1:, : self.layer.hidden * batch]
-        y = h.view(steps, -1, batch).transpose(1, 2)
+        h = exchange.view(torch.float32)[1:].unflatten(1, (-1, spread * SECTOR))[:, :, :SECTOR]
+        y = h.flatten(1)[:, : self.layer.hidden * batch].unflatten(1, (-1, batch)).transpose(1, 2)
         return y.contiguous() if live is None else y.masked_fill(~live.unsqueeze(2), 0)
 
     def on_chip_ms(self, x):

@@ -2,7 +2,8 @@
 //
 // A block runs one sequence through one group: neurons that no other ever hears of. Four threads are a neuron. In an LSTM or
 // GRU each of them is a gate and holds its row of W_hh in registers; in an RNN each holds a quarter of the one row.
-// h lies in shared memory twice, a step reads one and writes the other, so that a step needs one barrier. What the input adds
+// h lies in shared memory twice, a step reads one and writes the other, so that a step needs one barrier; of at most 8 neurons
+// it goes from thread to thread. What the input adds
 // is asked for AHEAD steps before it is used, since it comes from farther away than a step takes, and which row of the
 // table that is as many steps before.
 //
@@ -21,11 +22,14 @@ typedef int Row;
 
 constexpr int THREADS = 4 * NEURONS;
 constexpr int COLUMNS = KIND == 2 ? NEURONS / 4 : NEURONS;  // weights that a thread holds
-constexpr int AHEAD = 4;
+constexpr int AT_ONCE = 8;  // pieces of h, of four registers, that a thread has asked for at once
+constexpr int AHEAD = 4;  // even: so h ends where it began
+constexpr bool ONE_WARP = THREADS == 32;  // then h goes from thread to thread, and nobody waits
 
-__device__ __forceinline__ float look_up(const float* table, Row row, int width, int place) {
-    if (WORDS && (row < 0 || row >= WORDS)) __trap();  // there is no such word
-    return place >= 0 && row >= 0 ? table[(size_t)row * width + place] : 0.0f;
+__device__ __forceinline__ float look_up(const float* table, Row row, int width, int place, bool& wrong) {
+    const bool there = row >= 0 && (!WORDS || row < WORDS);
+    wrong |= WORDS && !there;
+    return place >= 0 && there ? table[(size_t)row * width + place] : 0.0f;
 }
 
 // table [N, width]                       what the input adds, and the bias
@@ -54,54 +58,72 @@ whole_sequence(const float* __restrict__ table, const Row* __restrict__ rows, co
     rows += sequence;
     if (!CLASSES) y += (size_t)sequence * hidden + (writes ? mine : 0);
 
+    bool wrong = false;
     float added[AHEAD];
     Row row[AHEAD], coming[AHEAD];
 #pragma unroll
     for (int k = 0; k < AHEAD; k++) {
         row[k] = rows[(size_t)min(k, last) * batch], coming[k] = rows[(size_t)min(k + AHEAD, last) * batch];
-        added[k] = look_up(table, row[k], width, place);
+        added[k] = look_up(table, row[k], width, place, wrong);
     }
     float h = 0.0f, c = 0.0f;
     if (gate == 0) h_all[neuron] = 0.0f;
     __syncthreads();
 
+    // Steps past the last change nothing; without them loads would be waited for where the loop may end.
     for (int first = 0; first < steps; first += AHEAD) {
 #pragma unroll
         for (int k = 0; k < AHEAD; k++) {
             const int t = first + k;
-            if (t < steps) {
-                const float from_input = added[k];
-                const bool real = row[k] >= 0;
-                row[k] = coming[k];
-                added[k] = look_up(table, row[k], width, place);
-                coming[k] = rows[(size_t)min(t + 2 * AHEAD, last) * batch];
+            const float from_input = added[k];
+            const bool real = row[k] >= 0 && t < steps;
+            row[k] = coming[k];
+            added[k] = look_up(table, row[k], width, place, wrong);
+            coming[k] = rows[(size_t)min(t + 2 * AHEAD, last) * batch];
 
-                const float4* h_now = (const float4*)(h_all + (k & 1) * NEURONS);
-                float sum[4] = {};
+            float sum[4] = {from_input, 0.0f, 0.0f, 0.0f};
+            if (ONE_WARP) {
 #pragma unroll
-                for (int q = 0; q < COLUMNS / 4; q++) {
-                    const float4 some = h_now[KIND == 2 ? 4 * q + gate : q];
-                    sum[0] += weight[4 * q] * some.x, sum[1] += weight[4 * q + 1] * some.y;
-                    sum[2] += weight[4 * q + 2] * some.z, sum[3] += weight[4 * q + 3] * some.w;
+                for (int n = 0; n < NEURONS; n++) sum[n & 3] += weight[n] * __shfl_sync(0xffffffffu, h, 4 * n, 32);
+            } else {
+                const float4* h_now = (const float4*)(h_all + (k & 1) * NEURONS);
+#pragma unroll
+                for (int from = 0; from < COLUMNS / 4; from += AT_ONCE) {
+                    float4 some[AT_ONCE];
+#pragma unroll
+                    for (int q = 0; q < AT_ONCE; q++)
+                        if (from + q < COLUMNS / 4) some[q] = h_now[KIND == 2 ? 4 * (from + q) + gate : from + q];
+#pragma unroll
+                    for (int q = 0; q < AT_ONCE; q++) {
+                        if (from + q < COLUMNS / 4) {
+                            const float* four = weight + 4 * (from + q);
+                            sum[0] += four[0] * some[q].x, sum[1] += four[1] * some[q].y;
+                            sum[2] += four[2] * some[q].z, sum[3] += four[3] * some[q].w;
+                        }
+                    }
                 }
-                float a = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-                if (KIND == 2) {
-                    a += __shfl_sync(0xffffffffu, a, gate ^ 1, 4);
-                    a += __shfl_sync(0xffffffffu, a, gate ^ 2, 4);
-                }
-                advance(from_input + a, constant, gate, real, h, c);
-                if (gate == 0) h_all[(1 - (k & 1)) * NEURONS + neuron] = h;
-                if (writes) y[(size_t)t * batch * hidden] = real ? h : 0.0f;
-                __syncthreads();
             }
+            float a = (sum[0] + sum[1]) + (sum[2] + sum[3]);
+            if (KIND == 2) {
+                a += __shfl_sync(0xffffffffu, a, gate ^ 1, 4);
+                a += __shfl_sync(0xffffffffu, a, gate ^ 2, 4);
+            }
+            advance(a, constant, gate, real, h, c);
+            if (!ONE_WARP && gate == 0) h_all[(1 - (k & 1)) * NEURONS + neuron] = h;
+            if (writes && t < steps) y[(size_t)t * batch * hidden] = real ? h : 0.0f;
+            if (!ONE_WARP) __syncthreads();
         }
     }
+    if (wrong) __trap();  // there is no such word
     if (CLASSES) {  // a warp a class
-        const float* h_last = h_all + (steps & 1) * NEURONS;
+        if (ONE_WARP) {
+            if (gate == 0) h_all[neuron] = h;
+            __syncthreads();
+        }
         const int lane = thread % 32;
         for (int k = thread / 32; k < CLASSES; k += THREADS / 32) {
             float sum = lane == 0 ? head[k * (NEURONS + 1) + NEURONS] : 0.0f;
-            for (int n = lane; n < NEURONS; n += 32) sum += head[k * (NEURONS + 1) + n] * h_last[n];
+            for (int n = lane; n < NEURONS; n += 32) sum += head[k * (NEURONS + 1) + n] * h_all[n];
 #pragma unroll
             for (int apart = 16; apart > 0; apart /= 2) sum += __shfl_sync(0xffffffffu, sum, lane ^ apart, 32);
             if (lane == 0) y[sequence * CLASSES + k] = sum;

@@ -1,0 +1,34 @@
+"""A product with the digits of fp32 on a GPU's units that round factors to tf32, several times as fast as those that do not.
+
+A factor is a part that tf32 holds and a rest that it holds too but for the last digits; of the four products of parts that of
+the two rests is too small to count. Source: the splitting that Markidis et al. (1803.04014) do with fp16.
+"""
+
+import torch
+from torch.nn import functional as F
+
+from .timing import tf32
+
+HELD = -1 << 13  # the bits of a float32 that tf32 has
+MANY = 64  # rows, from which on three products on those units take less time than one
+
+
+def parts(x):
+    """x float32 → what tf32 holds of it, and the rest."""
+    held = (x.view(torch.int32) & HELD).view(torch.float32)
+    return held, x - held
+
+
+def split_linear(weight, bias):
+    """weight [V, H], bias [V], both float32 on one device → function of y [..., H] float32 → [..., V]."""
+    held, rest = parts(weight)
+    three = torch.cat([held, held, rest], 1)
+
+    def product(y):
+        if y.numel() < MANY * weight.shape[1]:
+            return F.linear(y, weight, bias)
+        held, rest = parts(y.contiguous())
+        with tf32(True):
+            return F.linear(torch.cat([held, rest, held], -1), three, bias)
+
+    return product
