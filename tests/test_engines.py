@@ -135,7 +135,7 @@ def test_sequences_filled_up_to_eight_change_no_answer():
         padded(inputs(6, 8)[0])
 
 
-def test_a_product_of_three_parts_has_the_digits_of_fp32_on_units_that_round_to_tf32(monkeypatch):
+def test_a_product_of_three_parts_rounds_as_fp32_where_factors_are_cut_to_tf32(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     weight, bias, y = (torch.randn(*shape, generator=generator) for shape in ((40, 300), (40,), (9, 11, 300)))
     exact, cut = F.linear(y.double(), weight.double(), bias.double()), lambda x: split.parts(x)[0]

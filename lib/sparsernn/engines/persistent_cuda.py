@@ -24,7 +24,9 @@ BATCHES = (1, 2, 4)  # more sequences leave too little room on chip
 SPAN = 1 << 16  # bytes of h that an offset of 16 bits reaches
 AT_ONCE = 5  # pieces of h, of four registers, that a thread copies at once
 SECTOR = 8  # numbers that lie together where blocks exchange them
-SPREAD, DELAY = 1, 0  # how far apart they lie, and how long nobody asks for them (persistent_cuda.cu); tried on an H100
+# How far apart they lie, and for how many clocks nobody asks for them (persistent_cuda.cu): of those tried on an H100
+# (results/exchange-nvidia-h100-80gb-hbm3.csv) the best at 1 and 4 sequences together.
+SPREAD, DELAY = 1, 600
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,9 @@
-"""A product with the digits of fp32 on a GPU's units that round factors to tf32, several times as fast as those that do not.
+"""A product of float32 numbers on a GPU's units that round factors to tf32, several times as fast as those that do not.
 
 A factor is a part that tf32 holds and a rest that it holds too but for the last digits; of the four products of parts that of
-the two rests is too small to count. Source: the splitting that Markidis et al. (1803.04014) do with fp16.
+the two rests is too small to count. Rounded sums would give the digits of fp32; the units cut them, and on an H100 an answer is
+off by up to 1.1e-5, where tf32 alone is by 5e-4 and cuDNN's layers in fp32 by up to 1.8e-5. Source: the splitting that Markidis
+et al. (1803.04014) do with fp16, and what cutting costs: Ootomo and Yokota (2203.03341).
 """
 
 import torch

@@ -2,8 +2,8 @@
 from what is tracked.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is `decisions` or `costs`, for the two of the report's
-first section, one of `speeds.TABLES`, or a profile and what the figures of a setting are called: `short ag-news`,
-`short pydocs-char-bayes-512`; with `blocks` behind it, what shapes of block cost there.
+first section, one of `speeds.TABLES` or `speeds.TRAINING`, or a profile and what the figures of a setting are called:
+`short ag-news`, `short pydocs-char-bayes-512`; with `blocks` behind it, what shapes of block cost there.
 """
 
 import json
@@ -79,10 +79,10 @@ def filled(text, tracked):
             table = blocks_of(setting)
         elif name in speeds.TABLES:
             table = speeds.TABLES[name](tracked.timed)
-        elif name == speeds.TRAINING:
-            table = speeds.training(timings.training_rows(tracked.results))
+        elif name in speeds.TRAINING:
+            table = speeds.TRAINING[name](timings.training_rows(tracked.results))
         else:
-            raise ValueError(nearest("table", name, [*ANSWERS, *tables, *speeds.TABLES, speeds.TRAINING]))
+            raise ValueError(nearest("table", name, [*ANSWERS, *tables, *speeds.TABLES, *speeds.TRAINING]))
         return f"{found[1]}\n{written.markdown(table)}\n\n{found[3]}"
 
     return MARKED.sub(fill, text)

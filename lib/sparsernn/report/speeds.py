@@ -1,21 +1,25 @@
-"""Tables of what engines take, for results/README.md: written from tracked timings, of the CPU that most were timed on."""
+"""Tables of what engines take, for results/README.md: written from tracked timings, of the CPU, and the GPU, that most were
+timed on."""
+
+import re
 
 import pandas as pd
 
 from ..bench import BLOCKS, SHIPPED
+from ..engines import is_dense
 from . import timings, written
 from .decisions import SMALL
 
 WHOSE = {"torch": "torch's", "own": "our own"}
 
 
-def _here(timed):
-    return timings.most_timed(timed[timed["device"].str.startswith("cpu")])
+def _here(timed, kind="cpu"):
+    return timings.most_timed(timed[timed["device"].str.startswith(kind)])
 
 
-def nets(timed):
+def nets(timed, kind="cpu"):
     """How many times faster the tracked networks that were made small are than their dense net, a row a task and model."""
-    cells = timings.fastest(_here(timed[timed["method"] != "shape-only"]))
+    cells = timings.fastest(_here(timed[timed["method"] != "shape-only"], kind))
     cells, rows = cells[~cells["method"].isin(SMALL)], []
     for (task, model), part in cells.groupby(["task", "model"]):
         single, most = part[part["batch"] == 1], int(part["batch"].max())
@@ -72,9 +76,71 @@ def _both(row, one, other):
     return f"{row[one]:.3g} / {row[other]:.3g}"
 
 
+def layers_on_gpu(timed):
+    """Microseconds a step of the fastest fp32 engine that leaves something out, beside cuDNN in fp32 as it is called and replayed
+    from a graph, and the fastest of all that run the layer whole, in whatever precision: which, and by which kernel."""
+    rows = _here(timed, "cuda")
+    rows = rows[rows["model"].isin(["lstm", "gru", "rnn"]) & (rows["opponent"] == "dense-fp32")]
+    order, found = ["model", "hidden", "density", "pattern", "batch"], []
+    for (model, hidden, density, pattern, batch), cell in rows.groupby(order):
+        of = cell[cell["engine"] != "choose"].set_index("engine")
+        sparse = of[(of["dtype"] == "float32") & ~of.index.map(is_dense)]
+        whole, us = of[of.index.map(is_dense)], 1e3 * of["median_ms"] / of["steps"]
+        name, best = sparse["median_ms"].idxmin(), whole["median_ms"].idxmin()
+        left = pattern if "heads" in pattern else f"{density:.0%}"
+        row = {"layer": f"{model.upper()} {hidden:g}", "left": left, "batch": f"{batch:g}", "engine": name}
+        row |= {"µs a step": f"{us[name]:.3g}", "over its floor": written.DASH}
+        if of.loc[name, "floor_note"].startswith("measured"):
+            row["over its floor"] = written.times(of.loc[name, "median_ms"] / of.loc[name, "floor_ms"])
+        for other, said in (("dense-fp32", "over cuDNN fp32"), ("dense-fp32-graph", "over it from a graph")):
+            row[said] = written.times(us[other] / us[name]) if other in us else written.DASH
+        row |= {"over the fastest whole": written.times(us[best] / us[name]), "which": best}
+        found.append(row | {"its kernel": kernel_in(of.loc[best, "floor_note"])})
+    return pd.DataFrame(found)
+
+
+def kernel_in(note):
+    """ "200 x gemv2T_kernel_val" from a note of what a library ran (`bench.sweep`)."""
+    said = re.search(r"most time in (\d+) x (?:void )?(?:.*::)?(\w+)", note.partition("<")[0] or note)
+    return f"{said[1]} × {re.sub(r'_[0-9].*', '', said[2])}" if said else written.DASH
+
+
+def products_on_gpu(timed):
+    """Microseconds of the fastest sparse product / of the fastest dense one in fp32 / in whatever precision, a column a number of
+    columns of x."""
+    rows, found = _here(timed, "cuda"), []
+    rows = rows[(rows["model"] == "product") & (rows["opponent"] == "dense-fp32")]
+    for (hidden, inputs, density, pattern), part in rows.groupby(["hidden", "input", "density", "pattern"]):
+        row = {"product": f"{hidden:g} × {inputs:g}", "left": f"{density:.0%}, {pattern}"}
+        for batch, cell in part.groupby("batch"):
+            of = cell.set_index("engine")["median_ms"] * 1e3
+            dense = of.index.map(is_dense)
+            both = f"{of['dense-fp32']:.3g} / {of[dense].min():.3g}"
+            row[f"{batch:g} columns"] = f"{of[~dense].idxmin()} {of[~dense].min():.3g} / {both}"
+        found.append(row)
+    return pd.DataFrame(found)
+
+
+def training_on_gpu(rows):
+    """Milliseconds of a training step of the dense net by the wall, of that the kernels', how many times as long others take, and
+    the largest error of loss and gradients against float64."""
+    rows, found = rows[rows["device"].str.startswith("cuda")], []
+    for (task, model), part in rows.groupby(["task", "model"]):
+        of = part.set_index("method")
+        row = {"task, model": f"{task}, {model}", "batch": written.count(of["batch"].iloc[0])}
+        row |= {
+            "dense, ms": f"{of.loc['dense', 'median_ms']:.3g}",
+            "of that kernels": f"{of.loc['dense', 'floor_ms']:.2g}",
+        }
+        others = of[of.index != "dense"]
+        row |= {f"{name} over dense": f"{1 / times:.2f}×" for name, times in others["speedup"].items()}
+        found.append(row | {"error": f"{of['error'].max():.0e}"})
+    return pd.DataFrame(found)
+
+
 def training(rows):
     """Milliseconds of a training step of the dense net, and how many times as long others take, a row a task and model."""
-    rows, found = timings.most_timed(rows), []
+    rows, found = _here(rows), []
     for (task, model), part in rows.groupby(["task", "model"]):
         of = part.set_index("method")
         row = {"task, model": f"{task}, {model}", "batch": written.count(of["batch"].iloc[0])}
@@ -84,5 +150,7 @@ def training(rows):
     return pd.DataFrame(found).fillna(written.DASH)
 
 
-TRAINING = "speed of training"
 TABLES = {"speed of nets": nets, "speed of blocks": blocks, "speed as shipped": shipped}
+TABLES |= {"speed of nets on a GPU": lambda timed: nets(timed, "cuda"), "speed of layers on a GPU": layers_on_gpu}
+TABLES |= {"speed of products on a GPU": products_on_gpu}
+TRAINING = {"speed of training": training, "speed of training on a GPU": training_on_gpu}  # of `timings.training_rows`

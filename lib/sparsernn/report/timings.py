@@ -124,17 +124,21 @@ def tracked_timings(kind):
     return timing_rows(project_root() / "results", kind)
 
 
+def _tracked(results):
+    tables = [records.read_timings(path) for path in sorted(Path(results).glob("timings-*.csv"))]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=records.TIMING_FIELDS)
+
+
 def timing_rows(results, kind):
     """The tracked rows of these sweeps from devices whose name begins with `kind`, "cpu" or "cuda"; empty where there is none."""
-    tables = [records.read_timings(path) for path in sorted(Path(results).glob("timings-*.csv"))]
-    table = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=records.TIMING_FIELDS)
+    table = _tracked(results)
     ours = table["engine"].isin([*LAYERS, *PRODUCTS, "choose"])
     return table[ours & table["device"].str.startswith(kind)].reset_index(drop=True)
 
 
 def training_rows(results):
     """The tracked rows of training steps (`bench.training`)."""
-    table = records.read_timings(Path(results) / "timings-cpu.csv")
+    table = _tracked(results)
     return table[table["engine"] == "train-step"].reset_index(drop=True)
 
 
