@@ -82,17 +82,6 @@ def test_h_in_more_pieces_than_a_thread_copies_at_once(emulated):
     assert error(run(x).double(), by_formula(masked, kept, x)) <= FLOAT32
 
 
-@pytest.mark.parametrize("spread", [1, 2, 4])
-@pytest.mark.parametrize("batch", [1, 4])
-def test_numbers_that_lie_apart_and_are_not_asked_for_at_once(spread, batch, emulated, monkeypatch):
-    monkeypatch.setattr(persistent_cuda, "SPREAD", spread)
-    monkeypatch.setattr(persistent_cuda, "DELAY", 1500)
-    layer, masked, kept = pruned("LSTM", hidden=30)
-    x, ids, lengths, live = inputs(5, batch)
-    assert error(emulated(layer)(x).double(), by_formula(masked, kept, x)) <= FLOAT32
-    assert error(emulated(layer)(ids, live).double(), by_formula(masked, kept, ids, lengths)) <= FLOAT32
-
-
 @pytest.mark.parametrize("steps", [1, 2, 9])
 def test_any_number_of_steps(steps, emulated):
     layer, masked, kept = pruned("GRU")

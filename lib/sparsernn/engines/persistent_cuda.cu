@@ -17,8 +17,6 @@
 //   SLOTS              of a lane, even        HELD      slots of a thread in registers, even
 //   MOST               lanes of a row         AT_ONCE   pieces of h that a thread copies before it copies more
 //   KIND               0 LSTM, 1 GRU, 2 RNN   HARD      gates clip(0.2 x + 0.5, 0, 1); of an RNN: relu
-//   SPREAD             sectors of the exchange that one holding numbers takes: many blocks read them at once, and those
-//                      of a cache line wait in one queue
 //   DELAY              clocks after its sums in which a block does not ask for others' numbers: they cannot be there, and
 //                      asking holds up those that are on their way
 //   PRODUCTS           0: the loop, the exchange and the gates alone: what no kernel of this kind goes below
@@ -57,13 +55,6 @@ constexpr int ALL = PARTS * SLOTS;                                 // a thread's
 constexpr int PIECES = (WORDS + 3) / 4;                            // h in pieces of four numbers
 constexpr int COPIES = PIECES < AT_ONCE * THREADS ? (PIECES + THREADS - 1) / THREADS : AT_ONCE;  // a thread's, at once
 
-constexpr int SECTOR = 8;                                          // numbers that lie together in the exchange
-
-// Where a number of h lies in the exchange.
-__device__ __forceinline__ int at_exchange(int word) {
-    return SPREAD == 1 ? word : word / SECTOR * SECTOR * SPREAD + word % SECTOR;
-}
-
 __device__ __forceinline__ bool missing(uint4 v, int piece) {  // the last piece may have numbers that nobody writes
     if (PARTS <= 2 && WORDS % 4 == 0) return (v.x == EMPTY) | (v.y == EMPTY) | (v.z == EMPTY) | (v.w == EMPTY);
     return v.x == EMPTY || (4 * piece + 1 < WORDS && v.y == EMPTY) || (4 * piece + 2 < WORDS && v.z == EMPTY)
@@ -92,7 +83,7 @@ __device__ __forceinline__ void multiply(float (&total)[BATCH], float value, con
 // offsets [block, SLOTS/2, LANES]   of h in shared memory, in bytes, two of 16 bits
 // spans [block, ROWS]           first lane of a row, and 16 bits higher one past its last
 // places, fixed [4, neurons]    column of table, -1: none; the constant that a gate is, NaN: it is live
-// exchange [steps + 1, stride]  h [neuron, BATCH] after each step, EMPTY at first; of SPREAD sectors the first is used
+// exchange [steps + 1, stride]  h [neuron, BATCH] after each step, EMPTY at first
 extern "C" __global__ void __launch_bounds__(THREADS, 1)
 whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, const float* __restrict__ values,
                const unsigned* __restrict__ offsets, const int* __restrict__ spans, const int* __restrict__ places,
@@ -163,7 +154,7 @@ whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, co
 #pragma unroll
                     for (int k = 0; k < COPIES; k++)
                         if (first + k * THREADS < PIECES && missing(got[k], first + k * THREADS))
-                            got[k] = arriving(before + at_exchange(4 * (first + k * THREADS)));
+                            got[k] = arriving(before + 4 * (first + k * THREADS));
 #pragma unroll
                     for (int k = 0; k < COPIES; k++)
                         if (first + k * THREADS < PIECES) waiting |= missing(got[k], first + k * THREADS);
@@ -214,7 +205,7 @@ whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, co
             advance(a, constant[u], gate, now >= 0, h[u], c[u]);
             const unsigned bits = __float_as_uint(h[u]);
             if (gate == 0 && unit < ROWS * BATCH)
-                publish(exchange + (size_t)(t + 1) * stride + at_exchange((blockIdx.x * NEURONS + neuron) * BATCH + b),
+                publish(exchange + (size_t)(t + 1) * stride + (blockIdx.x * NEURONS + neuron) * BATCH + b,
                         bits == EMPTY ? 0x7fffffffu : bits);
         }
     }

@@ -23,10 +23,9 @@ SOURCE = Path(__file__).with_name("persistent_cuda.cu")
 BATCHES = (1, 2, 4)  # more sequences leave too little room on chip
 SPAN = 1 << 16  # bytes of h that an offset of 16 bits reaches
 AT_ONCE = 5  # pieces of h, of four registers, that a thread copies at once
-SECTOR = 8  # numbers that lie together where blocks exchange them
-# How far apart they lie, and for how many clocks nobody asks for them (persistent_cuda.cu): of those tried on an H100
-# (results/exchange-nvidia-h100-80gb-hbm3.csv) the best at 1 and 4 sequences together.
-SPREAD, DELAY = 1, 600
+# For how many clocks nobody asks for others' numbers (persistent_cuda.cu): of those tried on an H100 the best at 1 and 4
+# sequences together (results/layout-nvidia-h100-80gb-hbm3.csv; so is the order of SHAPES, and FEW).
+DELAY = 600
 
 
 @dataclass(frozen=True)
@@ -127,7 +126,7 @@ def lay_out(layer, batch, chip, shapes=SHAPES):
     constants = {"THREADS": shape.threads, "PARTS": shape.parts, "SLOTS": dealt.values.shape[1], "HELD": held}
     constants |= {"MOST": int(np.diff(dealt.lanes).max())}
     constants |= {"NEURONS": per_block, "BATCH": batch, "WORDS": words, "AT_ONCE": AT_ONCE}
-    constants |= {"SPREAD": SPREAD, "DELAY": DELAY}
+    constants |= {"DELAY": DELAY}
     constants |= {"KIND": KINDS[layer.kind], "HARD": int(layer.cell.activation in ("hard", "relu"))}
     tensors = *map(torch.from_numpy, (dealt.values, offsets, spans)), places.contiguous(), fixed.contiguous()
     return Laid(constants, blocks, shape.threads, shared, left, tensors)
@@ -161,13 +160,12 @@ class PersistentCuda(Tabled):
         laid = self.laid_for(batch)
         if (batch, empty) not in self.kernels:
             self.kernels[batch, empty] = self.kernel(**laid.constants, PRODUCTS=int(not empty))
-        words, spread = laid.constants["WORDS"], laid.constants["SPREAD"]
-        stride = 32 * ceil(spread * SECTOR * ceil(words / SECTOR) / 32)
+        stride = 32 * ceil(laid.constants["WORDS"] / 32)
         exchange = torch.full((steps + 1, stride), -1, dtype=torch.int32, device=self.device)  # EMPTY
         sizes = steps, table.shape[1], stride
         self.kernels[batch, empty](laid.blocks, laid.threads, laid.shared, table, rows, *laid.tensors, exchange, *sizes)
-        h = exchange.view(torch.float32)[1:].unflatten(1, (-1, spread * SECTOR))[:, :, :SECTOR]
-        y = h.flatten(1)[:, : self.layer.hidden * batch].unflatten(1, (-1, batch)).transpose(1, 2)
+        h = exchange.view(torch.float32)[1:, : self.layer.hidden * batch]
+        y = h.view(steps, -1, batch).transpose(1, 2)
         return y.contiguous() if live is None else y.masked_fill(~live.unsqueeze(2), 0)
 
     def on_chip_ms(self, x):
