@@ -5,7 +5,8 @@
 #   B   the sweep of products, then training steps; every engine launched first, where FOLDER has no result of that yet
 #
 # FOLDER gets a log a step, launch.csv, timings.csv, training.csv, and without.txt: the names of the engines that fail, which are
-# left out of what follows (SPARSERNN_WITHOUT, from the start if it is set). A step that outlasts its limit is killed, and the
+# left out of what follows (SPARSERNN_WITHOUT, from the start if it is set); on a GPU two engines that are slow and never the
+# fastest are left out of A's sweeps too. A step that outlasts its limit is killed, and the
 # script goes on; one whose GPU an engine has made unusable (status 3) is begun again without that engine, within its limit.
 # It needs no environment but a Python with torch, numpy, pandas and safetensors, and ends with status 0 whatever its steps do.
 #
@@ -31,6 +32,7 @@ profile=${PROFILE:-gpu-quarter}
 export PYTHONPATH="$PWD/lib${PYTHONPATH:+:$PYTHONPATH}"
 export SPARSERNN_WITHOUT=${SPARSERNN_WITHOUT:-}
 AGAIN=3  # times that a step is begun again
+SLOW=compact-loop,persistent-fp16  # to run, and to compile; never the fastest, and no engines of products
 
 # step NAME LIMIT COMMAND…: its output goes to NAME.log, its names of engines to leave out to SPARSERNN_WITHOUT
 step() {
@@ -69,6 +71,7 @@ else
   export SPARSERNN_WITHOUT="${SPARSERNN_WITHOUT:+$SPARSERNN_WITHOUT,}$(cat "$folder/without.txt")"
 fi
 if [ "$half" = A ]; then
+  [ "$device" = cpu ] || export SPARSERNN_WITHOUT="${SPARSERNN_WITHOUT:+$SPARSERNN_WITHOUT,}$SLOW"
   sweep layers "${LIMIT_LAYERS:-200}"
   sweep models "${LIMIT_MODELS:-120}"
 else

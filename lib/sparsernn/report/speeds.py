@@ -116,7 +116,7 @@ def products_on_gpu(timed):
             of = cell.set_index("engine")["median_ms"] * 1e3
             dense = of.index.map(is_dense)
             both = f"{of['dense-fp32']:.3g} / {of[dense].min():.3g}"
-            row[f"{batch:g} columns"] = f"{of[~dense].idxmin()} {of[~dense].min():.3g} / {both}"
+            row[f"x of {batch:g}"] = f"{of[~dense].idxmin()} {of[~dense].min():.3g} / {both}"
         found.append(row)
     return pd.DataFrame(found)
 
