@@ -89,3 +89,55 @@ def test_a_training_step_is_milliseconds_of_the_dense_net_and_times_of_the_other
         "sparse-vd-w over dense": "1.25×",
     }
     assert (reviews["steps"], reviews["sparse-vd-w over dense"]) == ("–", "–")
+
+
+H100 = "cuda:H100"
+NOTE = "bytes: 1 B at 2 GB/s; most time in "
+
+
+def cell(engine, ms, note="", dtype="float32", **own):
+    """A row of a layer of 200 steps on a GPU, beside dense-fp32's 4 ms."""
+    same = {"model": "lstm", "method": "shape-only", "device": H100, "opponent": "dense-fp32", "steps": 200}
+    same |= {"hidden": 1024, "input": 1024, "batch": 1, "density": 0.1, "pattern": "unstructured"}
+    return same | {"engine": engine, "median_ms": ms, "speedup": 4 / ms, "floor_note": note, "dtype": dtype, **own}
+
+
+def test_a_layer_on_a_gpu_stands_beside_cudnn_its_graph_and_the_fastest_whole_one_whose_kernel_is_named():
+    rows = [cell("dense-fp32", 4.0, NOTE + "200 x void gemv2T_kernel_val<int, float>(a, b)")]
+    rows += [cell("dense-fp32-graph", 2.0), cell("choose", 0.1)]
+    rows += [cell("dense-fp16-padded", 0.8, NOTE + "1 x void ampere_lstm_tile16<64, 4>(params_t)", "float16")]
+    rows += [cell("persistent-fp16", 0.1, dtype="float16"), cell("csr-triton", 9.0)]
+    rows += [cell("persistent-cuda", 0.4, "measured: product of the input", floor_ms=0.32)]
+    rows += [cell("persistent-cuda", 0.1, device="cpu:EPYC")]
+    rows += [cell("dense-fp32", 4.0, pattern="24 heads"), cell("tiny-cuda", 0.2, pattern="24 heads")]
+    heads, scattered = speeds.layers_on_gpu(pd.DataFrame(rows)).to_dict("records")
+    assert scattered["engine"] == "persistent-cuda" and scattered["µs a step"] == "2"
+    assert scattered["over cuDNN fp32"] == "10×" and scattered["over it from a graph"] == "5×"
+    assert (scattered["over the fastest whole"], scattered["which"]) == ("2×", "dense-fp16-padded")
+    assert scattered["its kernel"] == "1 × ampere_lstm_tile16" and scattered["over its floor"] == "1.2×"
+    assert (heads["left"], heads["engine"], heads["over it from a graph"]) == ("24 heads", "tiny-cuda", "–")
+    assert speeds.kernel_in(NOTE + "200 x nvjet_sm90_tst_64x8_64x16_4x1_v_bz_TNT") == "200 × nvjet_sm90_tst"
+    assert speeds.kernel_in("bytes: 1 B at 2 GB/s") == "–"
+
+
+def test_products_on_a_gpu_are_the_fastest_sparse_one_beside_two_dense():
+    rows = [cell(name, ms, model="product", batch=n) for n, took in ((1, (0.004, 0.008, 0.002)), (64, (0.5, 0.1, 0.2)))
+            for name, ms in zip(("csr-triton", "dense-fp32", "dense-fp16"), took, strict=True)]  # fmt: skip
+    (row,) = speeds.products_on_gpu(pd.DataFrame(rows)).to_dict("records")
+    assert row["product"] == "1024 × 1024" and row["left"] == "10%, unstructured"
+    assert row["x of 1"] == "csr-triton 4 / 8 / 2" and row["x of 64"] == "csr-triton 500 / 100 / 100"
+
+
+def test_training_on_a_gpu_says_what_kernels_take_and_the_error_of_the_gradients():
+    same = {"task": "words", "model": "lstm-8", "batch": 32, "steps": 35}
+    gpu = [("dense", 10.0, 1.0, 1e-6), ("sparse-vd-w", 15.0, 2 / 3, 8.6e-5)]
+    rows = [
+        same | {"method": m, "median_ms": ms, "speedup": s, "error": e, "floor_ms": 2.0, "device": H100}
+        for m, ms, s, e in gpu
+    ]
+    rows += [same | {"method": "dense", "median_ms": 99.0, "speedup": 1.0, "error": 0.0, "device": "cpu:EPYC"}]
+    (row,) = speeds.training_on_gpu(pd.DataFrame(rows)).to_dict("records")
+    assert (row["dense, ms"], row["of that kernels"], row["sparse-vd-w over dense"]) == ("10", "2", "1.50×")
+    assert row["error"] == "9e-05"
+    (row,) = speeds.training(pd.DataFrame(rows)).to_dict("records")
+    assert row["dense, ms"] == "99", "of a CPU, by itself"
