@@ -16,6 +16,7 @@ from matplotlib.markers import MarkerStyle  # noqa: E402
 
 from sparsernn import sparsify
 from sparsernn.report import plots, publish, tables, timings
+from sparsernn.report.plots import style
 
 
 @pytest.fixture(autouse=True)
@@ -654,3 +655,17 @@ def test_a_front_of_several_tests_says_what_is_missing():
     assert "no smaller net is as good on noisy" in words_of(plots.tests_front(table[table["method"] == "dense"]))
     assert "no run with more than one test yet" in words_of(plots.tests_front(table.assign(tests="")))
     assert "2 runs" in words_of(plots.tests_front(table[table["method"] == "gradual"]))
+
+
+def test_a_short_logarithmic_axis_has_more_than_one_label():
+    for low, high in ((12.0, 18.0), (60.0, 150.0), (3.0, 90.0), (1.0, 5000.0)):
+        fig, ax = plt.subplots()
+        ax.set_xscale("log")
+        ax.set_xlim(low, high)
+        style.log_counts(ax.xaxis)
+        fig.canvas.draw()
+        inside = [
+            text.get_text() for text, at in zip(ax.get_xticklabels(), ax.get_xticks(), strict=True) if low <= at <= high
+        ]
+        assert sum(map(bool, inside)) >= 2, (low, high, inside)
+        plt.close(fig)

@@ -5,7 +5,7 @@ import math
 import textwrap
 
 import matplotlib.pyplot as plt
-from matplotlib.ticker import LogLocator, NullFormatter
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 # seaborn's "colorblind", and a purple
 BLACK, GREY, BLUE, ORANGE, GREEN, RED = "#000000", "#949494", "#0173b2", "#de8f05", "#029e73", "#d55e00"
@@ -141,7 +141,9 @@ def log_counts(axis):
         lambda value, _: f"{value:,.0f}" if abs(value - round(value)) < 1e-9 * value else f"{value:.3g}"
     )
     low, high = sorted(axis.get_view_interval())
-    if high / max(low, 1e-300) < 100:
+    if high / max(low, 1e-300) < 3:  # between 1, 2 and 5 there may be one of them, or none
+        axis.set_major_locator(MaxNLocator(4))
+    elif high / max(low, 1e-300) < 100:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axis.set_minor_formatter(NullFormatter())
 
