@@ -12,7 +12,7 @@
 // unit    one gate of one neuron and sequence          piece   four numbers of h, copied together
 //
 // Constants, given to the compiler:
-//   THREADS, NEURONS   of a block             BATCH     sequences: 1, 2 or 4
+//   THREADS, NEURONS   of a block             BATCH     sequences: 1, 2, 4, 8 or 16
 //   PARTS              lanes a thread is      WORDS     neurons of all blocks times BATCH
 //   SLOTS              of a lane, even        HELD      slots of a thread in registers, even
 //   MOST               lanes of a row         AT_ONCE   pieces of h that a thread copies before it copies more
@@ -61,6 +61,13 @@ __device__ __forceinline__ bool missing(uint4 v, int piece) {  // the last piece
         || (4 * piece + 3 < WORDS && v.w == EMPTY);
 }
 
+constexpr int FOURS = BATCH > 4 ? BATCH / 4 : 1;  // planes of h in shared memory, four sequences each: a gather of four has no bank
+                                                  // in common with its neighbours', one of more would have
+
+// Where piece `p` of the exchange lies in shared memory, and the bytes from plane to plane.
+__device__ __forceinline__ int in_plane(int p) { return FOURS == 1 ? p : p % FOURS * (WORDS / BATCH) + p / FOURS; }
+constexpr int PLANE = 16 * (WORDS / BATCH);
+
 __device__ __forceinline__ void multiply(float (&total)[BATCH], float value, const unsigned char* h, unsigned at) {
     if (BATCH == 1) {
         total[0] += value * *(const float*)(h + at);
@@ -69,11 +76,14 @@ __device__ __forceinline__ void multiply(float (&total)[BATCH], float value, con
         total[0] += value * found.x;
         total[BATCH - 1] += value * found.y;
     } else {
-        const float4 found = *(const float4*)(h + at);
-        total[0] += value * found.x;
-        total[BATCH > 1 ? 1 : 0] += value * found.y;
-        total[BATCH > 2 ? 2 : 0] += value * found.z;
-        total[BATCH - 1] += value * found.w;
+#pragma unroll
+        for (int q = 0; q < FOURS; q++) {
+            const float4 found = *(const float4*)(h + at + q * PLANE);
+            total[4 * q % BATCH] += value * found.x;
+            total[(4 * q + 1) % BATCH] += value * found.y;
+            total[(4 * q + 2) % BATCH] += value * found.z;
+            total[(4 * q + 3) % BATCH] += value * found.w;
+        }
     }
 }
 
@@ -161,7 +171,7 @@ whole_sequence(const float* __restrict__ table, const int* __restrict__ rows, co
                 } while (waiting);
 #pragma unroll
                 for (int k = 0; k < COPIES; k++)
-                    if (first + k * THREADS < PIECES) ((uint4*)h_all)[first + k * THREADS] = got[k];
+                    if (first + k * THREADS < PIECES) ((uint4*)h_all)[in_plane(first + k * THREADS)] = got[k];
             }
             __syncthreads();
             if (PRODUCTS) {

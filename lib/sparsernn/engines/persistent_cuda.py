@@ -20,8 +20,8 @@ from .dealing import deal
 from .timing import on_chip_ms
 
 SOURCE = Path(__file__).with_name("persistent_cuda.cu")
-BATCHES = (1, 2, 4)  # more sequences leave too little room on chip
-SPAN = 1 << 16  # bytes of h that an offset of 16 bits reaches
+BATCHES = (1, 2, 4, 8, 16)  # others are filled up; more sequences leave too little room on chip
+SPAN = 1 << 16  # bytes of h, or of a plane of four sequences, that an offset of 16 bits reaches
 AT_ONCE = 5  # pieces of h, of four registers, that a thread copies at once
 # For how many clocks nobody asks for others' numbers (persistent_cuda.cu): of those tried on an H100 the best at 1 and 4
 # sequences together (results/layout-nvidia-h100-80gb-hbm3.csv; so is the order of SHAPES, and FEW).
@@ -48,7 +48,8 @@ class Shape:
     threads    of the block
     parts      lanes that each thread is
     registers  that a thread may have
-    working    of them, what it needs besides the weights it holds and the h it copies; with fewer the kernel spills
+    working    of them, what it needs for up to four sequences besides the weights it holds and the h it copies; with fewer the
+               kernel spills
     """
 
     threads: int
@@ -56,10 +57,13 @@ class Shape:
     registers: int
     working: int
 
-    def held(self, slots, words):
+    def held(self, slots, words, batch, per_block):
         """How many of a thread's slots stay in registers: an even number, a register and a half each."""
         copied = 4 * min(AT_ONCE, ceil(words / (4 * self.threads)))
-        return min(self.parts * slots, (self.registers - self.working - copied) // 3 * 2)
+        more = 0
+        if batch > 4:  # a sum a sequence, and what a thread knows of each gate that it advances
+            more = self.parts * batch + 12 * (ceil(4 * per_block * batch / self.threads) - 1)
+        return max(2, min(self.parts * slots, (self.registers - self.working - copied - more) // 3 * 2))
 
 
 # Of those that fit, the one with the fewest gathers; of those, with few sums to write a step; of those, the first.
@@ -88,6 +92,13 @@ class Laid:
         return replace(self, tensors=tuple(tensor.to(device) for tensor in self.tensors))
 
 
+def filled_up(batch):
+    """The number of sequences that so many are run as. Raises Unsupported for more than there is."""
+    if batch > BATCHES[-1]:
+        raise Unsupported(f"{batch} sequences at once; this kernel runs up to {BATCHES[-1]}")
+    return next(size for size in BATCHES if size >= batch)
+
+
 def lay_out(layer, batch, chip, shapes=SHAPES):
     """→ `Laid`, on the CPU. Raises Unsupported if the weights do not fit the chip."""
     number, hidden = layer.where.shape
@@ -95,7 +106,8 @@ def lay_out(layer, batch, chip, shapes=SHAPES):
     blocks = ceil(hidden / per_block)
     neurons = blocks * per_block
     words, more = neurons * batch, neurons - hidden
-    if 4 * words > SPAN:
+    together = min(batch, 4)  # that one gather fetches
+    if 4 * neurons * together > SPAN:
         raise Unsupported(f"{batch} sequences of {hidden} neurons; offsets into their h are 16 bits")
     rows = torch.zeros(4, neurons, hidden)
     rows[:number, :hidden][layer.where] = layer.weight_hh.float()
@@ -103,12 +115,12 @@ def lay_out(layer, batch, chip, shapes=SHAPES):
     plans, why = [], ""
     for shape in shapes:
         try:
-            dealt = deal(rows, blocks, shape.threads * shape.parts, batch)
+            dealt = deal(rows, blocks, shape.threads * shape.parts, together)
         except ValueError as problem:
             why = f"{hidden} neurons on {blocks} multiprocessors: {problem}"
             continue
         slots = dealt.values.shape[1]
-        held = shape.held(slots, words)
+        held = shape.held(slots, words, batch, per_block)
         left = shape.parts * slots - held
         shared = 16 * ceil(words / 4) + shape.threads * (4 * shape.parts * batch + 6 * left)
         if shared <= chip.shared:
@@ -118,7 +130,7 @@ def lay_out(layer, batch, chip, shapes=SHAPES):
     if not plans:
         raise Unsupported(why or f"{np.count_nonzero(rows)} weights do not fit {chip.processors} multiprocessors")
     _, shape, dealt, held, left, shared = min(plans, key=lambda plan: plan[0])
-    at = 4 * batch * dealt.columns
+    at = 4 * together * dealt.columns
     offsets = (at[:, ::2] | at[:, 1::2] << 16).astype(np.int32)
     spans = dealt.lanes[..., 0] | dealt.lanes[..., 1] << 16
     places = F.pad(layer.row_of, (0, more, 0, 4 - number), value=-1)
@@ -148,15 +160,14 @@ class PersistentCuda(Tabled):
         return Kernel(SOURCE, "whole_sequence", self.device, **constants)
 
     def laid_for(self, batch):
-        if batch not in BATCHES:
-            raise Unsupported(f"{batch} sequences at once; this kernel runs {', '.join(map(str, BATCHES))}")
         if batch not in self.laid:
             self.laid[batch] = lay_out(self.layer, batch, self.chip()).to(self.device)
         return self.laid[batch]
 
     def run(self, x, live, empty=False):
         table, rows = self.table_and_rows(x, live)
-        steps, batch = rows.shape
+        steps, batch = rows.shape[0], filled_up(x.shape[1])
+        rows = F.pad(rows, (0, batch - rows.shape[1]), value=-1)  # sequences that are padding from end to end
         laid = self.laid_for(batch)
         if (batch, empty) not in self.kernels:
             self.kernels[batch, empty] = self.kernel(**laid.constants, PRODUCTS=int(not empty))
@@ -165,9 +176,10 @@ class PersistentCuda(Tabled):
         sizes = steps, table.shape[1], stride
         self.kernels[batch, empty](laid.blocks, laid.threads, laid.shared, table, rows, *laid.tensors, exchange, *sizes)
         h = exchange.view(torch.float32)[1:, : self.layer.hidden * batch]
-        y = h.view(steps, -1, batch).transpose(1, 2)
+        y = h.view(steps, -1, batch)[:, :, : x.shape[1]].transpose(1, 2)
         return y.contiguous() if live is None else y.masked_fill(~live.unsqueeze(2), 0)
 
     def on_chip_ms(self, x):
-        laid, products = self.laid_for(x.shape[1]), int((self.layer.weight_hh != 0).sum()) * x.shape[1]
+        batch, weights = filled_up(x.shape[1]), int((self.layer.weight_hh != 0).sum())
+        laid, products = self.laid_for(batch), weights * batch
         return on_chip_ms(self.device, x.shape[0], products, products, 6 * laid.left * laid.threads * laid.blocks)
