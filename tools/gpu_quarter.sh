@@ -72,8 +72,8 @@ else
 fi
 if [ "$half" = A ]; then
   [ "$device" = cpu ] || export SPARSERNN_WITHOUT="${SPARSERNN_WITHOUT:+$SPARSERNN_WITHOUT,}$SLOW"
-  sweep layers "${LIMIT_LAYERS:-200}"
-  sweep models "${LIMIT_MODELS:-120}"
+  sweep layers "${LIMIT_LAYERS:-260}"
+  sweep models "${LIMIT_MODELS:-90}"
 else
   sweep products "${LIMIT_PRODUCTS:-110}"
   # shellcheck disable=SC2086  # tasks are words

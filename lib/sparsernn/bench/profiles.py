@@ -62,8 +62,7 @@ PROFILES = {
                    tuple(SHIPPED), True, 200, 1.0),
     # some of its cases, in a quarter of an hour: persistent layers, the trained nets, where sparse products win and lose
     "gpu-quarter": Profile(((1760, 1760), (7680, 2560)), (0.1, 0.05), (1, 4, 64, 1500), (1024, 2304), (0.3, 0.1, 0.05),
-                           (1, 4), PATTERNS[:1], (1, 32, 128), (("lstm", 1760), ("rnn", 1760)), HEADS, (), (), (),
-                           False, 200, 0.3),
+                           (1, 4, 16), PATTERNS[:1], (1, 32, 128), (("lstm", 1760),), HEADS, (), (), (), False, 200, 0.3),
 }  # fmt: skip
 
 
