@@ -58,7 +58,7 @@ PROFILES = {
                    PATTERNS, (1, 128), PAPER_LAYERS, (), (("gru", 1024), ("lstm", 512)), (0.5, 0.3, 0.1, 0.05),
                    tuple(SHIPPED), True, 50, 0.5),
     "gpu": Profile(PAPER_SHAPES, (0.1, 0.05), WIDE, (256, 512, 1024, 1760, 2304), (0.3, 0.1, 0.05, 0.01),
-                   (1, 4, 32, 128), PATTERNS, (1, 32, 128), PAPER_LAYERS, HEADS, (("gru", 1024),), (0.5, 0.3, 0.1, 0.05),
+                   (1, 4, 16, 32, 128), PATTERNS, (1, 32, 128), PAPER_LAYERS, HEADS, (("gru", 1024),), (0.5, 0.3, 0.1, 0.05),
                    tuple(SHIPPED), True, 200, 1.0),
     # some of its cases, in a quarter of an hour: persistent layers, the trained nets, where sparse products win and lose
     "gpu-quarter": Profile(((1760, 1760), (7680, 2560)), (0.1, 0.05), (1, 4, 64, 1500), (1024, 2304), (0.3, 0.1, 0.05),
