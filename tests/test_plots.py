@@ -669,3 +669,23 @@ def test_a_short_logarithmic_axis_has_more_than_one_label():
         ]
         assert sum(map(bool, inside)) >= 2, (low, high, inside)
         plt.close(fig)
+
+
+def test_on_a_gpu_ours_stand_beside_every_cudnn_in_microseconds_a_step():
+    same = {"model": "lstm", "hidden": 1024, "steps": 200, "opponent": "dense-fp32", "device": "cuda:H100"}
+    took = {"dense-fp32": 0.4, "dense-fp16-padded": 0.2, "persistent-cuda": 0.1, "compact-loop": 9.0, "choose": 0.1}
+    rows = [
+        same | {"batch": 1, "density": 0.1, "pattern": "unstructured", "engine": e, "median_ms": ms}
+        for e, ms in took.items()
+    ]
+    rows += [same | {"batch": 4, "density": 1 / 24, "pattern": "24 heads", "engine": e, "median_ms": ms}
+             for e, ms in {"dense-fp32": 0.1, "tiny-cuda": 0.2}.items()]  # fmt: skip
+    ax = plots.steps_on_a_gpu(pd.DataFrame(rows))
+    assert [text.get_text() for text in ax.get_yticklabels()] == [
+        "LSTM 1024, 10%, 1 at once",
+        "LSTM 1024, 24 heads, 4 at once",
+    ]
+    drawn = {line.get_label(): list(line.get_xdata()) for line in ax.get_lines()}
+    assert drawn["persistent-cuda"] == [0.5] and drawn["tiny-cuda"] == [1.0] and "compact-loop" not in drawn
+    assert "H100: what is left is faster than every dense layer in 1 of 2 cells, 0.5× to 2×" in ax.get_title(loc="left")
+    assert "no layer was timed" in plots.steps_on_a_gpu(pd.DataFrame(rows).assign(engine="numba")).texts[0].get_text()

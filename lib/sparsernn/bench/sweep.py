@@ -16,8 +16,13 @@ COMPILES = 3.0  # seconds a case, of what Triton and NVRTC compile for it: 0.3 t
 
 
 def slug(device):
+    """What the table of a device's timings is called: `slug_of` its name."""
+    return slug_of(records.device_name(device))
+
+
+def slug_of(device_name):
     """`cpu`, or a GPU's name as a file's: `cuda:NVIDIA H200` → `nvidia-h200`."""
-    kind, name = records.device_name(device).split(":", 1)
+    kind, name = device_name.split(":", 1)
     return kind if kind == "cpu" else re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
 
 

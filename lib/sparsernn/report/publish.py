@@ -14,6 +14,7 @@ import pandas as pd
 
 from .. import records, sparsify, tasks
 from ..bench import BLOCKS, PATTERNS
+from ..bench.sweep import slug_of
 from ..files import clear, nearest, project_root, replacing
 from ..study import sums
 from ..study.asked import read_study, study_configs
@@ -285,12 +286,13 @@ def draw(profile, results, figures, study=None):
     if len(through := timings.through_engines(results)):
         keep(plots.rounding_cost(through), "int8", through, "results/engines.csv")
     for name, draw, timed in speeds(results):
-        keep(draw(timed), f"speed-{name}", timed, "results/timings-cpu.csv")
+        keep(draw(timed), f"speed-{name}", timed, f"results/timings-{slug_of(timed['device'].iloc[0])}.csv")
     return written
 
 
 def speeds(results):
-    """(what, who draws it, timing rows) of the figures about layers and products, of the CPU that most were timed on."""
+    """(what, who draws it, timing rows) of the figures about layers and products, of the CPU, and the GPU, that most were timed
+    on."""
     timed = timings.timing_rows(results, "cpu")
     timed = timings.most_timed(timed)
     timed = timed[timed["method"] == "shape-only"]
@@ -303,6 +305,9 @@ def speeds(results):
     cut = timed[timed["pattern"].isin(BLOCKS) & (timed["batch"] == 1) & timed["model"].isin(("lstm", "gru", "rnn"))]
     if len(cut):
         yield "blocks", lambda rows: plots.block_times(timings.in_blocks(rows)), cut
+    timed = timings.most_timed(timings.timing_rows(results, "cuda"))
+    if len(layers := timed[timed["model"].isin(("lstm", "gru", "rnn"))]):
+        yield "gpu", plots.steps_on_a_gpu, layers
 
 
 OF_A_RUN = (  # a run's table, what its figure is called, who draws it, and whether that is worth it

@@ -11,7 +11,7 @@ from .answers import answers
 from .blocks import pattern_curves
 from .costs import cost_front
 from .gates import constant_values, gate_counts, gate_map
-from .kernels import ENGINE_STYLE, block_times, crossover, product_claim, rooflines, rounding_cost
+from .kernels import ENGINE_STYLE, block_times, crossover, product_claim, rooflines, rounding_cost, steps_on_a_gpu
 from .listen import listen
 from .patterns import gate_patterns
 from .pruning import score_histogram, score_histograms, threshold_curve
@@ -52,6 +52,7 @@ __all__ = [
     "score_histogram",
     "score_histograms",
     "sizes",
+    "steps_on_a_gpu",
     "threshold_curve",
     "tests_front",
     "times",

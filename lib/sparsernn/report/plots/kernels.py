@@ -263,6 +263,44 @@ def block_finding(table):
     return f"Blocks of the best shape, one sequence at a time: {'; '.join(said)}"
 
 
+ON_A_GPU = ("dense-fp32", "dense-fp32-graph", "dense-bf16", "dense-bf16-graph", "dense-fp16", "dense-fp16-graph",
+            "dense-fp16-padded", "tiny-cuda", "persistent-cuda")  # fmt: skip
+
+
+@styled
+def steps_on_a_gpu(table, ax=None):
+    """Microseconds a step of layers on a GPU, a line a layer: ours beside cuDNN as it is called, from a graph, and filled up to
+    its persistent algorithm. table: timing rows of layers beside dense-fp32, of one device."""
+    rows = _against_dense(table)
+    rows = rows[rows["engine"].isin(ON_A_GPU)]
+    if rows.empty:
+        return say(ax or subplots(8.4, 1.4)[1], "no layer was timed on a GPU yet")
+    rows = rows.assign(us=1e3 * rows["median_ms"] / rows["steps"])
+    left = rows["pattern"].where(rows["pattern"].str.contains("heads"), rows["density"].map(percent))
+    rows = rows.assign(place=rows["model"].str.upper() + rows["hidden"].map(" {:g}, ".format) + left)
+    rows["place"] += rows["batch"].map(", {:g} at once".format)
+    rows = rows.sort_values(["hidden", "pattern", "model", "density", "batch"], ascending=False)
+    places = list(dict.fromkeys(rows["place"]))
+    ax = ax or subplots(8.4, 1.4 + 0.3 * len(places))[1]
+    for engine in ON_A_GPU:
+        colour, marker, _ = ENGINE_STYLE[engine]
+        part, ours = rows[rows["engine"] == engine], not engine.startswith("dense")
+        fill = {"ms": 8, "mec": "white"} if ours else {"ms": 6, "mfc": "white"}
+        ax.plot(part["us"], part["place"].map(places.index), marker, color=colour, ls="none", label=engine, **fill)
+    ax.set(xscale="log", xlabel="microseconds a step", yticks=range(len(places)), ylim=(-0.6, len(places) - 0.4))
+    ax.set_yticklabels(places, fontsize=8)
+    ax.grid(axis="y", color="0.92")
+    log_counts(ax.xaxis)
+    unique_legend(ax, loc="upper left", bbox_to_anchor=(1.01, 1))
+    ours = rows[~rows["engine"].str.startswith("dense")].groupby("place")["us"].min()
+    whole = rows[rows["engine"].str.startswith("dense")].groupby("place")["us"].min()
+    over = (whole / ours).dropna()
+    where = rows["device"].iloc[0].split(":", 1)[1]
+    said = f"what is left is faster than every dense layer in {(over > 1).sum()} of {len(over)} cells"
+    title(ax, f"{where}: {said}, {times(over.min())} to {times(over.max())}")
+    return ax
+
+
 @styled
 def rounding_cost(table, ax=None):
     """By how much the test is worse through an engine that rounds weights than recorded, a dot a net: points of what is a share,
