@@ -133,6 +133,9 @@ def test_sequences_filled_up_to_eight_change_no_answer():
     assert seen == [8, 8, 16]
     with pytest.raises(Unsupported, match="8 sequences are a multiple of 8"):
         padded(inputs(6, 8)[0])
+    replayed = type("Replayed", (engine_class("dense-fp32-graph"),), {})(layer, "cpu")
+    with pytest.raises(Unsupported, match="sequences of one length"):
+        replayed.run_with_states(*[inputs(6, 5)[n] for n in (0, 3)])
 
 
 def test_a_product_of_three_parts_rounds_as_fp32_where_factors_are_cut_to_tf32(monkeypatch):
@@ -146,6 +149,10 @@ def test_a_product_of_three_parts_rounds_as_fp32_where_factors_are_cut_to_tf32(m
     )
     monkeypatch.setattr(split.F, "linear", linear)
     assert torch.equal(split.split_linear(weight, bias)(y[:1]), F.linear(y[:1], weight, bias)), "few rows: as they are"
+    y[0, 0, 0], y[1, 0, 0] = torch.inf, torch.nan
+    said = split.split_linear(weight, bias)(y)
+    assert said[0, 0].isinf().all() and said[1, 0].isnan().all() and said[2:].isfinite().all()
+    assert torch.backends.cuda.matmul.allow_tf32 is False
 
 
 def test_fused_layers_refuse_padding():

@@ -191,7 +191,8 @@ def test_both_halves_leave_their_tables_and_leave_out_what_fails(tmp_path, proje
         (folder / "steps.log").read_text().split("\n")
     ) == 6
     own = table[table["opponent"] == "dense-fp32"]
-    assert {*own[own["model"] == "lstm"]["engine"]} == {
+    after = own[(own["model"] == "lstm") & ~own["pattern"].str.contains("heads")]  # which come first, before any fault
+    assert {*after["engine"]} == {
         "dense-fp32",
         "compact-torch",
         "compact-loop",

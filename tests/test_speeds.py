@@ -118,6 +118,8 @@ def test_a_layer_on_a_gpu_stands_beside_cudnn_its_graph_and_the_fastest_whole_on
     assert (heads["left"], heads["engine"], heads["over it from a graph"]) == ("24 heads", "tiny-cuda", "–")
     assert speeds.kernel_in(NOTE + "200 x nvjet_sm90_tst_64x8_64x16_4x1_v_bz_TNT") == "200 × nvjet_sm90_tst"
     assert speeds.kernel_in("bytes: 1 B at 2 GB/s") == "–"
+    long = "9 x std::enable_if<!(false), void>::type internal::gemvx::kernel<int, int, float>(a)"
+    assert speeds.kernel_in(NOTE + long) == "9 × kernel"
 
 
 def test_products_on_a_gpu_are_the_fastest_sparse_one_beside_two_dense():

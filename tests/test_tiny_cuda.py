@@ -1,6 +1,8 @@
 """The tiny kernel in CUDA without a GPU: its source run on the CPU thread by thread, against the formulas, and compiled for
 sm_80 and sm_90 into registers that suffice; neurons put into groups of which none hears of another."""
 
+import copy
+import pickle
 import shutil
 from pathlib import Path
 
@@ -85,6 +87,25 @@ def test_a_layer_without_any_recurrent_weight(emulated):
     run = emulated(layer)
     assert run.groups == 2
     assert error(run(x).double(), by_formula(masked, kept, x)) <= FLOAT32
+
+
+def test_nan_stays_nan_in_a_relu_too(emulated):
+    layer, masked, kept = pruned("RNN, relu", hidden=20, live=1.0)
+    x, *_ = inputs(3, 1)
+    x[0, 0, :] = torch.nan
+    assert torch.equal(emulated(layer)(x).isnan(), by_formula(masked, kept, x).isnan())
+
+
+def test_a_kernel_is_copied_as_itself_and_pickled_as_what_it_is_made_of(monkeypatch):
+    made = []
+    monkeypatch.setattr(
+        cuda_source.Kernel, "__init__", lambda self, *given, **constants: made.append((given, constants))
+    )
+    kernel = object.__new__(cuda_source.Kernel)
+    kernel.made_of = tiny_cuda.SOURCE, "whole_sequence", "cuda", False, {"NEURONS": 8}
+    assert copy.deepcopy([kernel])[0] is kernel
+    assert type(pickle.loads(pickle.dumps(kernel))) is cuda_source.Kernel
+    assert made == [((tiny_cuda.SOURCE, "whole_sequence", "cuda", False), {"NEURONS": 8})]
 
 
 def test_without_its_barrier_the_emulation_finds_it_wrong(emulated, tmp_path):
@@ -176,15 +197,15 @@ def test_neurons_that_hear_of_each_other_by_any_way_are_one_group():
     ("kind", "hard", "neurons"),
     [(0, 0, 8), (0, 0, 32), (0, 1, 64), (0, 0, 96), (1, 0, 96), (1, 1, 32), (2, 0, 16), (2, 1, 160)],
 )
-@pytest.mark.parametrize("words", [0, 9000])
-def test_weights_stay_in_registers(architecture, kind, hard, neurons, words):
+@pytest.mark.parametrize("ids", [0, 1])
+def test_weights_stay_in_registers(architecture, kind, hard, neurons, ids):
     constants = {
         "NEURONS": neurons,
         "GROUPS": 1,
         "KIND": kind,
         "HARD": hard,
-        "WORDS": words,
-        "CLASSES": 2 * (words > 0),
+        "IDS": ids,
+        "CLASSES": 2 * ids,
     }
     code = cuda_source.compile_source(tiny_cuda.SOURCE, architecture, **constants)
     triton = pytest.importorskip("triton", reason="its tools read machine code")

@@ -29,6 +29,7 @@ WEIGHT_BYTES = {
     "two-to-four": 2,
     "persistent-fp16": 2,
 }  # others: 4
+WEIGHT_BYTES |= dict.fromkeys(("dense-fp16-padded", "dense-bf16-graph", "dense-fp16-graph"), 2)
 WEIGHT_BYTES |= {"dense-int8": 1, "own-dense-int8": 1, "c-int8": 1}
 RATES = {
     "dense-tf32": "tf32",
@@ -38,6 +39,7 @@ RATES = {
     "dense-bf16-graph": "bf16",
     "dense-fp16-graph": "fp16",
     "two-to-four": "fp16",
+    "tiny-cuda": "tf32",  # its product of the input, the most of it
     "block-16": "tf32",
     "block-32": "tf32",
     "dense-int8": "int8",

@@ -43,6 +43,10 @@ def compile_source(path, architecture, **constants):
     return code
 
 
+def _made_again(path, name, device, cooperative, constants):
+    return Kernel(path, name, device, cooperative, **constants)
+
+
 class Kernel:
     """One function of a .cu file on one GPU: `kernel(blocks, threads, shared, *tensors and ints)`, on torch's stream.
 
@@ -52,6 +56,7 @@ class Kernel:
 
     def __init__(self, path, name, device, cooperative=True, **constants):
         self.device, self.cooperative = torch.device(device), cooperative
+        self.made_of = path, name, device, cooperative, constants
         major, minor = torch.cuda.get_device_capability(self.device)
         code = compile_source(path, f"sm_{major}{minor}", **constants)
         with torch.cuda.device(self.device):
@@ -60,14 +65,20 @@ class Kernel:
             self.function = _checked(driver.cuModuleGetFunction(self.module, name.encode()))
         self.most = 0
 
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        return _made_again, self.made_of
+
     def __call__(self, blocks, threads, shared, *arguments):
-        if shared > self.most:
-            attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-            _checked(driver.cuFuncSetAttribute(self.function, attribute, shared))
-            self.most = shared
         values = tuple(a.data_ptr() if isinstance(a, torch.Tensor) else a for a in arguments)
         kinds = tuple(ctypes.c_void_p if isinstance(a, torch.Tensor) else ctypes.c_int for a in arguments)
         with torch.cuda.device(self.device):
+            if shared > self.most:
+                attribute = driver.CUfunction_attribute.CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+                _checked(driver.cuFuncSetAttribute(self.function, attribute, shared))
+                self.most = shared
             stream = driver.CUstream(torch.cuda.current_stream().cuda_stream)
             given = self.function, blocks, 1, 1, threads, 1, 1, shared, stream, (values, kinds)
             if self.cooperative:

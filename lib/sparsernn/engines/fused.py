@@ -138,21 +138,30 @@ class Replayed(Fused):
         self.recorded = {}
 
     def run_with_states(self, x, live):
+        if live is not None and not bool(live.all()):
+            raise Unsupported("torch's fused layers run sequences of one length")
+        with torch.cuda.device(self.device):  # on which a graph is recorded
+            return self.replayed(x)
+
+    def replayed(self, x):
         key = x.shape, x.dtype
         if key not in self.recorded:
             given, aside = x.clone(), torch.cuda.Stream(self.device)
             aside.wait_stream(torch.cuda.current_stream(self.device))
             with torch.cuda.stream(aside):  # once as usual, so that what is chosen and laid out at first is
-                super().run_with_states(given, live)
+                super().run_with_states(given, None)
             torch.cuda.current_stream(self.device).wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                said = super().run_with_states(given, live)
+                said = super().run_with_states(given, None)
             self.recorded[key] = graph, given, said
         graph, given, (y, states) = self.recorded[key]
         given.copy_(x)
         graph.replay()
         return y.clone(), [state.clone() for state in states]
+
+    def __getstate__(self):
+        return self.__dict__ | {"recorded": {}}  # a graph is of its process
 
 
 class ReplayedBF16(Replayed):

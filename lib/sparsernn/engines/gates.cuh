@@ -41,7 +41,7 @@ __device__ __forceinline__ void advance(float a, float constant, int gate, bool 
         const bool twice = candidate && !(KIND == 2 && HARD), dead = constant == constant;
         const float factor = dead ? 0.0f : twice ? 2.0f : 1.0f, shift = dead ? constant : twice ? -1.0f : 0.0f;
         float squashed;
-        if (KIND == 2 && HARD) squashed = fmaxf(a, 0.0f);
+        if (KIND == 2 && HARD) squashed = a < 0.0f ? 0.0f : a;  // NaN stays
         else if (KIND == 2 || !HARD) squashed = reciprocal(1.0f + power_of_2(scale * a));
         else {
             const float hard = fminf(fmaxf(0.2f * a + 0.5f, 0.0f), 1.0f);

@@ -6,19 +6,30 @@ off by up to 1.1e-5, where tf32 alone is by 5e-4 and cuDNN's layers in fp32 by u
 et al. (1803.04014) do with fp16, and what cutting costs: Ootomo and Yokota (2203.03341).
 """
 
+from contextlib import contextmanager
+
 import torch
 from torch.nn import functional as F
-
-from .timing import tf32
 
 HELD = -1 << 13  # the bits of a float32 that tf32 has
 MANY = 64  # rows, from which on three products on those units take less time than one
 
 
+@contextmanager
+def rounded_factors():
+    """Inside, cuBLAS may round fp32 factors to tf32. What cuDNN may is not asked: of some settings torch does not let one."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
+
+
 def parts(x):
-    """x float32 → what tf32 holds of it, and the rest."""
+    """x float32 → what tf32 holds of it, and the rest, none of what is not finite."""
     held = (x.view(torch.int32) & HELD).view(torch.float32)
-    return held, x - held
+    return held, (x - held).nan_to_num_(0.0)
 
 
 def split_linear(weight, bias):
@@ -30,7 +41,7 @@ def split_linear(weight, bias):
         if y.numel() < MANY * weight.shape[1]:
             return F.linear(y, weight, bias)
         held, rest = parts(y.contiguous())
-        with tf32(True):
+        with rounded_factors():
             return F.linear(torch.cat([held, rest, held], -1), three, bias)
 
     return product

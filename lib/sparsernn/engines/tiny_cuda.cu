@@ -10,11 +10,11 @@
 // Constants, given to the compiler:
 //   NEURONS   of a group, the same for all; a multiple of 8, of an RNN of 16      GROUPS
 //   KIND, HARD   as gates.cuh says
-//   WORDS     0, or how many ids there are: then it is they that are read         CLASSES   0, or of what reads the last h
+//   IDS       1: ids are read, 0: rows of the table         CLASSES   0, or of what reads the last h
 
 #include "gates.cuh"
 
-#if WORDS
+#if IDS
 typedef long long Row;
 #else
 typedef int Row;
@@ -26,9 +26,9 @@ constexpr int AT_ONCE = 8;  // pieces of h, of four registers, that a thread has
 constexpr int AHEAD = 4;  // even: so h ends where it began
 constexpr bool ONE_WARP = THREADS == 32;  // then h goes from thread to thread, and nobody waits
 
-__device__ __forceinline__ float look_up(const float* table, Row row, int width, int place, bool& wrong) {
-    const bool there = row >= 0 && (!WORDS || row < WORDS);
-    wrong |= WORDS && !there;
+__device__ __forceinline__ float look_up(const float* table, Row row, int width, int place, int words, bool& wrong) {
+    const bool there = row >= 0 && (!IDS || row < words);
+    wrong |= IDS && !there;
     return place >= 0 && there ? table[(size_t)row * width + place] : 0.0f;
 }
 
@@ -38,11 +38,13 @@ __device__ __forceinline__ float look_up(const float* table, Row row, int width,
 // places, fixed [GROUPS, THREADS]        column of table, -1: none; the constant that a gate is, NaN: it is live
 // neuron_of [GROUPS, NEURONS]            which neuron of the layer it is, -1: none
 // y [steps, batch, hidden]               h, 0 where a step is padding; with CLASSES what the head says of the last, [batch, CLASSES]
+// words                                  ids that there are; any other ends the launch in a fault
 // head [CLASSES, NEURONS + 1]            weights and, last, a bias
 extern "C" __global__ void __launch_bounds__(THREADS)
 whole_sequence(const float* __restrict__ table, const Row* __restrict__ rows, const float* __restrict__ weights,
                const int* __restrict__ places, const float* __restrict__ fixed, const int* __restrict__ neuron_of,
-               const float* __restrict__ head, float* __restrict__ y, int steps, int batch, int width, int hidden) {
+               const float* __restrict__ head, float* __restrict__ y, int steps, int batch, int width, int hidden,
+               int words) {
     SHARED(memory);
     float* h_all = (float*)memory;  // [2, NEURONS]
     const int thread = threadIdx.x, gate = thread & 3, neuron = thread >> 2;
@@ -64,7 +66,7 @@ whole_sequence(const float* __restrict__ table, const Row* __restrict__ rows, co
 #pragma unroll
     for (int k = 0; k < AHEAD; k++) {
         row[k] = rows[(size_t)min(k, last) * batch], coming[k] = rows[(size_t)min(k + AHEAD, last) * batch];
-        added[k] = look_up(table, row[k], width, place, wrong);
+        added[k] = look_up(table, row[k], width, place, words, wrong);
     }
     float h = 0.0f, c = 0.0f;
     if (gate == 0) h_all[neuron] = 0.0f;
@@ -78,7 +80,7 @@ whole_sequence(const float* __restrict__ table, const Row* __restrict__ rows, co
             const float from_input = added[k];
             const bool real = row[k] >= 0 && t < steps;
             row[k] = coming[k];
-            added[k] = look_up(table, row[k], width, place, wrong);
+            added[k] = look_up(table, row[k], width, place, words, wrong);
             coming[k] = rows[(size_t)min(t + 2 * AHEAD, last) * batch];
 
             float sum[4] = {from_input, 0.0f, 0.0f, 0.0f};

@@ -84,12 +84,12 @@ class TinyCuda(Tabled):
     def kernel(self):
         return self.compiled()
 
-    def compiled(self, words=0, classes=0):
-        constants = self.constants | {"WORDS": words, "CLASSES": classes}
+    def compiled(self, ids=0, classes=0):
+        constants = self.constants | {"IDS": ids, "CLASSES": classes}
         return Kernel(SOURCE, "whole_sequence", self.device, cooperative=False, **constants)
 
     def launch(self, kernel, table, rows, head, y):
-        (steps, batch), sizes = rows.shape, (table.shape[1], self.layer.hidden)
+        (steps, batch), sizes = rows.shape, (table.shape[1], self.layer.hidden, len(table))
         kernel(
             batch * self.groups,
             self.threads,
@@ -134,7 +134,7 @@ class Whole:
             place.to(device)
         ].contiguous()  # of every word, so that no id is looked up twice
         self.in_one = self.last and self.engine.groups == 1
-        self.kernel = self.engine.compiled(chain.words, self.classes if self.in_one else 0)
+        self.kernel = self.engine.compiled(1, self.classes if self.in_one else 0)
         weight, bias = (self.engine.fp32(part) for part in (chain.weight, chain.bias))
         if self.in_one:
             order = self.engine.neuron_of[0].to(device)

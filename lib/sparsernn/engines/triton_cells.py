@@ -40,7 +40,7 @@ def advance(p0, p1, p2, p3, f0, f1, f2, f3, h, c, KIND: tl.constexpr, HARD: tl.c
         h = n + z * (h - n)
     else:
         if HARD:
-            h = fixed_or(f0, tl.maximum(p0, 0.0))
+            h = fixed_or(f0, tl.where(p0 < 0, 0.0, p0))  # NaN stays
         else:
             h = fixed_or(f0, tanh(p0))
     return h, c

@@ -106,7 +106,7 @@ class InOneCall(nn.Module):
 
     def __init__(self, run, chain, form, layers):
         super().__init__()
-        self.run, self.form, self.given, self.where = run, form, layers, torch.device(layers[-1]).type
+        self.run, self.form, self.given, self.where = run, form, layers, torch.empty(0, device=layers[-1]).device
         self.ids, self.inputs, (self.turns, self.turns_back) = chain.words is not None, chain.inputs, chain.first
 
     @cached_property
@@ -130,7 +130,7 @@ class InOneCall(nn.Module):
         return filled(self.form, [answer, *found])
 
     def _fits(self, x):
-        if x.device.type != self.where or not x.numel():
+        if x.device != self.where or not x.numel():
             return False
         if self.ids:
             return x.dtype == torch.int64 and x.dim() == 2

@@ -85,6 +85,8 @@ def layers_on_gpu(timed):
     for (model, hidden, density, pattern, batch), cell in rows.groupby(order):
         of = cell[cell["engine"] != "choose"].set_index("engine")
         sparse = of[(of["dtype"] == "float32") & ~of.index.map(is_dense)]
+        if sparse.empty:
+            continue
         whole, us = of[of.index.map(is_dense)], 1e3 * of["median_ms"] / of["steps"]
         name, best = sparse["median_ms"].idxmin(), whole["median_ms"].idxmin()
         left = pattern if "heads" in pattern else f"{density:.0%}"
@@ -100,9 +102,14 @@ def layers_on_gpu(timed):
 
 
 def kernel_in(note):
-    """ "200 x gemv2T_kernel_val" from a note of what a library ran (`bench.sweep`)."""
-    said = re.search(r"most time in (\d+) x (?:void )?(?:.*::)?(\w+)", note.partition("<")[0] or note)
-    return f"{said[1]} × {re.sub(r'_[0-9].*', '', said[2])}" if said else written.DASH
+    """ "200 × gemv2T_kernel_val" from a note of what a library ran (`bench.sweep`)."""
+    said = re.search(r"most time in (\d+) x (.+)", note)
+    if not said:
+        return written.DASH
+    called = (
+        said[2].rpartition("::type ")[2].removeprefix("void ").partition("<")[0].partition("(")[0].rpartition("::")[2]
+    )
+    return f"{said[1]} × {re.sub(r'_[0-9].*', '', called)}"
 
 
 def products_on_gpu(timed):
