@@ -106,16 +106,17 @@ def test_a_layer_on_a_gpu_stands_beside_cudnn_its_graph_and_the_fastest_whole_on
     rows = [cell("dense-fp32", 4.0, NOTE + "200 x void gemv2T_kernel_val<int, float>(a, b)")]
     rows += [cell("dense-fp32-graph", 2.0), cell("choose", 0.1)]
     rows += [cell("dense-fp16-padded", 0.8, NOTE + "1 x void ampere_lstm_tile16<64, 4>(params_t)", "float16")]
-    rows += [cell("persistent-fp16", 0.1, dtype="float16"), cell("csr-triton", 9.0)]
+    rows += [cell("persistent-fp16", 0.1, dtype="float16"), cell("csr-triton", 9.0), cell("persistent-dense", 0.3)]
     rows += [cell("persistent-cuda", 0.4, "measured: product of the input", floor_ms=0.32)]
     rows += [cell("persistent-cuda", 0.1, device="cpu:EPYC")]
     rows += [cell("dense-fp32", 4.0, pattern="24 heads"), cell("tiny-cuda", 0.2, pattern="24 heads")]
     heads, scattered = speeds.layers_on_gpu(pd.DataFrame(rows)).to_dict("records")
     assert scattered["engine"] == "persistent-cuda" and scattered["µs a step"] == "2"
-    assert scattered["over cuDNN fp32"] == "10×" and scattered["over it from a graph"] == "5×"
-    assert (scattered["over the fastest whole"], scattered["which"]) == ("2×", "dense-fp16-padded")
-    assert scattered["its kernel"] == "1 × ampere_lstm_tile16" and scattered["over its floor"] == "1.2×"
-    assert (heads["left"], heads["engine"], heads["over it from a graph"]) == ("24 heads", "tiny-cuda", "–")
+    assert scattered["faster than cuDNN fp32"] == "10×" and scattered["faster than it from a graph"] == "5×"
+    assert (scattered["than cuDNN's fastest timed"], scattered["which"]) == ("2×", "dense-fp16-padded")
+    assert scattered["faster than persistent-dense, ours"] == "0.75×", "which leaves nothing out"
+    assert scattered["its kernel"] == "1 × ampere_lstm_tile16" and scattered["times its floor"] == "1.25"
+    assert (heads["left"], heads["engine"], heads["faster than it from a graph"]) == ("24 heads", "tiny-cuda", "–")
     assert speeds.kernel_in(NOTE + "200 x nvjet_sm90_tst_64x8_64x16_4x1_v_bz_TNT") == "200 × nvjet_sm90_tst"
     assert speeds.kernel_in("bytes: 1 B at 2 GB/s") == "–"
     long = "9 x std::enable_if<!(false), void>::type internal::gemvx::kernel<int, int, float>(a)"
