@@ -687,5 +687,7 @@ def test_on_a_gpu_ours_stand_beside_every_cudnn_in_microseconds_a_step():
     ]
     drawn = {line.get_label(): list(line.get_xdata()) for line in ax.get_lines()}
     assert drawn["persistent-cuda"] == [0.5] and drawn["tiny-cuda"] == [1.0] and "compact-loop" not in drawn
-    assert "H100: what is left is faster than every dense layer in 1 of 2 cells, 0.5× to 2×" in ax.get_title(loc="left")
+    assert "H100: what is left is faster than every whole layer timed in 1 of 2 cells, 0.5× to 2×" in ax.get_title(
+        loc="left"
+    )
     assert "no layer was timed" in plots.steps_on_a_gpu(pd.DataFrame(rows).assign(engine="numba")).texts[0].get_text()
