@@ -121,18 +121,25 @@ def test_the_oracle_is_exact(name):
     assert error(oracle(layer, ids), by_formula(masked, kept, ids)) <= 1e-12
 
 
-def test_sequences_filled_up_to_eight_change_no_answer():
-    layer, *_ = pruned("LSTM")
+@pytest.mark.parametrize("name", ["LSTM", "GRU", "RNN", "RNN, relu"])
+def test_sequences_neurons_and_inputs_that_fill_up_change_no_answer(name):
+    layer, *_ = pruned(name)
     kind = type("Padded", (engine_class("dense-fp16-padded"),), {"dtype": torch.float32})
     padded, seen = kind(layer), []
+    assert (padded.module.hidden_size, padded.module.input_size) == (128, 128)
+    assert type("As", (kind,), {"LARGEST": 100})(layer).module.hidden_size == layer.hidden
     padded.module.register_forward_hook(lambda module, given, said: seen.append(given[0].shape[1]))
     for batch in (1, 5, 12):
-        x, *_ = inputs(6, batch)
+        x, ids, *_ = inputs(6, batch)
+        assert error(padded(ids), engine_class("compact-torch")(layer)(ids)) <= 1e-6
+        seen.pop()
         (y, got), (expected, states) = padded.with_states(x), engine_class("compact-torch")(layer).with_states(x)
         assert error(y, expected) <= 1e-6 and all(error(a, b) <= 1e-6 for a, b in zip(got, states, strict=True))
     assert seen == [8, 8, 16]
-    with pytest.raises(Unsupported, match="8 sequences are a multiple of 8"):
-        padded(inputs(6, 8)[0])
+    x, *_ = inputs(6, 8)
+    assert error(padded(x), engine_class("compact-torch")(layer)(x)) <= 1e-6, "neurons alone"
+    with pytest.raises(Unsupported, match="8 sequences, neurons and inputs are multiples of 8 and 128"):
+        type("As", (kind,), {"LARGEST": 100})(layer)(x)
     replayed = type("Replayed", (engine_class("dense-fp32-graph"),), {})(layer, "cpu")
     with pytest.raises(Unsupported, match="sequences of one length"):
         replayed.run_with_states(*[inputs(6, 5)[n] for n in (0, 3)])

@@ -57,7 +57,7 @@ class Fused(Engine):
     def __init__(self, layer, device="cpu"):
         super().__init__(layer, device)
         self.reads = self.dtype if self.dtype.is_floating_point else torch.float32
-        module = to_module(layer)
+        module = self.made(layer)
         rows, words = module.weight_ih_l0.shape
         self.word_table = None
         if words > rows:
@@ -66,6 +66,10 @@ class Fused(Engine):
             self.by_row = self.ready(by_row)
             self.word_table = F.pad(module.weight_ih_l0.T, (0, 0, 0, 1)).to(self.device, self.reads).contiguous()
         self.module = self.ready(module)
+
+    def made(self, layer):
+        """torch's layer, float64 on the CPU; it may have more inputs and neurons, which stay at zero."""
+        return to_module(layer)
 
     def ready(self, module):
         """The module in this engine's precision, on its device, as it is used and not trained (cuDNN keeps more for that)."""
@@ -98,9 +102,12 @@ class Fused(Engine):
             x = one_hot(x, self.layer.inputs, self.reads)
         else:
             module, x = self.by_row, F.embedding(x, self.word_table)
+        if module.input_size > x.shape[2]:
+            x = F.pad(x, (0, module.input_size - x.shape[2]))
         with tf32(self.tf32):
             y, state = module(x)
-        return y.float(), [s[0].float() for s in (state if isinstance(state, tuple) else (state,))]
+        states, hidden = state if isinstance(state, tuple) else (state,), self.layer.hidden
+        return y[:, :, :hidden].float(), [s[0, :, :hidden].float() for s in states]
 
 
 class FusedTF32(Fused):
@@ -116,13 +123,31 @@ class FusedFP16(Fused):
 
 
 class FusedFP16Padded(FusedFP16):
-    """Filled up with sequences to a multiple of 8: of large layers cuDNN's persistent algorithm runs no other (`get_algo` in
-    PyTorch's RNN.cpp), and more of them can take less time."""
+    """Filled up with sequences to a multiple of 8, and with neurons and inputs that stay at zero to one of 128: PyTorch asks for
+    cuDNN's persistent algorithm for no other large layers (`get_algo` in its RNN.cpp, up to LARGEST), and more can take less
+    time."""
+
+    LARGEST = 1024
+
+    def made(self, layer):
+        module = to_module(layer)
+        hidden, inputs = (-(-size // 128) * 128 for size in (module.hidden_size, module.input_size))
+        if hidden > self.LARGEST or (hidden, inputs) == (module.hidden_size, module.input_size):
+            return module
+        extra = {"nonlinearity": module.nonlinearity} if isinstance(module, nn.RNN) else {}
+        wide = type(module)(inputs, hidden, **extra).double().requires_grad_(False)
+        for name, given in module.named_parameters():
+            to = getattr(wide, name).zero_().unflatten(0, (-1, hidden))[:, : module.hidden_size]  # gate by gate
+            given = given.unflatten(0, (-1, module.hidden_size))
+            (to[:, :, : given.shape[2]] if given.dim() == 3 else to).copy_(given)
+        return wide
 
     def run_with_states(self, x, live):
         more = -x.shape[1] % 8
+        if not more and self.module.hidden_size == self.layer.hidden and self.module.input_size == self.layer.inputs:
+            raise Unsupported(f"{x.shape[1]} sequences, neurons and inputs are multiples of 8 and 128 as they are")
         if not more:
-            raise Unsupported(f"{x.shape[1]} sequences are a multiple of 8 as they are")
+            return super().run_with_states(x, live)
         wide = F.pad(x, (0, 0) * (x.dim() - 2) + (0, more))
         y, states = super().run_with_states(wide, None if live is None else F.pad(live, (0, more), value=True))
         return y[:, :-more], [state[:-more] for state in states]
