@@ -162,6 +162,15 @@ def test_a_product_of_three_parts_rounds_as_fp32_where_factors_are_cut_to_tf32(m
     assert torch.backends.cuda.matmul.allow_tf32 is False
 
 
+def test_columns_that_fill_up_change_no_product():
+    kind = type("Padded", (engine_class("dense-fp16-padded", PRODUCTS),), {"dtype": torch.float32})
+    weight, x = torch.randn(7, 30), torch.randn(30, 12)
+    assert error(kind(weight)(x), weight.double() @ x.double()) <= 1e-6
+    assert error(kind(weight)(x[:, :1]), weight.double() @ x[:, :1].double()) <= 1e-6
+    with pytest.raises(Unsupported, match="8 columns are a multiple of 8"):
+        kind(weight)(x[:, :8])
+
+
 def test_fused_layers_refuse_padding():
     layer, *_ = pruned("LSTM")
     x, _, _, live = inputs(6, 5)

@@ -42,6 +42,7 @@ PRODUCTS = {
     "dense-tf32": ("products", "DenseTF32"),
     "dense-bf16": ("products", "DenseBF16"),
     "dense-fp16": ("products", "DenseFP16"),
+    "dense-fp16-padded": ("products", "DenseFP16Padded"),
     "dense-onednn": ("products", "DenseOneDNN"),
     "dense-int8": ("products", "DenseInt8"),
     "own-dense-int8": ("c.layers", "DenseInt8Product"),
