@@ -1,5 +1,7 @@
 """What several test files start from."""
 
+import shutil
+
 import pytest
 import tiny
 
@@ -17,3 +19,13 @@ def as_it_was(tmp_path, monkeypatch):
     for table, before in tables:
         table.clear()
         table.update(before)
+
+
+@pytest.fixture
+def kernels_folder(tmp_path_factory):
+    """Where kernels in CUDA are built for the CPU (emulation.py), once for all tests of a process."""
+    if not shutil.which("g++"):
+        pytest.skip("needs a C++ compiler")
+    folder = tmp_path_factory.getbasetemp() / "emulated"
+    folder.mkdir(exist_ok=True)
+    return folder

@@ -2,7 +2,6 @@
 and sm_90 into registers that suffice; its weights dealt out without loss and without conflict."""
 
 import ctypes
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -29,17 +28,13 @@ SMALL = (Shape(64, 1, 32, 8), Shape(32, 4, 32, 9))  # as on a GPU, but for few n
 
 
 @pytest.fixture
-def emulated(tmp_path_factory, monkeypatch):
+def emulated(kernels_folder, monkeypatch):
     """(layer, processors, shapes, source) → the engine, on the CPU."""
-    if not shutil.which("g++"):
-        pytest.skip("needs a C++ compiler")
-    folder = tmp_path_factory.getbasetemp() / "emulated"
-    folder.mkdir(exist_ok=True)
 
     def engine(layer, processors=3, shapes=SMALL, source=persistent_cuda.SOURCE, seed=1):
         kind = engine_class("persistent-cuda")
         monkeypatch.setattr(kind, "chip", lambda self: Chip(processors, 1 << 16))
-        monkeypatch.setattr(kind, "kernel", lambda self, **constants: Emulated(source, folder, constants, seed))
+        monkeypatch.setattr(kind, "kernel", lambda self, **constants: Emulated(source, kernels_folder, constants, seed))
         monkeypatch.setattr(persistent_cuda.lay_out, "__defaults__", (shapes,))
         return kind(layer, "cpu")
 

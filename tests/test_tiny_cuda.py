@@ -3,7 +3,6 @@ sm_80 and sm_90 into registers that suffice; neurons put into groups of which no
 
 import copy
 import pickle
-import shutil
 from pathlib import Path
 
 import pytest
@@ -27,17 +26,13 @@ FLOAT32 = 3e-6  # powers of 2 for those of e, as the GPU has them
 
 
 @pytest.fixture
-def emulated(tmp_path_factory, monkeypatch):
+def emulated(kernels_folder, monkeypatch):
     """(layer, source, seed) → the engine, on the CPU."""
-    if not shutil.which("g++"):
-        pytest.skip("needs a C++ compiler")
-    folder = tmp_path_factory.getbasetemp() / "emulated"
-    folder.mkdir(exist_ok=True)
 
     def engine(layer, source=tiny_cuda.SOURCE, seed=1):
         def kernel(path, name, device, cooperative, **constants):
             assert path == tiny_cuda.SOURCE and name == "whole_sequence" and not cooperative
-            return Emulated(source, folder, constants, seed)
+            return Emulated(source, kernels_folder, constants, seed)
 
         monkeypatch.setattr(tiny_cuda, "Kernel", kernel)
         monkeypatch.setattr(tiny_cuda.TinyCuda, "devices", ("cpu",))
