@@ -1,11 +1,9 @@
-"""One step of a recurrent layer, forward and by hand backward, and the loop over time as one operation."""
+"""One step of a recurrent layer, forward and by hand backward."""
 
 import math
 
 import torch
-from torch.autograd.function import once_differentiable
 
-from .multiply import by_onednn, slope, times
 from .quick import watched
 
 HALF = torch.tensor(0.5)  # without a dimension it takes the other's dtype and device
@@ -45,6 +43,12 @@ class Cell:
 
     def __init__(self, activation):
         self.activation = activation
+
+    def __eq__(self, other):
+        return type(self) is type(other) and self.activation == other.activation
+
+    def __hash__(self):
+        return hash((type(self), self.activation))
 
     def is_for(self, state):
         """To be told of the states [B, H] that it will work on."""
@@ -212,128 +216,3 @@ class RNNCell(Cell):
             torch.ops.aten.tanh_backward.grad_input(grad[0], slices[0], grad_input=out[0])
         else:  # nothing at and beyond the bounds
             torch.ops.aten.hardtanh_backward.grad_input(grad[0], slices[0], *self.bounds, grad_input=out[0])
-
-
-def _sum_to(grad, like):
-    """A gradient [B, n] of a scale given as [B|1, n]."""
-    return grad.sum(0, keepdim=True) if like.shape[0] == 1 and grad.shape[0] != 1 else grad
-
-
-class Recurrence(torch.autograd.Function):
-    """The whole time loop of one layer and direction as one operation.
-
-    inputs [T, B, blocks·H] is W_ih x, with the bias in it unless `gates` scales it first; live [T, B, 1] is False where a
-    step is padding (the state stays); `partial` lists, per step, whether any sequence is padded there. Returns the
-    unscaled h [T, B, H] and the other final states. One product per step forward and one backward; the weight
-    gradient is one product at the end; everything else of a step stays in the cache. `rounded`: the factors and results
-    of these products are bfloat16; states and sums are not.
-    """
-
-    @staticmethod
-    def forward(ctx, cell, inputs, bias, weight, recurrent, gates, live, partial, rounded, *state):
-        steps, batch, width = inputs.shape
-        save = any(ctx.needs_input_grad)
-        rows = steps if save else 1
-        values = inputs.new_empty(rows, batch, width)  # gate values
-        products = inputs.new_empty(rows, batch, width) if gates is not None else None
-        history = [s.new_empty(steps + 1, *s.shape) for s in state[:1]]  # every h is returned
-        history += [s.new_empty(steps + 1 if save else 2, *s.shape) for s in state[1:]]
-        for kept, s in zip(history, state, strict=True):
-            kept[0] = s
-        read = inputs.new_empty(batch, weight.shape[1])
-        weight = weight.bfloat16() if rounded else weight
-        transposed, fast = weight.t(), not rounded and by_onednn(inputs, batch, weight)
-        cell.is_for(state[0])
-        slices, states, value_rows = cell.slices(values), [kept.unbind() for kept in history], values.unbind()
-        product_rows = None if gates is None else products.unbind()
-        for t, x in enumerate(inputs.unbind()):
-            old, new = ([kept[u % len(kept)] for kept in states] for u in (t, t + 1))
-            h = old[0] if recurrent is None else torch.mul(old[0], recurrent, out=read)
-            a = value_rows[t % rows]
-            product = a if gates is None else product_rows[t % rows]
-            if rounded:
-                torch.add(x, (h.bfloat16() @ transposed).to(x.dtype), out=product)  # added as it is: five times as long
-            elif fast:
-                torch.add(x, times(h, weight), out=product)
-            else:
-                torch.addmm(x, h, transposed, out=product)
-            if gates is not None:
-                torch.addcmul(bias, product, gates, out=a)
-            cell.activate(slices[t % rows])
-            cell.advance(slices[t % rows], old, new)
-            if partial[t]:
-                for before, after in zip(old, new, strict=True):
-                    torch.where(live[t], after, before, out=after)
-        if save:
-            ctx.save_for_backward(weight, recurrent, gates, live, values, products, *history)
-            ctx.cell, ctx.partial, ctx.fast = cell, partial, fast
-        last, hidden = steps % 2 if not save else steps, history[0][1:]
-        if save and cell.n_states == 1:  # as torch's GRU and RNN, not its LSTM, it may be changed in place
-            hidden = hidden.clone()
-        return hidden, *(kept[last].clone() for kept in history[1:])
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, d_hidden, *d_last):
-        weight, recurrent, gates, live, values, products, *history = ctx.saved_tensors
-        steps = values.shape[0]
-        d_inputs = torch.empty_like(values)
-        d_a = d_inputs if gates is None else torch.empty_like(values[:1])  # of preactivations: all steps, or one
-        d_sum = None if gates is None else torch.zeros_like(values[0])
-        d_recurrent = None if recurrent is None else torch.zeros_like(history[0][0])
-        d_gates = None if gates is None else torch.zeros_like(values[0])
-        d_h, d_rest = torch.zeros_like(history[0][0]), [d.clone() for d in d_last]
-        slices, d_slices, states = ctx.cell.slices(values), ctx.cell.slices(d_a), [kept.unbind() for kept in history]
-        rounded = weight.dtype != d_h.dtype
-        d_factor = torch.empty_like(d_inputs, dtype=weight.dtype) if rounded else d_inputs  # as the products take it
-        back = weight.t().contiguous() if ctx.fast else None
-        d_inputs_rows, d_factor_rows, d_hidden = d_inputs.unbind(), d_factor.unbind(), d_hidden.unbind()
-        dead = None if live is None else ~live
-        for t in reversed(range(steps)):
-            old, new = [kept[t] for kept in states], [kept[t + 1] for kept in states]
-            d_h = d_h.add_(d_hidden[t])
-            stays = None
-            if ctx.partial[t]:  # a padded step hands its gradient on untouched
-                stays = [d.masked_fill(live[t], 0) for d in (d_h, *d_rest)]
-                for d in (d_h, *d_rest):
-                    d.masked_fill_(dead[t], 0)
-            direct = ctx.cell.backward(slices[t], old, new, (d_h, *d_rest), d_slices[t % len(d_slices)])
-            if gates is not None:
-                d_sum.add_(d_a[0])
-                d_gates.addcmul_(d_a[0], products[t])
-                torch.mul(d_a[0], gates, out=d_inputs_rows[t])
-            if rounded:
-                d_h.copy_(d_factor_rows[t].copy_(d_inputs_rows[t]) @ weight)
-            elif ctx.fast:
-                d_h = times(d_inputs_rows[t], back)
-            else:
-                torch.mm(d_inputs_rows[t], weight, out=d_h)
-            if recurrent is not None:
-                d_recurrent.addcmul_(d_h, old[0])
-                d_h.mul_(recurrent)
-            if direct is not None:
-                d_h.add_(direct)
-            if stays is not None:
-                for d, kept in zip((d_h, *d_rest), stays, strict=True):
-                    d.add_(kept)
-        read = history[0][:-1] if recurrent is None else history[0][:-1] * recurrent
-        read, d_factor = read.flatten(0, 1), d_factor.flatten(0, 1)
-        if rounded:  # the smaller factor is laid out anew, half the time of the larger
-            d_weight = (read.to(weight.dtype).t().contiguous() @ d_factor).to(d_inputs.dtype).t().contiguous()
-        elif ctx.fast:
-            d_weight = slope(d_factor, read)
-        else:
-            d_weight = d_factor.t() @ read
-        return (
-            None,
-            d_inputs,
-            None if gates is None else d_sum.sum(0),
-            d_weight,
-            None if recurrent is None else _sum_to(d_recurrent, recurrent),
-            None if gates is None else _sum_to(d_gates, gates),
-            None,
-            None,
-            None,
-            d_h,
-            *d_rest,
-        )

@@ -15,10 +15,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from .cells import GRUCell, LSTMCell, Recurrence, RNNCell
+from .cells import GRUCell, LSTMCell, RNNCell
 from .multiply import linear
 from .norms import SequenceNorm
 from .quick import watched
+from .recurrence import Recurrence
 
 MOST_LAYERS = 1000  # of a stack: more is a mistake, or a file that was made to do harm
 

@@ -1,0 +1,151 @@
+"""Loops over time replayed as one give what they give kernel by kernel: with a CUDA graph where there is a GPU, and everywhere
+with a stand-in for it, which computes anew on the same buffers."""
+
+import copy
+
+import pytest
+import torch
+from oracles import error, randn
+
+from sparsernn.nets import replay
+from sparsernn.nets.layers import GRU, LSTM, RNN
+from sparsernn.nets.replay import AFTER, Graph, Replays
+
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+NAMES = {"input_l0": 5, "recurrent_l0": 6, "output_l0": 6}
+CELLS = [(LSTM, "logistic"), (LSTM, "hard"), (GRU, "logistic"), (RNN, "tanh"), (RNN, "relu")]
+
+
+class OnTheSameBuffers(Graph):
+    """What a graph is but for its speed: inputs are copied to where they were, outputs are overwritten by the next call."""
+
+    def __init__(self, function, way, tensors):
+        self.inputs = [None if t is None else t.new_empty(t.shape) for t in tensors]
+        self.outputs, self.again = function(way, *tensors), lambda: function(way, *self.inputs)
+        self.graph = self
+
+    def replay(self):
+        for own, new in zip(self.outputs, self.again(), strict=True):
+            if own is not None:
+                own.copy_(new)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request, monkeypatch):
+    """A device, its loops replayed by an own `Replays`."""
+    name = request.param
+    monkeypatch.setattr(replay, "replayed", Replays(Graph if name == "cuda" else OnTheSameBuffers))
+    monkeypatch.setattr(replay, "may", lambda tensor, may=replay.may: tensor.is_cpu or may(tensor))
+    return name
+
+
+def answers(net, seed, scaled=False, lengths=None, state=False):
+    """Output, last states and every gradient of a net of 5 inputs and 6 neurons on numbers of a seed, on the CPU."""
+    device, dtype = net.weight_hh_l0.device, net.weight_hh_l0.dtype
+    x = randn(7, 3, 5, seed=seed).to(device, dtype).requires_grad_()
+    width = NAMES | {"gates_l0": len(net.weight_hh_l0)}
+    scales = {n: 1 + 0.3 * randn(3, w, seed=seed + 1).to(x) for n, w in width.items()} if scaled else None
+    first = [
+        randn(len(net.suffixes()), 3, 6, seed=seed + 2 + i).to(x).requires_grad_() for i in range(net.cell.n_states)
+    ]
+    given = None if not state else tuple(first) if len(first) > 1 else first[0]
+    for scale in (scales or {}).values():
+        scale.requires_grad_()
+    lengths = None if lengths is None else torch.tensor(lengths, device=device)
+    y, last = net(x, given, scales, lengths)
+    last = last if isinstance(last, tuple) else (last,)
+    leaves = [x, *(scales or {}).values(), *(first if state else ()), *net.parameters()]
+    cost = (y * randn(*y.shape, seed=seed + 9).to(y)).sum() + sum((s * s).sum() for s in last)
+    return [t.detach().cpu() for t in (y, *last, *torch.autograd.grad(cost, leaves))]
+
+
+@pytest.mark.parametrize("more", [{}, {"scaled": True}, {"lengths": [7, 4, 0]}, {"scaled": True, "state": True}])
+@pytest.mark.parametrize(("cell", "activation"), CELLS)
+def test_every_loop_replayed_is_the_loop(device, cell, activation, more):
+    torch.manual_seed(0)
+    exact = cell(5, 6, 2, bidirectional=True, activation=activation).double()
+    net = copy.deepcopy(exact).to(device)
+    for seed in range(AFTER + 3):
+        with torch.no_grad():  # as an optimiser does: the weights of a replay are those of its call
+            for ours, theirs in zip(net.parameters(), exact.parameters(), strict=True):
+                theirs.mul_(1.01)
+                ours.copy_(theirs)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(replay, "may", lambda tensor: False)
+            expected = answers(exact, seed, **more)
+        for found, right in zip(answers(net, seed, **more), expected, strict=True):
+            assert error(found, right) < 1e-12
+    kinds = 2 if "scaled" in more else 1  # of loops: one direction alone is scaled
+    assert len(replay.replayed.graphs) == 2 * kinds  # forward and backward
+
+
+def test_two_calls_before_a_way_back_keep_their_own_numbers(device):
+    net = LSTM(5, 6).double().to(device)
+    for _ in range(AFTER):
+        answers(net, 0)
+    x, z = (randn(7, 3, 5, seed=s).to(device, torch.float64).requires_grad_() for s in (1, 2))
+    first, second = net(x)[0], net(z)[0]
+    kept = first.detach().clone()
+    second.sum().backward()
+    assert torch.equal(first, kept)
+    first.sum().backward()
+    assert error(x.grad, torch.autograd.grad(net(x)[0].sum(), x)[0]) < 1e-12
+
+
+def test_evaluation_is_replayed_too_and_rounded_products_as_well(device):
+    net = LSTM(5, 6).to(device)
+    net.rounds_state = True
+    x = randn(7, 3, 5).to(device, torch.float32)
+    with torch.no_grad(), torch.autocast(device, torch.bfloat16):
+        once = net(x)[0]
+        again = [net(x)[0] for _ in range(AFTER)]
+    assert len(replay.replayed.graphs) == 1
+    assert all(torch.equal(once, y) for y in again)
+    assert len({y.data_ptr() for y in again}) == AFTER  # nobody's answer is overwritten by the next
+
+
+def double(way, x):
+    return (x * way,)
+
+
+def counted(monkeypatch, most=2):
+    monkeypatch.setattr(replay, "MOST", most)
+    return Replays(OnTheSameBuffers)
+
+
+def test_a_shape_gets_its_graph_when_it_comes_again_and_what_is_idle_makes_room(monkeypatch):
+    replayed = counted(monkeypatch)
+    for _ in range(AFTER):
+        for steps in (1, 2, 3):
+            assert torch.equal(replayed(double, 2.0, torch.ones(steps))[0], torch.full((steps,), 2.0))
+    assert len(replayed.graphs) == 2  # the third had no place: both others are in use
+    for _ in range(replay.IDLE):
+        replayed(double, 2.0, torch.ones(2))
+    replayed(double, 2.0, torch.ones(3))
+    assert [key[-1][0][0] for key in replayed.graphs] == [(2,), (3,)]
+
+
+def test_what_decides_a_kernel_decides_its_graph(monkeypatch):
+    replayed = counted(monkeypatch, 100)
+    calls = [
+        (2.0, torch.ones(3)),
+        (3.0, torch.ones(3)),
+        (2.0, torch.ones(3, dtype=torch.float64)),
+        (2.0, torch.ones(4)),
+    ]
+    for _ in range(AFTER + 1):
+        for way, x in calls:
+            found = replayed(double, way, x)[0]
+            assert torch.equal(found, x * way) and found.dtype == x.dtype
+    assert len(replayed.graphs) == len(calls)
+
+
+def test_a_graph_that_cannot_be_captured_is_said_once_and_everything_runs_without():
+    def fails(function, way, tensors):
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    replayed = Replays(fails)
+    with pytest.warns(UserWarning, match="no CUDA graph could be captured.*not permitted") as seen:
+        for _ in range(AFTER + 5):
+            assert torch.equal(replayed(double, 2.0, torch.ones(3))[0], torch.full((3,), 2.0))
+    assert len(seen) == 1
