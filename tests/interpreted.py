@@ -3,15 +3,18 @@
 Prints one JSON object: case → error. A process of its own, because Triton reads the variable when it is imported.
 """
 
+import copy
 import json
 from dataclasses import replace
 from unittest import mock
 
 import torch
 from layers import CELLS, by_formula, inputs, pruned
+from loops import ACTIVATIONS, WAYS, answers
 from oracles import error
 
 from sparsernn.engines import LAYERS, PRODUCTS, engine_class, persistent
+from sparsernn.nets import fused_steps, recurrence
 
 KERNELS = ("triton-tiny", "persistent", "persistent-fp16", "persistent-dense")
 STEPPED = ("csr-triton", "block-16", "block-32")
@@ -64,6 +67,47 @@ def product_cases():
             )
 
 
+def step_cases():
+    """Outputs and gradients of layers by fused steps, in float32, against torch's operations in float64; rounded ones against
+    the same roundings. Every tensor in units of its largest number."""
+    fused = mock.patch.object(
+        recurrence, "fused", lambda inputs: fused_steps if inputs.dtype == torch.float32 else None
+    )
+    for cell, activation in ACTIVATIONS:
+        torch.manual_seed(0)
+        exact = cell(5, 6, 2, bidirectional=True, activation=activation).double()
+        if activation == "clipped_relu":  # else nothing reaches 20
+            torch._foreach_mul_([p.data for p in exact.parameters()], 6.0)
+        net = copy.deepcopy(exact).float()
+        for way, more in WAYS.items():
+            with fused:
+                found = answers(net, 3, **more)
+            yield f"step, {cell.__name__} {activation}, {way}", *in_units(found, answers(exact, 3, **more))
+        net.rounds_state = activation != "clipped_relu"  # whose numbers grow, and their roundings with them
+        with torch.autocast("cpu", torch.bfloat16):
+            expected = answers(net, 3, scaled=3)
+            with fused:
+                found = answers(net, 3, scaled=3)
+        yield f"step, {cell.__name__} {activation}, bfloat16", *in_units(found, expected)
+        with torch.no_grad(), fused:
+            found = net(torch.ones(4, 2, 5))[1]
+        yield (
+            f"step, {cell.__name__} {activation}, evaluated",
+            *in_units([last(found)], [last(net(torch.ones(4, 2, 5))[1])]),
+        )
+
+
+def last(state):
+    return torch.stack(state) if isinstance(state, tuple) else state
+
+
+def in_units(found, expected):
+    units = [t.double().abs().max().clamp_min(1e-30) for t in expected]
+    return [
+        torch.cat([(t.double() / u).flatten() for t, u in zip(side, units, strict=True)]) for side in (found, expected)
+    ]
+
+
 if __name__ == "__main__":
     in_triton = ("tiny", "persistent", "triton_products")
     assert set(KERNELS + STEPPED) == {name for name, (module, _) in LAYERS.items() if module in in_triton}
@@ -71,7 +115,7 @@ if __name__ == "__main__":
         json.dumps(
             {
                 case: error(got.double(), expected)
-                for cases in (layer_cases, product_cases)
+                for cases in (layer_cases, product_cases, step_cases)
                 for case, got, expected in cases()
             }
         )

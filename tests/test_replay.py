@@ -5,15 +5,14 @@ import copy
 
 import pytest
 import torch
+from loops import ACTIVATIONS, WAYS, answers
 from oracles import error, randn
 
-from sparsernn.nets import replay
-from sparsernn.nets.layers import GRU, LSTM, RNN
+from sparsernn.nets import fused_steps, recurrence, replay
+from sparsernn.nets.layers import LSTM
 from sparsernn.nets.replay import AFTER, Graph, Replays
 
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
-NAMES = {"input_l0": 5, "recurrent_l0": 6, "output_l0": 6}
-CELLS = [(LSTM, "logistic"), (LSTM, "hard"), (GRU, "logistic"), (RNN, "tanh"), (RNN, "relu")]
 
 
 class OnTheSameBuffers(Graph):
@@ -39,29 +38,10 @@ def device(request, monkeypatch):
     return name
 
 
-def answers(net, seed, scaled=False, lengths=None, state=False):
-    """Output, last states and every gradient of a net of 5 inputs and 6 neurons on numbers of a seed, on the CPU."""
-    device, dtype = net.weight_hh_l0.device, net.weight_hh_l0.dtype
-    x = randn(7, 3, 5, seed=seed).to(device, dtype).requires_grad_()
-    width = NAMES | {"gates_l0": len(net.weight_hh_l0)}
-    scales = {n: 1 + 0.3 * randn(3, w, seed=seed + 1).to(x) for n, w in width.items()} if scaled else None
-    first = [
-        randn(len(net.suffixes()), 3, 6, seed=seed + 2 + i).to(x).requires_grad_() for i in range(net.cell.n_states)
-    ]
-    given = None if not state else tuple(first) if len(first) > 1 else first[0]
-    for scale in (scales or {}).values():
-        scale.requires_grad_()
-    lengths = None if lengths is None else torch.tensor(lengths, device=device)
-    y, last = net(x, given, scales, lengths)
-    last = last if isinstance(last, tuple) else (last,)
-    leaves = [x, *(scales or {}).values(), *(first if state else ()), *net.parameters()]
-    cost = (y * randn(*y.shape, seed=seed + 9).to(y)).sum() + sum((s * s).sum() for s in last)
-    return [t.detach().cpu() for t in (y, *last, *torch.autograd.grad(cost, leaves))]
-
-
-@pytest.mark.parametrize("more", [{}, {"scaled": True}, {"lengths": [7, 4, 0]}, {"scaled": True, "state": True}])
-@pytest.mark.parametrize(("cell", "activation"), CELLS)
-def test_every_loop_replayed_is_the_loop(device, cell, activation, more):
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("cell", "activation"), ACTIVATIONS)
+def test_every_loop_replayed_is_the_loop(device, cell, activation, way):
+    more = WAYS[way]
     torch.manual_seed(0)
     exact = cell(5, 6, 2, bidirectional=True, activation=activation).double()
     net = copy.deepcopy(exact).to(device)
@@ -73,10 +53,23 @@ def test_every_loop_replayed_is_the_loop(device, cell, activation, more):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(replay, "may", lambda tensor: False)
             expected = answers(exact, seed, **more)
-        for found, right in zip(answers(net, seed, **more), expected, strict=True):
+        for found, right in zip(answers(net, seed, **more), expected, strict=True):  # float64: no fused steps
             assert error(found, right) < 1e-12
     kinds = 2 if "scaled" in more else 1  # of loops: one direction alone is scaled
     assert len(replay.replayed.graphs) == 2 * kinds  # forward and backward
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize(("cell", "activation"), ACTIVATIONS)
+def test_fused_steps_on_a_gpu_in_float32_are_the_loop_in_float64(cell, activation, way):
+    torch.manual_seed(0)
+    exact = cell(5, 6, 2, bidirectional=True, activation=activation).double()
+    net = copy.deepcopy(exact).float().cuda()
+    for seed in range(AFTER + 2):
+        for found, right in zip(answers(net, seed, **WAYS[way]), answers(exact, seed, **WAYS[way]), strict=True):
+            assert error(found, right) < 1e-5 * max(1.0, float(right.abs().max()))
+    assert recurrence._fused_steps(torch.device("cuda", torch.cuda.current_device())) is fused_steps
 
 
 def test_two_calls_before_a_way_back_keep_their_own_numbers(device):

@@ -7,18 +7,7 @@ p0 … p3  preactivations of the blocks (i f g o; r z n_x n_h; h)        f0 … 
 import triton
 import triton.language as tl
 
-
-@triton.jit
-def tanh(a):
-    return 2 / (1 + tl.exp(-2 * a)) - 1
-
-
-@triton.jit
-def squash(a, HARD: tl.constexpr):
-    if HARD:
-        return tl.minimum(tl.maximum(0.2 * a + 0.5, 0.0), 1.0)
-    else:
-        return 1 / (1 + tl.exp(-a))
+from ..nets.triton_gates import squash, tanh
 
 
 @triton.jit

@@ -1,13 +1,17 @@
 """The loop over time of one layer and direction as one operation, forward and by hand backward."""
 
+import warnings
+from functools import cache
+from types import ModuleType
 from typing import NamedTuple
 
 import torch
 from torch.autograd.function import once_differentiable
 
 from . import replay
-from .cells import Cell
+from .cells import Cell, LSTMCell
 from .multiply import by_onednn, slope, times
+from .quick import is_plain, watched
 
 
 class Way(NamedTuple):
@@ -17,6 +21,7 @@ class Way(NamedTuple):
     rounded  the products with the state are of bfloat16; states and sums are not
     fast     they are oneDNN's
     save     what the way back needs is kept
+    steps    the module that fuses a step's kernels; None: torch's own, one after the other
     """
 
     cell: Cell
@@ -24,11 +29,35 @@ class Way(NamedTuple):
     rounded: bool
     fast: bool
     save: bool
+    steps: ModuleType | None
+
+
+@cache
+def _fused_steps(device):
+    """The module of fused steps if its kernels run on this GPU; None, and a warning that says why, where they do not."""
+    try:
+        from . import fused_steps
+
+        net = Way(LSTMCell("logistic"), (False,), False, False, True, fused_steps)
+        one = torch.ones(1, 1, 4, device=device)
+        fused_steps.forward_by_steps(net, one, one[0, 0], one[0].t(), None, None, None, one[0, :, :1], one[0, :, :1])
+    except Exception as problem:  # no Triton, no compiler of C for it, a GPU that is too old
+        said = f"training on {device} runs step by step, some ten times as long: Triton's kernels do not run here"
+        warnings.warn(f"{said} ({type(problem).__name__}: {problem})", stacklevel=2)
+        return None
+    return fused_steps
+
+
+def fused(inputs):
+    """The module of fused steps for these inputs; None: torch's own, one after the other."""
+    if not inputs.is_cuda or inputs.dtype != torch.float32 or watched() or not is_plain(inputs):
+        return None
+    return _fused_steps(inputs.device)
 
 
 def forward_through_time(way, inputs, bias, weight, recurrent, gates, live, *state):
     """→ gate values and products before their scale (both None unless `way.save`), then every h [T + 1, B, H], from the first
-    on, and of the other states as many, or the last two."""
+    on, and of the other states as many, or the last alone."""
     steps, batch, width = inputs.shape
     rows = steps if way.save else 1
     values = inputs.new_empty(rows, batch, width)
@@ -58,12 +87,15 @@ def forward_through_time(way, inputs, bias, weight, recurrent, gates, live, *sta
         if way.partial[t]:
             for before, after in zip(old, new, strict=True):
                 torch.where(live[t], after, before, out=after)
-    return (values if way.save else None), (products if way.save else None), *history
+    if not way.save:
+        return None, None, history[0], *(kept[steps % 2].unsqueeze(0) for kept in history[1:])
+    return values, products, *history
 
 
 def backward_through_time(way, d_hidden, weight, recurrent, gates, live, values, products, *rest):
-    """rest: the histories of the states, then the gradients of all last states but h. → gradients of inputs, bias, weight,
-    recurrent, gates (None where there is none) and of the first states."""
+    """rest: the histories of the states, then the gradients of all last states but h. → gradients of the inputs, of what the
+    products take of them (the same, or rounded), of the products' sums under their scale, of the scales by sequence (None
+    where there are none), and of the first states."""
     history, d_last = rest[: way.cell.n_states], rest[way.cell.n_states :]
     d_inputs = torch.empty_like(values)
     d_a = d_inputs if gates is None else torch.empty_like(values[:1])  # of preactivations: all steps, or one
@@ -103,7 +135,17 @@ def backward_through_time(way, d_hidden, weight, recurrent, gates, live, values,
         if stays is not None:
             for d, kept in zip((d_h, *d_rest), stays, strict=True):
                 d.add_(kept)
-    read = history[0][:-1] if recurrent is None else history[0][:-1] * recurrent
+    return d_inputs, d_factor, d_sum, d_recurrent, d_gates, d_h, *d_rest
+
+
+def whole_backward(way, d_hidden, weight, recurrent, gates, *rest):
+    """rest: live, gate values, products, the histories of the states, the gradients of all last states but h. → gradients of
+    inputs, bias, weight, recurrent, gates (None where there is none) and of the first states."""
+    loop = backward_through_time if way.steps is None else way.steps.backward_by_steps
+    found = loop(way, d_hidden, weight, recurrent, gates, *rest)
+    d_inputs, d_factor, d_sum, d_recurrent, d_gates, *d_state = found
+    hidden = rest[3]
+    read = hidden[:-1] if recurrent is None else hidden[:-1] * recurrent
     read, d_factor = read.flatten(0, 1), d_factor.flatten(0, 1)
     if way.rounded:  # the smaller factor is laid out anew, half the time of the larger
         d_weight = (read.to(weight.dtype).t().contiguous() @ d_factor).to(d_inputs.dtype).t().contiguous()
@@ -117,9 +159,14 @@ def backward_through_time(way, d_hidden, weight, recurrent, gates, live, values,
         d_weight,
         None if recurrent is None else _sum_to(d_recurrent, recurrent),
         None if gates is None else _sum_to(d_gates, gates),
-        d_h,
-        *d_rest,
+        *d_state,
     )
+
+
+def whole_forward(way, *given):
+    """As `forward_through_time`, in the way's steps."""
+    loop = forward_through_time if way.steps is None else way.steps.forward_by_steps
+    return loop(way, *given)
 
 
 def _sum_to(grad, like):
@@ -134,36 +181,32 @@ class Recurrence(torch.autograd.Function):
     step is padding (the state stays); `partial` lists, per step, whether any sequence is padded there. Returns the
     unscaled h [T, B, H] and the other final states. One product per step forward and one backward; the weight
     gradient is one product at the end; everything else of a step stays in the cache. `rounded`: the factors and results
-    of these products are bfloat16; states and sums are not. On a GPU loops that come again are replayed (`replay`).
+    of these products are bfloat16; states and sums are not. On a GPU a step is two kernels (`fused_steps`), and loops that
+    come again are replayed (`replay`).
     """
 
     @staticmethod
     def forward(ctx, cell, inputs, bias, weight, recurrent, gates, live, partial, rounded, *state):
-        save, replays = any(ctx.needs_input_grad), replay.may(inputs)
         weight = weight.bfloat16() if rounded else weight
-        if replays:  # steps alike in all batches: a graph cannot ask which of them are padded
+        steps, save = fused(inputs), any(ctx.needs_input_grad)
+        if steps is not None or replay.may(inputs):  # steps alike in all batches: neither a graph nor a kernel asks which of them are padded
             partial = [live is not None] * len(inputs)
         fast = not rounded and by_onednn(inputs, inputs.shape[1], weight)
         cell.is_for(state[0])
-        way = Way(cell, tuple(partial), rounded, fast, save)
-        given = inputs, bias, weight, recurrent, gates, live, *state
-        found = replay.replayed(forward_through_time, way, *given) if replays else forward_through_time(way, *given)
+        way = Way(cell, tuple(partial), rounded, fast, save, steps)
+        found = replay.run(whole_forward, way, inputs, bias, weight, recurrent, gates, live, *state)
         values, products, *history = found
         if save:
             ctx.save_for_backward(weight, recurrent, gates, live, values, products, *history)
             ctx.way = way
-        last, hidden = len(inputs) % 2 if not save else len(inputs), history[0][1:]
+        hidden = history[0][1:]
         if save and cell.n_states == 1:  # as torch's GRU and RNN, not its LSTM, it may be changed in place
             hidden = hidden.clone()
-        return hidden, *(kept[last].clone() for kept in history[1:])
+        return hidden, *(kept[-1].clone() for kept in history[1:])
 
     @staticmethod
     @once_differentiable
     def backward(ctx, d_hidden, *d_last):
-        given = d_hidden, *ctx.saved_tensors, *d_last
-        if replay.may(d_hidden):
-            found = replay.replayed(backward_through_time, ctx.way, *given)
-        else:
-            found = backward_through_time(ctx.way, *given)
+        found = replay.run(whole_backward, ctx.way, d_hidden, *ctx.saved_tensors, *d_last)
         d_inputs, d_bias, d_weight, d_recurrent, d_gates, *d_state = found
         return None, d_inputs, d_bias, d_weight, d_recurrent, d_gates, None, None, None, *d_state

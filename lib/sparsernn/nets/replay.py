@@ -7,6 +7,7 @@ graph is captured of them once and replayed.
 
 import warnings
 from collections import OrderedDict
+from contextlib import nullcontext
 
 import torch
 
@@ -106,3 +107,11 @@ def may(tensor):
 
 
 replayed = Replays()
+
+
+def run(function, way, *tensors):
+    """function(way, *tensors), on a GPU by a graph where it may be, on the device of the first tensor."""
+    if not may(tensors[0]):
+        return function(way, *tensors)
+    with torch.cuda.device(tensors[0].device) if tensors[0].is_cuda else nullcontext():
+        return replayed(function, way, *tensors)
