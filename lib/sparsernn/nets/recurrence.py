@@ -189,7 +189,8 @@ class Recurrence(torch.autograd.Function):
     def forward(ctx, cell, inputs, bias, weight, recurrent, gates, live, partial, rounded, *state):
         weight = weight.bfloat16() if rounded else weight
         steps, save = fused(inputs), any(ctx.needs_input_grad)
-        if steps is not None or replay.may(inputs):  # steps alike in all batches: neither a graph nor a kernel asks which of them are padded
+        alike = steps is not None or replay.may(inputs)  # then nothing asks which steps are padded
+        if alike:
             partial = [live is not None] * len(inputs)
         fast = not rounded and by_onednn(inputs, inputs.shape[1], weight)
         cell.is_for(state[0])
