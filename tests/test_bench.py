@@ -198,6 +198,18 @@ def test_an_engine_that_is_wrong_in_its_last_column_gets_no_row(monkeypatch, bat
     assert "csr-torch" not in {row["engine"] for row in rows} and "csr-torch: refused" in "".join(said)
 
 
+def test_a_case_that_choose_has_no_engine_for_is_timed_all_the_same(monkeypatch):
+    said = []
+
+    def none(*given, **more):
+        raise ValueError("no engine runs this on cpu: numba: left out")
+
+    monkeypatch.setattr(bench_cases.choose, "choose", none)
+    rows = bench.measure(layer_cell(), "cpu", ROOF, 0.01, said.append)
+    assert {row["engine"] for row in rows} >= {"dense-fp32", "c-blocks"} and "choose" not in {r["engine"] for r in rows}
+    assert "    choose: n/a, no engine runs this on cpu: numba: left out" in said
+
+
 def test_columns_compared_are_the_first_the_last_and_some_between():
     assert list(choose.compared(5)) == [0, 1, 2, 3, 4]
     assert list(choose.compared(128, 4)) == [0, 42, 85, 127]

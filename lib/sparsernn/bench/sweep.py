@@ -75,8 +75,14 @@ def measure(case, device, roof, seconds, report=lambda line: None, trying=nullco
     for name in [name for name in OPPONENTS if name in known]:  # a library chooses how: it is said what was beaten
         if kernel := kernel_of(calls[name], device):
             known[name]["floor_note"] += f"; most time in {kernel}"
-    if case.chooses and (chosen := case.chosen(device)) in known:
-        samples["choose"], known["choose"] = samples[chosen], known[chosen] | {"floor_note": chosen}
+    if case.chooses:
+        try:
+            chosen = case.chosen(device)
+        except ValueError as problem:  # none of its engines is here, or none is right
+            report(f"    choose: n/a, {str(problem)[:150]}")
+        else:
+            if chosen in known:
+                samples["choose"], known["choose"] = samples[chosen], known[chosen] | {"floor_note": chosen}
     rows = []
     for name, opponent in itertools.product(known, [name for name in OPPONENTS if name in known]):
         if name != opponent or name == "dense-fp32":
