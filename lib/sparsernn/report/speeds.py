@@ -21,11 +21,12 @@ def nets(timed, kind="cpu"):
     """How many times faster the tracked networks that were made small are than their dense net, a row a task and model."""
     cells = timings.fastest(_here(timed[timed["method"] != "shape-only"], kind))
     cells, rows = cells[~cells["method"].isin(SMALL)], []
+    sizes = sorted(int(size) for size in cells["batch"].unique())
     for (task, model), part in cells.groupby(["task", "model"]):
-        single, most = part[part["batch"] == 1], int(part["batch"].max())
+        single = part[part["batch"] == 1]
         row = {"task, model": f"{task}, {model}", "nets": written.count(len(single))}
         for over, said in (("over_fp32", "over dense fp32"), ("over_dense", "over the fastest dense")):
-            row |= {f"{said}, batch {size}": _range(part.loc[part["batch"] == size, over]) for size in (1, most)}
+            row |= {f"{said}, batch {size}": _range(part.loc[part["batch"] == size, over]) for size in sizes}
         row["fastest at batch 1"] = ", ".join(single["engine"].value_counts().index)
         rows.append(row | {"dense at batch 1": ", ".join(single["dense"].value_counts().index)})
     return pd.DataFrame(rows)
