@@ -15,6 +15,7 @@ from oracles import error
 
 from sparsernn.engines import LAYERS, PRODUCTS, engine_class, persistent
 from sparsernn.nets import fused_steps, recurrence
+from sparsernn.nets.layers import LSTM
 
 KERNELS = ("triton-tiny", "persistent", "persistent-fp16", "persistent-dense")
 STEPPED = ("csr-triton", "block-16", "block-32")
@@ -89,16 +90,24 @@ def step_cases():
             with fused:
                 found = answers(net, 3, scaled=3)
         yield f"step, {cell.__name__} {activation}, bfloat16", *in_units(found, expected)
-        with torch.no_grad(), fused:
-            found = net(torch.ones(4, 2, 5))[1]
-        yield (
-            f"step, {cell.__name__} {activation}, evaluated",
-            *in_units([last(found)], [last(net(torch.ones(4, 2, 5))[1])]),
-        )
+        with fused:
+            found = evaluated(net)
+        yield f"step, {cell.__name__} {activation}, evaluated", *in_units(found, evaluated(net))
 
 
-def last(state):
-    return torch.stack(state) if isinstance(state, tuple) else state
+@torch.no_grad()
+def evaluated(net):
+    y, state = net(torch.ones(4, 2, 5))
+    return [y, *(state if isinstance(state, tuple) else (state,))]
+
+
+def nan_cases():
+    """Whether NaN in one gate's bias reaches the output: of an LSTM with hard gates, whose input gate has it."""
+    net = LSTM(5, 6, activation="hard")
+    with torch.no_grad():
+        net.bias_ih_l0[0] = torch.nan
+        with mock.patch.object(recurrence, "fused", lambda inputs: fused_steps):
+            yield "step, NaN stays", net(torch.ones(3, 2, 5))[0][..., 0].isnan().float(), torch.ones(3, 2)
 
 
 def in_units(found, expected):
@@ -115,7 +124,7 @@ if __name__ == "__main__":
         json.dumps(
             {
                 case: error(got.double(), expected)
-                for cases in (layer_cases, product_cases, step_cases)
+                for cases in (layer_cases, product_cases, step_cases, nan_cases)
                 for case, got, expected in cases()
             }
         )

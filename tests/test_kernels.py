@@ -129,13 +129,14 @@ STEPS_OF = {
     "LSTM, nothing": {"KIND": 0, "PADDED": False, "ROUNDED": False, "live": None} | NO_SCALES,
     "GRU, everything": {"KIND": 1, "SCALED": True, "RECURRENT": True, "PADDED": True, "ROUNDED": True},
     "RNN, nothing": {"KIND": 2, "PADDED": False, "ROUNDED": False, "live": None} | NO_SCALES,
+    "RNN, everything": {"KIND": 2, "SCALED": True, "RECURRENT": True, "PADDED": True, "ROUNDED": True},
 }
 
 
 @both_generations
 @pytest.mark.parametrize("kernel", [fused_steps.step_forward, fused_steps.step_backward], ids=["forward", "backward"])
 @pytest.mark.parametrize("kind", STEPS_OF)
-@pytest.mark.parametrize("way", [0, 1])
+@pytest.mark.parametrize("way", [0, 1, 2])
 def test_a_fused_step_of_training_compiles(capability, kernel, kind, way):
     shape = {"WAY": way, "SPAN": fused_steps.SPAN} | STEPS_OF[kind]
     rounded = shape["ROUNDED"]

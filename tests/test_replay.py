@@ -2,12 +2,14 @@
 with a stand-in for it, which computes anew on the same buffers."""
 
 import copy
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 from loops import ACTIVATIONS, WAYS, answers
 from oracles import error, randn
 
+from sparsernn.engines.timing import tf32
 from sparsernn.nets import fused_steps, recurrence, replay
 from sparsernn.nets.layers import LSTM
 from sparsernn.nets.replay import AFTER, Graph, Replays
@@ -18,10 +20,9 @@ DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.i
 class OnTheSameBuffers(Graph):
     """What a graph is but for its speed: inputs are copied to where they were, outputs are overwritten by the next call."""
 
-    def __init__(self, function, way, tensors):
-        self.inputs = [None if t is None else t.new_empty(t.shape) for t in tensors]
-        self.outputs, self.again = function(way, *tensors), lambda: function(way, *self.inputs)
-        self.graph = self
+    def _capture(self, function, way):
+        self.again, self.graph = lambda: function(way, *self.inputs), self
+        self.outputs = self.again()
 
     def replay(self):
         for own, new in zip(self.outputs, self.again(), strict=True):
@@ -97,6 +98,56 @@ def test_evaluation_is_replayed_too_and_rounded_products_as_well(device):
     assert len({y.data_ptr() for y in again}) == AFTER  # nobody's answer is overwritten by the next
 
 
+def test_what_was_captured_in_inference_mode_serves_training(device):
+    net, x = LSTM(5, 6).to(device), randn(7, 3, 5).to(device, torch.float32)
+    with torch.inference_mode():
+        once = [net(x)[0] for _ in range(AFTER + 1)][-1]
+    for mode in (torch.no_grad(), torch.enable_grad()):
+        with mode:
+            y = net(x)[0]
+            assert torch.equal(y, once)
+    y.sum().backward()
+    assert len(replay.replayed.graphs) == 1  # of what keeps nothing for a way back
+
+
+def test_evaluation_keeps_nothing_for_a_way_back(monkeypatch):
+    ways = []
+    monkeypatch.setattr(
+        recurrence, "whole_forward", lambda way, *t, go=recurrence.whole_forward: ways.append(way) or go(way, *t)
+    )
+    net, x = LSTM(5, 6), torch.ones(7, 3, 5)
+    net(x)
+    with torch.no_grad():
+        net(x)
+    with torch.inference_mode():
+        net(x)
+    assert [way.save for way in ways] == [True, False, False]
+
+
+def test_a_way_back_within_autocast_rounds_nothing(device):
+    net, x = LSTM(5, 6).to(device), randn(7, 3, 5).to(device, torch.float32)
+    expected = torch.autograd.grad(net(x)[0].sum(), net.weight_hh_l0)[0]
+    for _ in range(AFTER + 1):
+        y = net(x)[0].sum()
+        with torch.autocast(device, torch.bfloat16):
+            found = torch.autograd.grad(y, net.weight_hh_l0)[0]
+        assert error(found, expected) < 1e-6
+
+
+def test_threads_do_not_take_each_others_numbers(device):
+    net = LSTM(5, 6).to(device)
+    inputs = [randn(7, 3, 5, seed=s).to(device, torch.float32) for s in range(4)]
+    with torch.no_grad():
+        expected = [net(x)[0] for x in inputs]
+
+    def wrong(place):
+        with torch.no_grad():
+            return sum(error(net(inputs[place])[0], expected[place]) > 1e-6 for _ in range(100))
+
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(wrong, range(4))) == [0, 0, 0, 0]
+
+
 def double(way, x):
     return (x * way,)
 
@@ -131,6 +182,45 @@ def test_what_decides_a_kernel_decides_its_graph(monkeypatch):
             found = replayed(double, way, x)[0]
             assert torch.equal(found, x * way) and found.dtype == x.dtype
     assert len(replayed.graphs) == len(calls)
+
+
+def test_graphs_hold_no_more_than_their_share(monkeypatch):
+    replayed = counted(monkeypatch, 100)
+    monkeypatch.setattr(replay, "room", lambda device: replay.TIMES * 4 * 25)  # bytes of 25 numbers
+    for _ in range(AFTER):
+        for steps in (10, 11, 12):
+            replayed(double, 2.0, torch.ones(steps))
+    assert [key[-1][0][0] for key in replayed.graphs] == [(10,), (11,)]
+    replayed.clear()
+    assert not replayed.graphs
+    assert torch.equal(replayed(double, 2.0, torch.ones(12))[0], torch.full((12,), 2.0))
+
+
+def test_how_libraries_may_round_decides_too(monkeypatch):
+    replayed = counted(monkeypatch, 100)
+    for allowed in (False, True):
+        with tf32(allowed):
+            for _ in range(AFTER):
+                replayed(double, 2.0, torch.ones(3))
+    assert len(replayed.graphs) == 2
+
+
+def test_a_full_memory_is_given_back_and_the_call_goes_on(monkeypatch):
+    full = []
+
+    def capture(function, way, tensors):
+        if full:
+            raise torch.OutOfMemoryError("full")
+        return OnTheSameBuffers(function, way, tensors)
+
+    replayed = Replays(capture)
+    for _ in range(AFTER):
+        replayed(double, 2.0, torch.ones(3))
+    assert len(replayed.graphs) == 1
+    full.append(True)
+    for _ in range(AFTER + 2):
+        assert torch.equal(replayed(double, 2.0, torch.ones(4))[0], torch.full((4,), 2.0))
+    assert not replayed.graphs and not replayed.refused
 
 
 def test_a_graph_that_cannot_be_captured_is_said_once_and_everything_runs_without():

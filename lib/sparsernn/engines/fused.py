@@ -7,6 +7,7 @@ from torch import nn
 from torch.backends import cudnn
 from torch.nn import functional as F
 
+from ..nets.replay import Graph
 from .base import Engine, Unsupported, one_hot
 from .parts import run
 from .products import quantised
@@ -165,25 +166,16 @@ class Replayed(Fused):
     def run_with_states(self, x, live):
         if live is not None and not bool(live.all()):
             raise Unsupported("torch's fused layers run sequences of one length")
-        with torch.cuda.device(self.device):  # on which a graph is recorded
-            return self.replayed(x)
-
-    def replayed(self, x):
         key = x.shape, x.dtype
-        if key not in self.recorded:
-            given, aside = x.clone(), torch.cuda.Stream(self.device)
-            aside.wait_stream(torch.cuda.current_stream(self.device))
-            with torch.cuda.stream(aside):  # once as usual, so that what is chosen and laid out at first is
-                super().run_with_states(given, None)
-            torch.cuda.current_stream(self.device).wait_stream(aside)
-            graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
-                said = super().run_with_states(given, None)
-            self.recorded[key] = graph, given, said
-        graph, given, (y, states) = self.recorded[key]
-        given.copy_(x)
-        graph.replay()
-        return y.clone(), [state.clone() for state in states]
+        with torch.cuda.device(self.device):  # on which a graph is captured
+            if key not in self.recorded:
+                self.recorded[key] = Graph(self._whole, None, (x,))
+            y, *states = self.recorded[key]((x,))
+        return y, states
+
+    def _whole(self, way, x):
+        y, states = super().run_with_states(x, None)
+        return y, *states
 
     def __getstate__(self):
         return self.__dict__ | {"recorded": {}}  # a graph is of its process

@@ -352,7 +352,7 @@ class Recurrent(Carrying):
             a, live, partial = a.flip(0), None if live is None else live.flip(0), partial[::-1]
         rounded, a = self.rounds_state and torch.is_autocast_enabled(a.device.type), a.to(weight_hh.dtype)
         with torch.autocast(a.device.type, enabled=False):
-            given = a, bias, weight_hh, recurrent, gates, live, partial, rounded
+            given = a, bias, weight_hh, recurrent, gates, live, partial, rounded, torch.is_grad_enabled()
             hidden, *rest = Recurrence.apply(cell, *given, *initial)
         if self.listens:
             before = torch.cat([initial[0][None].to(hidden), hidden[:-1]])

@@ -40,7 +40,12 @@ def _fused_steps(device):
 
         net = Way(LSTMCell("logistic"), (False,), False, False, True, fused_steps)
         one = torch.ones(1, 1, 4, device=device)
-        fused_steps.forward_by_steps(net, one, one[0, 0], one[0].t(), None, None, None, one[0, :, :1], one[0, :, :1])
+        with torch.cuda.device(device):
+            fused_steps.forward_by_steps(
+                net, one, one[0, 0], one[0].t(), None, None, None, one[0, :, :1], one[0, :, :1]
+            )
+    except torch.OutOfMemoryError:  # says nothing of Triton
+        raise
     except Exception as problem:  # no Triton, no compiler of C for it, a GPU that is too old
         said = f"training on {device} runs step by step, some ten times as long: Triton's kernels do not run here"
         warnings.warn(f"{said} ({type(problem).__name__}: {problem})", stacklevel=2)
@@ -138,13 +143,12 @@ def backward_through_time(way, d_hidden, weight, recurrent, gates, live, values,
     return d_inputs, d_factor, d_sum, d_recurrent, d_gates, d_h, *d_rest
 
 
-def whole_backward(way, d_hidden, weight, recurrent, gates, *rest):
-    """rest: live, gate values, products, the histories of the states, the gradients of all last states but h. → gradients of
-    inputs, bias, weight, recurrent, gates (None where there is none) and of the first states."""
+def whole_backward(way, d_hidden, weight, recurrent, gates, live, values, products, hidden, *rest):
+    """hidden, rest: the histories of the states, then the gradients of all last states but h. → gradients of inputs, bias,
+    weight, recurrent, gates (None where there is none) and of the first states."""
     loop = backward_through_time if way.steps is None else way.steps.backward_by_steps
-    found = loop(way, d_hidden, weight, recurrent, gates, *rest)
+    found = loop(way, d_hidden, weight, recurrent, gates, live, values, products, hidden, *rest)
     d_inputs, d_factor, d_sum, d_recurrent, d_gates, *d_state = found
-    hidden = rest[3]
     read = hidden[:-1] if recurrent is None else hidden[:-1] * recurrent
     read, d_factor = read.flatten(0, 1), d_factor.flatten(0, 1)
     if way.rounded:  # the smaller factor is laid out anew, half the time of the larger
@@ -174,24 +178,29 @@ def _sum_to(grad, like):
     return grad.sum(0, keepdim=True) if like.shape[0] == 1 and grad.shape[0] != 1 else grad
 
 
+@cache
+def _alike(padded, steps):
+    """What `partial` is where every step may be padded, or none: one tuple, which keys of graphs share."""
+    return (padded,) * steps
+
+
 class Recurrence(torch.autograd.Function):
     """The whole time loop of one layer and direction as one operation.
 
     inputs [T, B, blocks·H] is W_ih x, with the bias in it unless `gates` scales it first; live [T, B, 1] is False where a
-    step is padding (the state stays); `partial` lists, per step, whether any sequence is padded there. Returns the
-    unscaled h [T, B, H] and the other final states. One product per step forward and one backward; the weight
-    gradient is one product at the end; everything else of a step stays in the cache. `rounded`: the factors and results
-    of these products are bfloat16; states and sums are not. On a GPU a step is two kernels (`fused_steps`), and loops that
-    come again are replayed (`replay`).
+    step is padding (the state stays); `partial` lists, per step, whether any sequence is padded there (on a GPU nothing asks:
+    it takes all steps alike); `learns`: whether there will be a way back. Returns the unscaled h [T, B, H] and the other
+    final states. One product per step forward and one backward; the weight gradient is one product at the end; everything
+    else of a step stays in the cache. `rounded`: the factors and results of these products are bfloat16; states and sums
+    are not. On a GPU a step is two kernels (`fused_steps`), and loops that come again are replayed (`replay`).
     """
 
     @staticmethod
-    def forward(ctx, cell, inputs, bias, weight, recurrent, gates, live, partial, rounded, *state):
+    def forward(ctx, cell, inputs, bias, weight, recurrent, gates, live, partial, rounded, learns, *state):
         weight = weight.bfloat16() if rounded else weight
-        steps, save = fused(inputs), any(ctx.needs_input_grad)
-        alike = steps is not None or replay.may(inputs)  # then nothing asks which steps are padded
-        if alike:
-            partial = [live is not None] * len(inputs)
+        steps, save = fused(inputs), learns and any(ctx.needs_input_grad)
+        if steps is not None or replay.may(inputs):
+            partial = _alike(live is not None, len(inputs))
         fast = not rounded and by_onednn(inputs, inputs.shape[1], weight)
         cell.is_for(state[0])
         way = Way(cell, tuple(partial), rounded, fast, save, steps)
@@ -208,6 +217,7 @@ class Recurrence(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, d_hidden, *d_last):
-        found = replay.run(whole_backward, ctx.way, d_hidden, *ctx.saved_tensors, *d_last)
+        with torch.autocast(d_hidden.device.type, enabled=False):
+            found = replay.run(whole_backward, ctx.way, d_hidden, *ctx.saved_tensors, *d_last)
         d_inputs, d_bias, d_weight, d_recurrent, d_gates, *d_state = found
-        return None, d_inputs, d_bias, d_weight, d_recurrent, d_gates, None, None, None, *d_state
+        return None, d_inputs, d_bias, d_weight, d_recurrent, d_gates, None, None, None, None, *d_state

@@ -1,4 +1,5 @@
-"""What gates do to numbers, in Triton; shared by the steps that train and by the kernels that run whole sequences."""
+"""What gates do to numbers, in Triton; shared by the steps that train and by the kernels that run whole sequences. NaN stays
+NaN, and tanh is within 2e-7."""
 
 import triton
 import triton.language as tl
@@ -12,7 +13,9 @@ def tanh(a):
 @triton.jit
 def squash(a, HARD: tl.constexpr):
     if HARD:
-        return tl.minimum(tl.maximum(0.2 * a + 0.5, 0.0), 1.0)
+        a = 0.2 * a + 0.5
+        a = tl.where(a < 0, 0.0, a)  # minimum and maximum would lose NaN
+        return tl.where(a > 1, 1.0, a)
     else:
         return 1 / (1 + tl.exp(-a))
 
