@@ -81,7 +81,7 @@ def _curve(ax, part, x, column, method, dash=None, label=None):
     ends = np.flatnonzero(np.diff(values[0]) <= 0) + 1
     crowd, many = len(ends) >= FEW, np.diff([0, *ends, len(part)]).max() > 25
     lines = [np.insert(numbers, ends, np.nan) for numbers in values]
-    pale = {"lw": 0.6, "alpha": 0.5} if crowd else {"lw": 1.3}
+    pale = {"lw": 0.8, "alpha": 0.8} if crowd else {"lw": 1.3}
     ax.plot(*lines, color=colour, ls=dash or own_dash, marker=None if many or crowd else marker, ms=4, label=label or method,
             **pale)  # fmt: skip
     chosen = part[part["chosen"]]
