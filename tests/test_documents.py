@@ -36,7 +36,6 @@ ELSEWHERE = {
         *"2,000 30,000 15,000".split(),  # steps, and round numbers in words
         *"10,388 1,169".split(),  # questions of SQuAD's partial corpus
         *"136 0.833 0.864".split(),  # means over seeds, and an interval over them (the report's first table)
-        *"6,078".split(),  # rows of timings-cpu.csv
         *"10,068 33.3 23.3 31.7 23.6 22.5 100 442 3.57 2.43".split(),  # SQuAD: sizes, per cents of shares, losses by epoch
         *"787,000 2,400,000 523,000 742,000 2,621,000 967,000".split(),  # recurrent weights of its models, products a step
         *"600,000 591,000 19.6 3072 383".split(),  # the same; rows of a product; cells in which `choose` was right
