@@ -74,7 +74,7 @@ class Replays:
         self.clear()
 
     def clear(self):
-        """Give back what graphs hold; calls that come again get new ones."""
+        """Give back what graphs hold; calls that come again get new graphs."""
         self.calls, self.seen, self.graphs = 0, {}, OrderedDict()  # key → graph, its bytes, the call that used it last
 
     def __call__(self, function, way, *tensors):
