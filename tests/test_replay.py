@@ -73,6 +73,18 @@ def test_fused_steps_on_a_gpu_in_float32_are_the_loop_in_float64(cell, activatio
     assert recurrence._fused_steps(torch.device("cuda", torch.cuda.current_device())) is fused_steps
 
 
+def test_where_tritons_kernels_do_not_run_it_is_said_and_torchs_take_their_place():
+    recurrence._fused_steps.cache_clear()
+    with pytest.warns(UserWarning, match="training on cpu runs step by step.*Triton's kernels do not run here"):
+        assert recurrence._fused_steps(torch.device("cpu")) is None
+    recurrence._fused_steps.cache_clear()
+
+
+@pytest.mark.parametrize("given", [torch.ones(2, 1, 4, dtype=torch.float64), torch.ones(2, 1, 4)])
+def test_steps_are_fused_on_a_gpu_in_float32_alone(given):
+    assert recurrence.fused(given) is None
+
+
 def test_two_calls_before_a_way_back_keep_their_own_numbers(device):
     net = LSTM(5, 6).double().to(device)
     for _ in range(AFTER):
