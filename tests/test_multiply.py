@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from sparsernn.nets import cells, layers, multiply
+from sparsernn.nets import cells, layers, multiply, recurrence
 
 CELLS = {nn.LSTM: layers.LSTM, nn.GRU: layers.GRU, nn.RNN: layers.RNN}
 
@@ -23,7 +23,7 @@ def asked(monkeypatch):
 
     monkeypatch.setattr(multiply, "onednn_is_faster", lambda: True)
     monkeypatch.setattr(multiply, "LEAST", 16**3)
-    for module in (multiply, cells):
+    for module in (multiply, recurrence):
         monkeypatch.setattr(module, "times", watched)
     return shapes
 
