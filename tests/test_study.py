@@ -54,14 +54,19 @@ def started(project, environment):
         try:
             until((project / "runs/begun").exists)
             (snakemake,) = [
-                child
-                for child in psutil.Process(study.pid).children(recursive=True)
-                if "tools/study.py" in child.cmdline() and "python" in child.name()
+                child for child in psutil.Process(study.pid).children(recursive=True) if is_snakemake(child)
             ]
             yield study, snakemake
         finally:
             with suppress(ProcessLookupError):
                 os.killpg(study.pid, signal.SIGKILL)
+
+
+def is_snakemake(process):
+    """Not a short-lived helper of make's or its, which may be gone by the time it is asked."""
+    with suppress(psutil.NoSuchProcess):  # a zombie too
+        return "tools/study.py" in process.cmdline() and "python" in process.name()
+    return False
 
 
 def until(true, seconds=60):
