@@ -16,12 +16,13 @@ import torch
 import triton
 import triton.language as tl
 
+from . import cells
 from .triton_gates import slope, squash, tanh
 
 SPAN = 128
 KINDS = ("LSTMCell", "GRUCell", "RNNCell")
 WAYS = {"logistic": 0, "hard": 1, "tanh": 0, "relu": 1, "clipped_relu": 2}
-CEILING = tl.constexpr(20.0)  # cells.CEILING
+CEILING = tl.constexpr(cells.CEILING)
 
 
 @triton.jit
