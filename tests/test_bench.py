@@ -364,6 +364,11 @@ def test_a_profile_takes_a_notebooks_lists():
         bench.profile_of("cpu", ["1760"])
 
 
+def test_who_asks_for_layers_of_a_size_gets_no_others():
+    layers = bench.SWEEPS["layers"](bench.profile_of("gpu-quarter", densities=[0.05], batches=[1, 4], hidden=[2304]))
+    assert [(case.fields["hidden"], case.fields["batch"]) for case in layers] == [(2304, 1), (2304, 4)]
+
+
 def test_the_full_sweep_of_a_gpu_goes_on_from_the_quarter_of_an_hour():
     whole, quarter = (
         {str(case.fields) for sweep in bench.SWEEPS.values() for case in sweep(bench.PROFILES[name])}

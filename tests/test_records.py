@@ -1,6 +1,7 @@
 """Rows are upserted by their key, and no row made elsewhere is lost."""
 
 import errno
+import io
 import os
 import re
 from pathlib import Path
@@ -111,6 +112,17 @@ def test_keys_are_exact(tmp_path):
     assert records.read_timings(tmp_path / "t.csv")["error"].sum() == 2 and len(
         records.read_timings(tmp_path / "t.csv")
     ) == len({*numbers})
+
+
+def test_a_third_read_by_an_older_pandas_is_the_third_that_was_written():
+    def older(file, float_precision=None):
+        number = float(file.read().split()[1])
+        return {"number": [number if float_precision == "round_trip" else round(number, 16)]}
+
+    text = f"number\n{1 / 24!r}\n"
+    assert older(io.StringIO(text))["number"][0] != 1 / 24
+    for read in (older, pd.read_csv):
+        assert read(io.StringIO(text), **records.exactly(read))["number"][0] == 1 / 24
 
 
 DAMAGE = {
