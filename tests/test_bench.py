@@ -271,6 +271,19 @@ def test_a_profile_refuses_what_cannot_be_timed(given, words):
         bench.profile_of("smoke", **given)
 
 
+def test_a_net_is_as_exact_beside_an_engine_as_the_engine_is(tmp_path, monkeypatch):
+    rounds = []
+    monkeypatch.setattr(
+        bench_cases, "by_engine", lambda *a, **k: lambda x: rounds.append(torch.backends.cudnn.allow_tf32) or [x]
+    )
+    path = tmp_path / "model.safetensors"
+    model = randomise(Classifier(12, 2, embedding=4, hidden=8))
+    save(compact(model, random_masks(model, 1, 0.5)), path)
+    for name in ("dense-fp32", "dense-tf32", "csr-torch"):
+        bench_cases.TrainedCase(path, 2, 3).make(name, "cpu")[0]()
+    assert rounds == [False, True, False]
+
+
 def test_a_stopped_sweep_goes_on_where_it_stood(tmp_path, monkeypatch):
     path, measured, real = tmp_path / "timings-cpu.csv", [], bench.measure
     profile = bench.profile_of("smoke", shapes=["32x64"], batches=[1, 2])

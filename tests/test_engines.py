@@ -324,6 +324,15 @@ def test_an_engine_disturbed_at_its_first_trial_is_still_chosen(monkeypatch):
     assert chosen(monkeypatch, steady=engine(0.02), disturbed=Disturbed).engine == "disturbed"
 
 
+def test_what_torch_rounds_beside_an_engine_is_not_held_against_it(monkeypatch):
+    class BesideAConvolution(engine(0)):
+        def run(self, x, live):
+            return (1.001 if torch.backends.cudnn.allow_tf32 else 1.0) * super().run(x, live)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)  # as torch has it
+    assert chosen(monkeypatch, right=BesideAConvolution).engine == "right" and torch.backends.cudnn.allow_tf32
+
+
 def test_without_any_engine_the_reasons_are_given(monkeypatch):
     with pytest.raises(ValueError, match="no engine runs this on cpu: wrong: error"):
         chosen(monkeypatch, wrong=engine(0, 2.0))

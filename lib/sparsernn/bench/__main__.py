@@ -32,7 +32,9 @@ def main(arguments=None):
     parser.add_argument("--shapes", nargs="+", metavar="1760x2560", help="of products, instead of the profile's")
     parser.add_argument("--densities", nargs="+", type=float, help="shares of weights that are left, likewise")
     parser.add_argument("--batches", nargs="+", type=int, help="sequences or columns at once, likewise")
-    parser.add_argument("--hidden", nargs="+", type=int, help="neurons of LSTM layers, instead of all layers of the profile")
+    parser.add_argument(
+        "--hidden", nargs="+", type=int, help="neurons of LSTM layers, instead of all layers of the profile"
+    )
     parser.add_argument("--again", action="store_true", help="time cases that the table has already too")
     parser.add_argument("--out", type=Path, help="the table; results/timings-<device>.csv if not given (smoke: none)")
     parser.add_argument(

@@ -12,6 +12,7 @@ from ..engines import LAYERS, PRODUCTS, choose, engine_class, is_dense
 from ..engines.base import Layer
 from ..engines.models import layers_of, recurrent_layers
 from ..engines.parts import shrink
+from ..engines.timing import tf32
 from ..engines.whole import by_engine
 from ..files import error
 from ..nets.file import load
@@ -301,7 +302,16 @@ class TrainedCase(Case):
     def make(self, name, device):
         fast = by_engine(self.of(name), name, self.example, device, states=False)
         given = [x.to(device) for x in self.example]
-        return torch.no_grad()(lambda: fast(*given)[0]), dtype_name(engine_class(name)), None
+        beside = getattr(
+            engine_class(name), "tf32", False
+        )  # what is no layer, a convolution say, is as exact as the engine
+
+        @torch.no_grad()
+        def call():
+            with tf32(beside):
+                return fast(*given)[0]
+
+        return call, dtype_name(engine_class(name)), None
 
     @cached_property
     def expected(self):
