@@ -262,7 +262,8 @@ def test_a_run_stopped_after_any_epoch_goes_on_to_the_same_end(task, method, pla
             ensure(given, stop)
     again = outcome(ensure(given).directory)
     kinds = {name.rpartition(".")[2] for name in whole[0] if name.startswith("optimizer.")}
-    assert kinds == ({"average"} if plan["optimiser"] == "nt-asgd" else {"momentum_buffer"})
+    beside = {"step", "exp_avg", "exp_avg_sq"} if method != "dense" else set()
+    assert kinds == ({"average"} if plan["optimiser"] == "nt-asgd" else {"momentum_buffer"}) | beside
     assert whole[0].keys() == again[0].keys()
     assert all(torch.equal(value, again[0][name]) for name, value in whole[0].items())
     assert whole[1] == again[1] and whole[2] == again[2]
@@ -281,3 +282,46 @@ def test_what_is_pruned_during_training_keeps_its_momentum_beside_it():
         inside.add_(1)
     after = session.optimizer.state[theta]["momentum_buffer"]
     assert after.shape == before.shape and int((after != before).sum()) == inside.numel()
+
+
+# ---- what a method learns at a rate of its own
+
+
+def test_gates_under_sgd_move_as_far_as_adam_s_rate_says():
+    """Zaremba's nets are trained with SGD at a rate of 35 under a clip of 0.14: gates at 0.002 would never close."""
+    given = config("tiny-topic", "l0", **SGD, clip=0.01, l0_weight=1e4, lr_gates=0.02)
+    session = Session(given, tasks.load("tiny-topic", "quick"))
+    gates = [p for group in session.optimizer.param_groups if not group.get("decays") for p in group["params"]]
+    weight = session.model.lstm.weight_hh_l0
+    before, was = [p.detach().clone() for p in gates], weight.detach().clone()
+    next(iter(session.steps()))
+    assert all(
+        torch.allclose(a - b.detach(), torch.full_like(a, 0.02), rtol=1e-3) for a, b in zip(before, gates, strict=True)
+    )
+    norm = torch.nn.utils.get_total_norm([p.grad for p in session.clipped if p.grad is not None])
+    assert norm == pytest.approx(0.01, rel=1e-3) and any(p.grad.abs().max() > 1 for p in gates)
+    assert float((weight.detach() - was).norm()) <= 0.3 * 0.0101
+
+
+def test_sgd_beside_adam_is_each_of_them_alone():
+    a, b = (torch.nn.Parameter(torch.randn(3, dtype=torch.float64)) for _ in range(2))
+    alone = [torch.nn.Parameter(p.detach().clone()) for p in (a, b)]
+    plan = Plan(optimiser="sgd", momentum=0.9)
+    groups = [
+        {"params": [a], "lr": 0.1, "decays": True},
+        {"params": [], "lr": 1.0, "decays": True},
+        {"params": [b], "lr": 0.02},
+    ]
+    both = OPTIMISERS["sgd"](groups, plan)
+    parts, saved = (torch.optim.SGD([alone[0]], lr=0.1, momentum=0.9), torch.optim.Adam([alone[1]], lr=0.02)), None
+    for turn in range(6):
+        if turn == 3:  # as after a checkpoint
+            both = OPTIMISERS["sgd"]([{**group} for group in groups], plan)
+            both.load_state_dict(saved)
+        for optimizer, parameters in ((both, (a, b)), *zip(parts, ((alone[0],), (alone[1],)), strict=True)):
+            optimizer.zero_grad()
+            sum((p**2).sum() + p.sum() for p in parameters).backward()
+            optimizer.step()
+        saved = both.state_dict()
+    for ours, theirs in zip((a, b), alone, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-12, atol=1e-12)

@@ -157,31 +157,35 @@ def _weights(session, parts, counters):
 
 def _optimizer_state(session, found, counters):
     """index → field → tensor, as the optimiser has it for each parameter that has been moved."""
-    names, state, parameters = _fields(session.plan), {}, list(session.parameters)
-    if counters["averaged"]:
-        names = names | {"average": True}
+    more = {"average": True} if counters["averaged"] else {}
+    fields = {decays: _fields(session.plan, decays) | more for decays in (True, False)}
+    of_all = [
+        (p, fields[bool(group.get("decays"))]) for group in session.optimizer.param_groups for p in group["params"]
+    ]
+    state = {}
     for name, tensor in found.items():
         index, _, field = name.partition(".")
-        if not index.isdecimal() or int(index) >= len(parameters) or field not in names:
+        if not index.isdecimal() or int(index) >= len(of_all) or field not in of_all[int(index)][1]:
             raise ValueError(f"optimizer.{name} is of no parameter of this run's optimiser ({session.plan.optimiser})")
-        parameter = parameters[int(index)]
+        parameter, names = of_all[int(index)]
         shape, dtype = (parameter.shape, parameter.dtype) if names[field] else (torch.Size(), torch.float32)
         _like(f"optimizer.{name}", tensor, shape, dtype)
         _finite(f"optimizer.{name}", tensor)
         state.setdefault(int(index), {})[field] = tensor
-    for index, fields in state.items():
-        if missing := sorted(names.keys() - fields.keys()):
+    for index, there in state.items():
+        if missing := sorted(of_all[index][1].keys() - there.keys()):
             raise ValueError(f"optimizer.{index}.{missing[0]} is missing")
-    if names and counters["epoch"] and session.method.trains and not state:
+    if any(names for _, names in of_all) and counters["epoch"] and session.method.trains and not state:
         raise ValueError("the optimiser's state is missing")
     return state
 
 
-def _fields(plan):
-    """Field of the optimiser's state → whether it has the shape of its parameter: of one number, moved once."""
+def _fields(plan, decays):
+    """Field of the optimiser's state → whether it has the shape of its parameter: of one number, moved once. decays: at the
+    weights' rate."""
     one = torch.nn.Parameter(torch.zeros(1))
     one.grad = torch.zeros(1)
-    optimizer = OPTIMISERS[plan.optimiser]([{"params": [one], "lr": plan.lr}], plan)
+    optimizer = OPTIMISERS[plan.optimiser]([{"params": [one], "lr": plan.lr, "decays": decays}], plan)
     optimizer.step()
     return {name: value.shape == one.shape for name, value in optimizer.state[one].items()}
 

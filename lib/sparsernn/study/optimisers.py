@@ -10,11 +10,50 @@ def _adam(groups, plan):
     return torch.optim.Adam(groups, weight_decay=plan.weight_decay, fused=True)
 
 
-def _sgd(groups, plan):
-    return torch.optim.SGD(groups, momentum=plan.momentum, weight_decay=plan.weight_decay)
+class _SGD(torch.optim.Optimizer):
+    """SGD of what moves at the weights' rate; Adam, beside it, of what a method learns at a rate of its own.
+
+    Such a rate, of log σ or of gates, is Adam's in every paper, and says how far a step goes. SGD's rates are of another kind
+    (35 for Zaremba's nets, whose gradients are a hundredth as large): at 0.002 it leaves a gate where it is.
+    """
+
+    def __init__(self, groups, plan):
+        theirs, own = ([group for group in groups if _follows(group) is side] for side in (True, False))
+        self.parts = {}
+        if theirs:
+            self.parts[True] = torch.optim.SGD(theirs, momentum=plan.momentum, weight_decay=plan.weight_decay)
+        if own:
+            self.parts[False] = _adam(own, plan)
+        super().__init__(groups, {})
+        self._share()
+
+    def _share(self):
+        """Groups and state are this optimiser's; the parts see theirs of them."""
+        for side, part in self.parts.items():
+            part.state = self.state
+            part.param_groups = [group for group in self.param_groups if _follows(group) is side]
+
+    @torch.no_grad()
+    def step(self):
+        for part in self.parts.values():
+            part.step()
+
+    def load_state_dict(self, state_dict):
+        super().load_state_dict(state_dict)
+        self._share()
 
 
-OPTIMISERS = {"adam": _adam, "sgd": _sgd, "nt-asgd": _sgd}
+def _follows(group):
+    return bool(group.get("decays"))
+
+
+def moved(groups, plan):
+    """The parameters that the plan's own optimiser moves, which are clipped together: not those that Adam moves beside SGD,
+    since a step of Adam's is as long whatever the gradient, and a penalty's would leave SGD nothing of the clip."""
+    return [p for group in groups if plan.optimiser == "adam" or _follows(group) for p in group["params"]]
+
+
+OPTIMISERS = {"adam": _adam, "sgd": _SGD, "nt-asgd": _SGD}
 PATIENCE = {"nt-asgd": 5}  # checks n that validation may be no better (1708.02182); others never average
 
 

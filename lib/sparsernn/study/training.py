@@ -15,7 +15,7 @@ from ..sparsify.attach import put_on
 from ..tasks.base import detached
 from ..tasks.words import OOV
 from .evaluation import evaluate, predictor
-from .optimisers import OPTIMISERS, PATIENCE, Averages, share_of_rate
+from .optimisers import OPTIMISERS, PATIENCE, Averages, moved, share_of_rate
 from .presets import preset
 
 
@@ -58,7 +58,7 @@ class Session:
         groups = [group | {"initial_lr": group["lr"]} for group in self.study.parameter_groups(self.plan.lr)]
         self.optimizer = OPTIMISERS[self.plan.optimiser](groups, self.plan)
         self.averages = Averages(self.optimizer, PATIENCE.get(self.plan.optimiser), task.better)
-        self.parameters = [p for group in groups for p in group["params"]]
+        self.parameters, self.clipped = [p for group in groups for p in group["params"]], moved(groups, self.plan)
         self.epoch, self.seconds, self.best_epoch, self.best_valid, self.best = 0, 0.0, -1, math.nan, {}
 
     def phase(self, epoch):
@@ -107,7 +107,7 @@ class Session:
                 (loss + penalty).backward()
             costs = {"loss": loss.item(), "penalty": penalty.item() if isinstance(penalty, torch.Tensor) else penalty}
             if self.plan.clip:
-                costs["gradient's norm"] = clipped(self.parameters, self.plan.clip)
+                costs["gradient's norm"] = clipped(self.clipped, self.plan.clip)
             if odd := [name for name, cost in costs.items() if not math.isfinite(cost)]:
                 place = f"epoch {self.epoch + 1}, step {step - first + 1}"
                 raise Diverged(self, f"the {odd[0]} is {costs[odd[0]]}", place)
