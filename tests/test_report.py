@@ -164,17 +164,34 @@ def test_a_map_in_one_colour_and_a_trace_of_few_gates_of_many_are_not_drawn(publ
     assert not {f"{stem}-gates.png", f"{stem}-gate-counts.png", f"{stem}-trace.png"} & drawn(of=3)
 
 
-def test_a_table_drawn_of_a_method_is_that_of_its_first_run_with_a_row_in_it(tmp_path):
-    rows = [
-        {"task": "tiny-topic", "model": "lstm-8", "method": method, "variant": "", "profile": "quick", "seed": seed}
-        for method, seed in (("dense", 2), ("dense", 0), ("dense", 1), ("hard", 0))
+def test_a_table_drawn_of_a_method_is_of_its_best_plan_on_validation_and_the_first_seed_with_a_row_in_it(tmp_path):
+    given = [  # method, variant, seed, bits on validation, a row of its table
+        ("dense", "", 2, 1.0, "two,2.0"),
+        ("dense", "", 0, 1.4, ""),
+        ("dense", "", 1, 1.6, "None,1.0"),
+        ("dense", "epochs=9", 0, 1.7, "worse,1.0"),
+        ("gradual", "", 0, 1.9, "early,1.0"),
+        ("gradual", "epochs=9", 0, 1.5, "to its end,1.0"),
+        ("hard", "", 0, 1.0, ""),
     ]
-    for row, numbers in zip(rows, ("two,2.0", "", "None,1.0", ""), strict=True):
+    rows = []
+    for method, variant, seed, valid, numbers in given:
+        row = {
+            "task": "tiny-char",
+            "model": "lstm-8",
+            "method": method,
+            "variant": variant,
+            "profile": "quick",
+            "seed": seed,
+        }
         folder = tmp_path / "runs" / records.run_key(row)
         folder.mkdir(parents=True)
         (folder / "numbers.csv").write_text(f"word,value\n{numbers}\n".replace("\n\n", "\n"))
-    ((method, found),) = report.per_method("quick", pd.DataFrame(rows), "numbers.csv", tmp_path)
-    assert method == "dense" and found["word"].tolist() == ["None"] and found["seed"].tolist() == [1]
+        rows.append(row | {"metric": "bits_per_char", "valid": valid})
+    found = dict(report.per_method("quick", pd.DataFrame(rows), "numbers.csv", tmp_path))
+    assert found.keys() == {"dense", "gradual"}
+    assert found["dense"]["word"].tolist() == ["None"] and found["dense"]["seed"].tolist() == [1]
+    assert found["gradual"]["word"].tolist() == ["to its end"]
 
 
 def test_a_counted_opponent_is_recorded_with_its_counts(published):

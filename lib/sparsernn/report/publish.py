@@ -34,6 +34,7 @@ STUDIES = (
     "squad.yaml",
     "imdb.yaml",
     "sharing.yaml",
+    "neurons.yaml",
     "words.yaml",
 )  # whose runs are compared; others are owed
 TABLES = ("metrics.csv", "thresholds.csv", "scores.csv", "gates.csv", "numbers.csv", "trace.csv", "verdict.csv")
@@ -409,17 +410,19 @@ def _curves(profile, task, rows, results):
 
 
 def per_method(profile, shown, name, results):
-    """(method, table) of one run of each method among the rows `shown` that left a table: the first variant and seed
-    of the model itself, or of one that stands for it. The table has the run's task, model, method, variant and seed."""
+    """(method, table) of one run of each method among the rows `shown` that left a table: of the model itself, or of one that
+    stands for it; the first seed of the variant that is the best there on validation. The table has the run's task, model,
+    method, variant and seed."""
     found = {}
     for row in shown.to_dict("records"):
-        found.setdefault(row["method"], []).append((stands_for(row) or "", row["variant"], row["seed"], row))
-    for method, runs in sorted(found.items()):
-        for *_, row in sorted(runs, key=lambda run: run[:3]):
-            path = Path(results) / "runs" / records.run_key(row) / name
-            if path.exists() and len(table := records.read_table(path)):
-                yield method, table.assign(**{column: row[column] for column in records.KEY if column != "profile"})
-                break
+        path = Path(results) / "runs" / records.run_key(row) / name
+        if path.exists() and len(table := records.read_table(path)):
+            of_model = found.setdefault(row["method"], {}).setdefault(stands_for(row) or "", {})
+            of_model.setdefault(row["variant"], []).append((row["seed"], row, table))
+    for method, models in sorted(found.items()):
+        firsts = [min(runs, key=lambda run: run[0]) for _, runs in sorted(models[min(models)].items())]
+        _, row, table = max(firsts, key=lambda run: decisions.sign_of(run[1]["metric"]) * run[1]["valid"])
+        yield method, table.assign(**{column: row[column] for column in records.KEY if column != "profile"})
 
 
 def write_comparison(table, absent, path):
