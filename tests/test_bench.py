@@ -271,17 +271,10 @@ def test_a_profile_refuses_what_cannot_be_timed(given, words):
         bench.profile_of("smoke", **given)
 
 
-def test_a_net_is_as_exact_beside_an_engine_as_the_engine_is(tmp_path, monkeypatch):
-    rounds = []
-    monkeypatch.setattr(
-        bench_cases, "by_engine", lambda *a, **k: lambda x: rounds.append(torch.backends.cudnn.allow_tf32) or [x]
-    )
-    path = tmp_path / "model.safetensors"
-    model = randomise(Classifier(12, 2, embedding=4, hidden=8))
-    save(compact(model, random_masks(model, 1, 0.5)), path)
-    for name in ("dense-fp32", "dense-tf32", "csr-torch"):
-        bench_cases.TrainedCase(path, 2, 3).make(name, "cpu")[0]()
-    assert rounds == [False, True, False]
+def test_a_convolution_is_rounded_beside_engines_that_round_alone():
+    names = ("dense-fp32", "csr-torch", "tiny-cuda", "dense-tf32", "dense-fp16", "dense-bf16", "c-int8")
+    found = {name: bench_cases.rounds(bench_cases.dtype_name(engine_class(name))) for name in names}
+    assert [name for name in names if found[name]] == ["dense-tf32", "dense-fp16", "dense-bf16", "c-int8"]
 
 
 def test_a_stopped_sweep_goes_on_where_it_stood(tmp_path, monkeypatch):
@@ -377,9 +370,11 @@ def test_a_profile_takes_a_notebooks_lists():
         bench.profile_of("cpu", ["1760"])
 
 
-def test_who_asks_for_layers_of_a_size_gets_no_others():
-    layers = bench.SWEEPS["layers"](bench.profile_of("gpu-quarter", densities=[0.05], batches=[1, 4], hidden=[2304]))
-    assert [(case.fields["hidden"], case.fields["batch"]) for case in layers] == [(2304, 1), (2304, 4)]
+@pytest.mark.parametrize("name", ["gpu-quarter", "cpu"])
+def test_who_asks_for_layers_of_a_size_gets_no_others(name):
+    profile = bench.profile_of(name, densities=[0.05], batches=[1, 4], hidden=[2304])
+    layers = [case.fields for sweep in ("layers", "blocks") for case in bench.SWEEPS[sweep](profile)]
+    assert {fields["hidden"] for fields in layers} == {2304} and {fields["batch"] for fields in layers} == {1, 4}
 
 
 def test_the_full_sweep_of_a_gpu_goes_on_from_the_quarter_of_an_hour():

@@ -162,6 +162,50 @@ def test_a_product_of_three_parts_rounds_as_fp32_where_factors_are_cut_to_tf32(m
     assert torch.backends.cuda.matmul.allow_tf32 is False
 
 
+SETTINGS = {
+    "as torch has it": "pass",
+    "cuDNN's convolutions alone": "backends.cudnn.conv.fp32_precision = 'ieee'",
+    "everything in full": "backends.fp32_precision = 'ieee'",
+    "everything rounded": "backends.fp32_precision = 'tf32'",
+    "products alone": "backends.cuda.matmul.fp32_precision = 'tf32'",
+    "by name": "torch.set_float32_matmul_precision('medium')",
+    "no tf32": "backends.cudnn.allow_tf32 = False",
+}
+
+
+@pytest.mark.parametrize("setting", SETTINGS)
+def test_however_a_user_has_set_tf32_an_engine_is_chosen_and_the_setting_stays(setting):
+    """In a process of its own: some of these settings cannot be taken back."""
+    said = subprocess.run([sys.executable, "-c", f"""
+import torch
+from torch import backends
+import sparsernn
+from sparsernn.engines import choose, precision
+def asked():
+    found = [one.fp32_precision for one in (backends.cudnn.conv, backends.cudnn.rnn, backends.cuda.matmul)]
+    for read in (lambda: backends.cudnn.allow_tf32, lambda: backends.cuda.matmul.allow_tf32, torch.get_float32_matmul_precision):
+        try:
+            found.append(read())
+        except RuntimeError:
+            found.append("refused")
+    return found
+{SETTINGS[setting]}
+before = asked()
+for allowed, wanted in ((False, ("ieee", "none")), (True, ("tf32",))):
+    with precision.tf32(allowed):
+        inside = asked()[:3]
+        assert all(one in wanted for one in inside), inside
+        with precision.products(not allowed):
+            assert (backends.cuda.matmul.fp32_precision == "tf32") == (not allowed)
+assert asked() == before, (before, asked())
+model = torch.nn.LSTM(3, 4)
+assert choose.choose(model, torch.randn(5, 2, 3), seconds=0.01).engine
+assert asked() == before
+print("right")
+"""], capture_output=True, text=True, timeout=120)  # fmt: skip
+    assert said.stdout.strip() == "right", said.stderr
+
+
 def test_columns_that_fill_up_change_no_product():
     kind = type("Padded", (engine_class("dense-fp16-padded", PRODUCTS),), {"dtype": torch.float32})
     weight, x = torch.randn(7, 30), torch.randn(30, 12)

@@ -7,7 +7,7 @@ from oracles import error
 from torch import nn
 
 import sparsernn
-from sparsernn.sparsify.gradual import cubic, two_slope
+from sparsernn.sparsify.gradual import Gradual, cubic, two_slope
 from sparsernn.sparsify.masking import largest
 from sparsernn.study.config import RunConfig, needed
 from sparsernn.study.runs import ensure
@@ -120,11 +120,13 @@ def test_a_reference_says_where_a_strangers_threshold_ends():
     lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9, weight_decay=1e-4),
     lambda groups: torch.optim.Adam(groups, lr=1e-2),
 ])  # fmt: skip
-def test_zeros_survive_a_hundred_steps_of_an_optimiser_with_momentum(optimizer):
+@pytest.mark.parametrize("method, given", [
+    ("gradual", {"schedule": "cubic", "prune_end": 0.1, "prune_every": 2}),
+    ("hard", {"prune_times": 2, "prune_start": 5.0, "prune_end": 0.1}),
+])  # fmt: skip
+def test_zeros_survive_a_hundred_steps_of_an_optimiser_with_momentum(optimizer, method, given):
     model = Net()
-    study = sparsernn.attach(
-        model, "gradual", steps=120, n_examples=40, schedule="cubic", density=0.3, prune_end=0.1, prune_every=2
-    )
+    study = sparsernn.attach(model, method, steps=120, n_examples=40, density=0.3, **given)
     optimizer = optimizer(study.parameter_groups(lr=1e-2))
     train(model, study, 20, optimizer)
     dead = {name: ~weight.mask for name, weight in study.weights.items()}
@@ -192,6 +194,20 @@ def test_a_training_that_ends_elsewhere_than_asked_says_so():
         train(model, study, 30)
 
 
+@pytest.mark.parametrize("method, given", [("gradual", {"schedule": "cubic"}), ("hard", {}), ("sparse-vd-w", {})])
+def test_a_density_of_less_than_a_weight_is_refused_before_the_training_with_the_range(method, given):
+    with pytest.raises(ValueError, match="density is 1e-05; what this method can reach here is [0-9.]+ to 1"):
+        sparsernn.attach(Net(), method, steps=40, n_examples=4, density=1e-5, **given)
+
+
+def test_a_smoke_run_is_too_short_to_be_held_to_its_density(tmp_path, monkeypatch):
+    monkeypatch.setattr(Gradual, "shrink", lambda self, step: None)
+    given = {"task": "tiny-topic", "method": "gradual", "schedule": "cubic", "density": 0.25}
+    assert ensure(RunConfig(profile="smoke", **given)).record["compression"] == pytest.approx(1.0, abs=0.2)
+    with pytest.raises(ValueError, match="not at 0.25 as asked"):
+        ensure(RunConfig(profile="quick", **given))
+
+
 def test_hard_pruning_happens_at_its_epochs_alone():
     model = Net()
     study = sparsernn.attach(
@@ -218,13 +234,38 @@ def test_a_step_that_an_epoch_comes_out_shorter_by_loses_no_change_of_the_masks(
 # ---- the small model
 
 
-@pytest.mark.parametrize("cell", CELLS)
-@pytest.mark.parametrize("bidirectional", [False, True])
-def test_the_small_model_is_the_masked_one(cell, bidirectional):
-    model = Net(cell, bidirectional).double()
-    study = sparsernn.attach(
-        model, "gradual", steps=30, n_examples=4, schedule="cubic", density=0.15, prune_every=3, example=IDS
+def test_the_file_of_scattered_weights_is_near_its_floor(tmp_path):
+    """Values in 4 bytes, an index in 2, biases: of a model that is large enough for a header not to count."""
+    model = Net()
+    model.words, model.stack, model.head = nn.Embedding(500, 128), nn.LSTM(128, 256), nn.Linear(256, 64)
+    x = torch.randint(0, 500, (3, 2))
+    study = sparsernn.attach(model, "gradual", steps=4, n_examples=4, schedule="cubic", density=0.1, prune_every=1)
+    optimizer = torch.optim.Adam(study.parameter_groups(lr=1e-2))
+    for _ in range(4):
+        optimizer.zero_grad()
+        (model(x).square().mean() + study.penalty()).backward()
+        optimizer.step()
+        study.after_step()
+    small, proof = sparsernn.compact(model.eval(), example=x)
+    size = sparsernn.save(small, tmp_path / "small.safetensors")
+    assert (
+        size
+        <= 1.3 * (6 * proof.weights_after + 4 * (2 * 4 * 256 + 64))
+        < 0.25 * 4 * sum(p.numel() for p in model.parameters())
     )
+
+
+GIVEN = {
+    "gradual": {"schedule": "cubic", "prune_every": 3},
+    "hard": {"prune_times": 2, "prune_start": 5.0, "prune_end": 0.5},
+}
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("method, bidirectional", [("gradual", False), ("gradual", True), ("hard", False)])
+def test_the_small_model_is_the_masked_one(cell, method, bidirectional):
+    model = Net(cell, bidirectional).double()
+    study = sparsernn.attach(model, method, steps=30, n_examples=4, density=0.15, example=IDS, **GIVEN[method])
     train(model, study, 30)
     model.eval()
     small, proof = sparsernn.compact(model, example=IDS)

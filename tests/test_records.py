@@ -114,7 +114,7 @@ def test_keys_are_exact(tmp_path):
     ) == len({*numbers})
 
 
-def test_a_third_read_by_an_older_pandas_is_the_third_that_was_written():
+def test_a_number_read_by_an_older_pandas_is_the_one_that_was_written():
     def older(file, float_precision=None):
         number = float(file.read().split()[1])
         return {"number": [number if float_precision == "round_trip" else round(number, 16)]}

@@ -9,7 +9,7 @@ import torch
 from loops import ACTIVATIONS, WAYS, answers
 from oracles import error, randn
 
-from sparsernn.engines.timing import tf32
+from sparsernn.engines.precision import tf32
 from sparsernn.nets import fused_steps, recurrence, replay
 from sparsernn.nets.layers import LSTM
 from sparsernn.nets.replay import AFTER, Graph, Replays

@@ -172,6 +172,9 @@ def test_a_table_drawn_of_a_method_is_of_its_best_plan_on_validation_and_the_fir
         ("dense", "epochs=9", 0, 1.7, "worse,1.0"),
         ("gradual", "", 0, 1.9, "early,1.0"),
         ("gradual", "epochs=9", 0, 1.5, "to its end,1.0"),
+        ("gradual", "density=0.5,epochs=9", 0, 1.2, "a density that another has,1.0"),
+        ("blocks", "epochs=8", 0, float("nan"), "no number,1.0"),
+        ("blocks", "epochs=9", 0, 1.5, "a number,1.0"),
         ("hard", "", 0, 1.0, ""),
     ]
     rows = []
@@ -189,7 +192,8 @@ def test_a_table_drawn_of_a_method_is_of_its_best_plan_on_validation_and_the_fir
         (folder / "numbers.csv").write_text(f"word,value\n{numbers}\n".replace("\n\n", "\n"))
         rows.append(row | {"metric": "bits_per_char", "valid": valid})
     found = dict(report.per_method("quick", pd.DataFrame(rows), "numbers.csv", tmp_path))
-    assert found.keys() == {"dense", "gradual"}
+    assert found.keys() == {"dense", "gradual", "blocks"}
+    assert found["blocks"]["word"].tolist() == ["a number"]
     assert found["dense"]["word"].tolist() == ["None"] and found["dense"]["seed"].tolist() == [1]
     assert found["gradual"]["word"].tolist() == ["to its end"]
 

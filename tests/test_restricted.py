@@ -411,7 +411,7 @@ def test_counts_are_the_papers_at_all_eight_rates(cell):
         assert paper_count(masks).weights_kept == closed_count(close_read(masks)).weights_kept == true - biases + head
         dense = PAPER[cell][-1] - 3 * 2 * CELLS[cell][1] * 200
         assert study.method.density() == pytest.approx((true - biases) / dense, abs=1e-12)
-        # The paper's column has the decoder's bias (10,000) in it, and 200 less of something: 9,800 too many.
+        # The paper's column has the decoder's bias (10,000) in it, less 200, a layer's width: 9,800 too many.
         assert (true + 10_000 - 200) / 1e6 == pytest.approx(reported, abs=0.6e-3)
     assert paper_count(masks).weights_total == dense + head
 

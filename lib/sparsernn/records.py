@@ -288,8 +288,8 @@ def _parsed(path, texts, fields=None):
 
 
 def exactly(read):
-    """What makes `read`, pandas' `read_csv`, read numbers as they were written: from 3.1 on nothing (and it warns of what it
-    was told before), before that a name, without which 1/24 comes back as another number, and a key of it as another key."""
+    """What makes `read`, pandas' `read_csv`, read numbers as they were written: from 3.1 on nothing (it warns where it is given
+    `float_precision`), before that this name, without which 1/24 comes back as another number, and a key of it as another key."""
     there = read(io.StringIO(f"number\n{1 / 24!r}\n"))["number"][0]
     return {} if there == 1 / 24 else {"float_precision": "round_trip"}
 

@@ -12,7 +12,7 @@ from ..engines import LAYERS, PRODUCTS, choose, engine_class, is_dense
 from ..engines.base import Layer
 from ..engines.models import layers_of, recurrent_layers
 from ..engines.parts import shrink
-from ..engines.timing import tf32
+from ..engines.precision import tf32
 from ..engines.whole import by_engine
 from ..files import error
 from ..nets.file import load
@@ -67,6 +67,12 @@ def kept_mask(shape, density, pattern, generator):
 def dtype_name(engine):
     """ "float32" and its like; "tf32" where factors in float32 are rounded to it."""
     return "tf32" if getattr(engine, "tf32", False) else str(engine.dtype).removeprefix("torch.")
+
+
+def rounds(dtype):
+    """Whether what is no layer, a convolution say, may be rounded to tf32 beside an engine with numbers of this kind: on a GPU
+    torch does, and an engine whose errors count as float32's is not to be held to it."""
+    return dtype != "float32"
 
 
 class Case:
@@ -302,16 +308,14 @@ class TrainedCase(Case):
     def make(self, name, device):
         fast = by_engine(self.of(name), name, self.example, device, states=False)
         given = [x.to(device) for x in self.example]
-        beside = getattr(
-            engine_class(name), "tf32", False
-        )  # what is no layer, a convolution say, is as exact as the engine
+        plain = torch.no_grad()(lambda: fast(*given)[0])
+        dtype = dtype_name(engine_class(name))
 
-        @torch.no_grad()
-        def call():
-            with tf32(beside):
-                return fast(*given)[0]
+        def rounding():
+            with tf32(rounds(dtype)):
+                return plain()
 
-        return call, dtype_name(engine_class(name)), None
+        return rounding if torch.device(device).type == "cuda" else plain, dtype, None
 
     @cached_property
     def expected(self):

@@ -114,6 +114,9 @@ SWEEPS = {
 }  # in this order: what is new first
 
 
+ELSEWHERE = ("others", "in_heads", "in_blocks", "shipped")  # layers whose neurons no list of `hidden` says
+
+
 def profile_of(name, shapes=None, densities=None, batches=None, hidden=None):
     """A profile by name, some of it replaced: shapes of products ("1760x2560"), densities and batches of all sweeps,
     neurons of LSTM layers, which are then the only layers.
@@ -135,7 +138,7 @@ def profile_of(name, shapes=None, densities=None, batches=None, hidden=None):
     for what, count in [("batch", n) for n in batches or ()] + [("hidden", n) for n in hidden or ()]:
         if type(count) is not int or count < 1:
             raise ValueError(f"{what} {count!r} is not a whole number from 1 on")
-    changes = {} if hidden is None else {"hidden": tuple(hidden), "others": (), "in_heads": ()}
+    changes = {} if hidden is None else {"hidden": tuple(hidden)} | dict.fromkeys(ELSEWHERE, ())
     if shapes is not None:
         changes["shapes"] = tuple(tuple(map(int, shape.split("x"))) for shape in shapes)
     if densities is not None:

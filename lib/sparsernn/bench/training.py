@@ -28,7 +28,8 @@ from torch.overrides import TorchFunctionMode
 from torch.profiler import ProfilerActivity, profile
 
 from .. import records, tasks
-from ..engines.timing import check_device, interleaved, summary, tf32, wait
+from ..engines.precision import tf32
+from ..engines.timing import check_device, interleaved, summary, wait
 from ..files import error, project_root
 from ..nets.layers import LSTM
 from ..sparsify.attach import Study

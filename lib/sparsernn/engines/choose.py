@@ -13,6 +13,7 @@ from . import available, engine_class, is_dense, timing
 from .base import Layer, oracle
 from .chain import refuse_method
 from .models import recurrent_layers
+from .precision import tf32
 from .whole import by_engine
 
 CLOSE = {
@@ -103,7 +104,8 @@ def choose(thing, example, device="cpu", tolerance=None, seconds=0.6, states=Tru
     layers need that; int8 only where it is at least 1e-3) is tried three
     times, and those within three times the best for about `seconds` together; the least time counts, which a disturbance
     does not touch. Times are kept for the next model of the same class and shapes; whether an engine is right is asked of
-    every model. Random generators are left as they were. Raises ValueError where none runs it, with each one's reason, for
+    every model, with what torch does beside the layers, a convolution say, in full fp32: how it is rounded is torch's setting.
+    Random generators are left as they were. Raises ValueError where none runs it, with each one's reason, for
     a model with a method on it, and for a device that is not here; `timing.Unusable` where an engine's fault ends a GPU's use.
     """
     timing.check_device(device)
@@ -135,7 +137,7 @@ def _right(thing, example, device, tolerance, states):
             continue
         try:
             built = _built(thing, name, example, device, states)
-            with timing.tf32(False):  # a convolution that torch rounds beside an engine is none of its faults
+            with tf32(False):  # a convolution that torch rounds beside an engine is none of its faults
                 said = run(built, here, states)
             wrong = worst(thing, said, expected)
         except Exception as problem:  # a kernel that does not compile or launch here is one engine less

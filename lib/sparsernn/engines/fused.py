@@ -10,8 +10,8 @@ from torch.nn import functional as F
 from ..nets.replay import Graph
 from .base import Engine, Unsupported, one_hot
 from .parts import run
+from .precision import tf32
 from .products import quantised
-from .timing import tf32
 
 MODULES = {"LSTM": nn.LSTM, "GRU": nn.GRU, "RNN": nn.RNN}
 

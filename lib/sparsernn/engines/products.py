@@ -7,7 +7,7 @@ from torch import nn
 
 from ..nets.multiply import times
 from .base import Unsupported
-from .timing import tf32
+from .precision import tf32
 
 
 class Product:

@@ -6,24 +6,13 @@ off by up to 1.1e-5, where tf32 alone is by 5e-4 and cuDNN's layers in fp32 by u
 et al. (1803.04014) do with fp16, and what cutting costs: Ootomo and Yokota (2203.03341).
 """
 
-from contextlib import contextmanager
-
 import torch
 from torch.nn import functional as F
 
+from . import precision
+
 HELD = -1 << 13  # the bits of a float32 that tf32 has
 MANY = 64  # rows, from which on three products on those units take less time than one
-
-
-@contextmanager
-def rounded_factors():
-    """Inside, cuBLAS may round fp32 factors to tf32. What cuDNN may is not asked: of some settings torch does not let one."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = True
-    try:
-        yield
-    finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def parts(x):
@@ -41,7 +30,7 @@ def split_linear(weight, bias):
         if y.numel() < MANY * weight.shape[1]:
             return F.linear(y, weight, bias)
         held, rest = parts(y.contiguous())
-        with rounded_factors():
+        with precision.products(True):
             return F.linear(torch.cat([held, rest, held], -1), three, bias)
 
     return product

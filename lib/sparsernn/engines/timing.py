@@ -1,7 +1,6 @@
 """Times that are believed: interleaved, in one run, beside a floor measured on the same machine."""
 
 import time
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,21 +9,11 @@ import torch
 
 from ..files import nearest
 from ..nets.multiply import linear
+from .precision import tf32
 
 MEGABYTE = 1 << 20
 CLOCKS = 2e9  # of a GPU in a second, or a little fewer
 AHEAD = 1.5  # times as long as the host takes for its calls does a GPU sleep before them
-
-
-@contextmanager
-def tf32(allowed):
-    """Whether cuDNN and cuBLAS may round fp32 factors to tf32, here and only here."""
-    before = torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = allowed
-    try:
-        yield
-    finally:
-        torch.backends.cudnn.allow_tf32, torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def check_device(name):

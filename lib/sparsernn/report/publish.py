@@ -6,6 +6,7 @@ A file of a run that is damaged, or lies where another run's belongs, is told to
 """
 
 import filecmp
+import re
 import shutil
 from functools import partial
 from pathlib import Path
@@ -411,8 +412,8 @@ def _curves(profile, task, rows, results):
 
 def per_method(profile, shown, name, results):
     """(method, table) of one run of each method among the rows `shown` that left a table: of the model itself, or of one that
-    stands for it; the first seed of the variant that is the best there on validation. The table has the run's task, model,
-    method, variant and seed."""
+    stands for it; of the plan that is the best there on validation, at the density of the first variant, its first seed. The
+    table has the run's task, model, method, variant and seed."""
     found = {}
     for row in shown.to_dict("records"):
         path = Path(results) / "runs" / records.run_key(row) / name
@@ -420,9 +421,17 @@ def per_method(profile, shown, name, results):
             of_model = found.setdefault(row["method"], {}).setdefault(stands_for(row) or "", {})
             of_model.setdefault(row["variant"], []).append((row["seed"], row, table))
     for method, models in sorted(found.items()):
-        firsts = [min(runs, key=lambda run: run[0]) for _, runs in sorted(models[min(models)].items())]
-        _, row, table = max(firsts, key=lambda run: decisions.sign_of(run[1]["metric"]) * run[1]["valid"])
+        variants = models[min(models)]
+        same = [variant for variant in sorted(variants) if _density(variant) == _density(min(variants))]
+        firsts = [min(variants[variant], key=lambda run: run[0]) for variant in same]
+        worth = [decisions.sign_of(row["metric"]) * row["valid"] for _, row, _ in firsts]
+        _, row, table = firsts[worth.index(max(worth, key=lambda one: (one == one, one)))]
         yield method, table.assign(**{column: row[column] for column in records.KEY if column != "profile"})
+
+
+def _density(variant):
+    """What a variant says of how much is left."""
+    return re.findall(r"(?:^|,)((?:density|q|sharing)=[^,]*)", variant)
 
 
 def write_comparison(table, absent, path):

@@ -17,7 +17,8 @@ EMPTY = ("task", "method", "epoch", "valid", "test", "compression")
 def read(results, *tasks):
     """The rows of tasks (none: of all), models and variants filled in; empty where there are none."""
     path = Path(results) / "published.csv"
-    table = pd.read_csv(path, dtype={"model": str, "variant": str}) if path.exists() else pd.DataFrame(columns=EMPTY)
+    texts = {"model": str, "variant": str}
+    table = pd.read_csv(path, dtype=texts, **records.EXACTLY) if path.exists() else pd.DataFrame(columns=EMPTY)
     first = table["task"].map(lambda task: next(iter(PRESETS.get(task, [""]))))
     table["model"] = table["model"].fillna(first) if "model" in table else first
     table["variant"] = table["variant"].fillna("") if "variant" in table else ""

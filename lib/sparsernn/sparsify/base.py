@@ -266,8 +266,9 @@ class Method:
         return {name: size.numel() - spared[name] for name, size in sizes.items()}
 
     def reach(self):
-        """The least and the largest density that it can end with."""
-        return 0.0, 1.0
+        """The least and the largest density that it can end with: a weight of every matrix, and all."""
+        sizes = self.prunable().values()
+        return len(sizes) / sum(sizes), 1.0
 
     def density(self, masks=None):
         """Weights kept ÷ weights that it may prune; a weight of a removed word, neuron or gate is none that is kept."""
@@ -280,8 +281,10 @@ class Method:
 
     def refuse_out_of_reach(self):
         """Raise ValueError for a density that the method cannot end with, with its range."""
-        wanted, (least, most) = getattr(self.options, "density", 0.0), self.reach()
-        if wanted and not least * (1 - MISSED) <= wanted <= most * (1 + MISSED):
+        if not (wanted := getattr(self.options, "density", 0.0)):
+            return
+        least, most = self.reach()
+        if not least * (1 - MISSED) <= wanted <= most * (1 + MISSED):
             raise ValueError(f"density is {wanted:g}; what this method can reach here is {least:.4g} to {most:.4g}")
 
     def refuse_missed(self, masks=None):

@@ -53,6 +53,9 @@ class Masked(Method):
     def after_step(self, step):
         self.apply()
 
+    def reach(self):
+        return 1 / min(self.prunable().values()), 1.0  # every matrix is pruned by itself
+
     def draw(self, weight, lines=None):
         return weight.theta * weight.mask
 

@@ -65,9 +65,6 @@ class OneShot(Masked):
         if not self.looks:
             self.cut()
 
-    def reach(self):
-        return 1 / min(self.prunable().values()), 1.0
-
     # ---- when
 
     @property

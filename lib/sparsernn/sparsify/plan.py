@@ -25,7 +25,7 @@ class Plan(Options):
     optimiser: str = option(
         "adam",
         "sgd: with momentum; nt-asgd: without, and averages of the weights from when validation stops getting better "
-        "(1708.02182)",
+        "(1708.02182). What a method learns at a rate of its own is Adam's under each",
         choices=("adam", "sgd", "nt-asgd"),
     )
     lr: float = option(2.0e-3, "the optimiser's rate", above=0)
@@ -36,7 +36,7 @@ class Plan(Options):
         "too); what a method learns of noise has none",
         least=0,
     )
-    clip: float = option(0.0, "largest total norm of the gradient; 0: no clipping", least=0)
+    clip: float = option(0.0, "largest total norm of the gradient of what the optimiser moves; 0: no clipping", least=0)
     lr_schedule: str = option(
         "linear",
         "how the rate falls: in a straight line, epoch by epoch along half a cosine from lr to lr_end, or in steps",

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..files import replacing
+from ..records import EXACTLY
 
 TEXTS = {"phase": str, "hidden_kept": str, "gates_live": str}
 GO_ON = "put a sound copy of it back, or remove the run's directory to train anew"
@@ -70,7 +71,7 @@ def _parsed(path, content):
         if missing := [name for name in ("epoch", "valid") if name not in lines[0]]:
             raise ValueError(f"column {missing[0]} is missing")
         types = {name: kind for name, kind in TEXTS.items() if name in lines[0]}
-        table = pd.read_csv(io.BytesIO(content), dtype=types)
+        table = pd.read_csv(io.BytesIO(content), dtype=types, **EXACTLY)
         for name in ("epoch", "valid"):
             if not pd.api.types.is_numeric_dtype(table[name]) or table[name].isna().any():
                 raise ValueError(f"column {name} holds what is no number")

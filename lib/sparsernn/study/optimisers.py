@@ -13,8 +13,8 @@ def _adam(groups, plan):
 class _SGD(torch.optim.Optimizer):
     """SGD of what moves at the weights' rate; Adam, beside it, of what a method learns at a rate of its own.
 
-    Such a rate, of log σ or of gates, is Adam's in every paper, and says how far a step goes. SGD's rates are of another kind
-    (35 for Zaremba's nets, whose gradients are a hundredth as large): at 0.002 it leaves a gate where it is.
+    Such a rate, of log σ or of gates, is one for Adam, and says how far a step goes. SGD's are of another kind (35 for Zaremba's
+    nets, under a clip of 0.14): at 0.002 it leaves a gate where it is.
     """
 
     def __init__(self, groups, plan):

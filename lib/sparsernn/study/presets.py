@@ -274,10 +274,10 @@ PRESETS = {
         **_stacks({"zaremba-small": 13, "zaremba-medium": 10, "zaremba-large": 4}, rrnn=20),
     },
     "wikitext-2": {
-        **_language_model(256, {"paper": PAPER_PTB_WORD}, **WORDS),
+        **_with_cells(_language_model(256, {"paper": PAPER_PTB_WORD}, **WORDS)),
         **_stacks({"zaremba-small": 5, "zaremba-medium": 2, "zaremba-large": 1}, rrnn=5),
     },
-    "pydocs-word": _language_model(256, {"paper": PAPER_PTB_WORD}, **WORDS),
+    "pydocs-word": _with_cells(_language_model(256, {"paper": PAPER_PTB_WORD}, **WORDS)),
     "digits": _recognisers(128, 48, 192, 256),
     "squad": _readers(100, 50, 24),
 }

@@ -59,6 +59,7 @@ class Session:
         self.optimizer = OPTIMISERS[self.plan.optimiser](groups, self.plan)
         self.averages = Averages(self.optimizer, PATIENCE.get(self.plan.optimiser), task.better)
         self.parameters, self.clipped = [p for group in groups for p in group["params"]], moved(groups, self.plan)
+        self.unclipped = [p for p in self.parameters if not any(p is other for other in self.clipped)]
         self.epoch, self.seconds, self.best_epoch, self.best_valid, self.best = 0, 0.0, -1, math.nan, {}
 
     def phase(self, epoch):
@@ -108,6 +109,8 @@ class Session:
             costs = {"loss": loss.item(), "penalty": penalty.item() if isinstance(penalty, torch.Tensor) else penalty}
             if self.plan.clip:
                 costs["gradient's norm"] = clipped(self.clipped, self.plan.clip)
+                if unclipped := [p.grad for p in self.unclipped if p.grad is not None]:
+                    costs["norm of the gradient beside the clip"] = torch.nn.utils.get_total_norm(unclipped).item()
             if odd := [name for name, cost in costs.items() if not math.isfinite(cost)]:
                 place = f"epoch {self.epoch + 1}, step {step - first + 1}"
                 raise Diverged(self, f"the {odd[0]} is {costs[odd[0]]}", place)
