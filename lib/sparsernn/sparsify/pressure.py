@@ -1,8 +1,8 @@
 """How hard a penalty presses: towards a density that was asked for, and never until nothing is left.
 
-A penalty is multiplied with a factor. Without a density it is 1. With one, it is steered while the network learns: the
-logarithm of the density is to fall on a parabola, fast at first, from nothing pruned to what was asked for, and a
-controller moves the factor by how far off it is. (On a straight line a penalty is held back while it could still move
+A penalty is multiplied with a factor. Without a density it is 1. With one, it makes the penalty small at first, whatever its
+weight, and is steered while the network learns: the logarithm of the density is to fall on a parabola, fast at first, from
+nothing pruned to what was asked for, and a controller moves the factor by how far off it is. (On a straight line a penalty is held back while it could still move
 what it has to, and later no factor is large enough.) Where a layer would lose its last neuron the factor becomes 0, and
 the data alone go on.
 
@@ -26,6 +26,9 @@ RETURN = 4.0  # what is pruned comes back slowly: so much harder it steers where
 AIM = 1.05  # of a density that the threshold meets in the end: it can take what is too much, but open no closed gate
 BISECTIONS = 25  # of the range of a score, for the threshold that meets a density
 FURTHEST = 1e4  # the factor stays between its inverse and this
+GENTLE = (
+    0.1  # nats an example that a steered penalty is at first, at most: all gates would close before anything is learned
+)
 CHECKS = 4  # an epoch, whether every layer still has a neuron
 
 
@@ -62,7 +65,11 @@ class Pressed(Method):
     def penalty(self, step):
         if self.fixed or not (factor := self.pressure):
             return 0.0
-        return self.charge(step) * factor
+        charge = self.charge(step)
+        if self.options.density and not step and (first := float(torch.as_tensor(charge).detach())) > GENTLE:
+            factor = GENTLE / first
+            self.items()[0].pressure.fill_(factor)
+        return charge * factor
 
     @torch.no_grad()
     def after_step(self, step):
