@@ -68,7 +68,7 @@ def test_a_penalty_far_above_the_loss_closes_nothing_before_anything_is_learned(
     assert first == pytest.approx(0.1, rel=1e-4) and asked.method.pressure < 0.01
     assert given.method.pressure == 1 and next(iter(given.steps()))[1] > 10
     small = Session(config(method=method, density=0.7, **{f"{method}_weight": 1e-6}), tasks.load("tiny-char", "quick"))
-    assert 0 < next(iter(small.steps()))[1] < 0.1 and small.method.pressure == 1
+    assert 0 < next(iter(small.steps()))[1] < 0.1 and small.method.pressure > 0.5  # steered once by then
 
 
 @pytest.mark.parametrize("method", STEERED)

@@ -2,9 +2,9 @@
 
 A penalty is multiplied with a factor. Without a density it is 1. With one, it makes the penalty small at first, whatever its
 weight, and is steered while the network learns: the logarithm of the density is to fall on a parabola, fast at first, from
-nothing pruned to what was asked for, and a controller moves the factor by how far off it is. (On a straight line a penalty is held back while it could still move
-what it has to, and later no factor is large enough.) Where a layer would lose its last neuron the factor becomes 0, and
-the data alone go on.
+nothing pruned to what was asked for, and a controller moves the factor by how far off it is. (On a straight line a penalty is
+held back while it could still move what it has to, and later no factor is large enough.) Where a layer would lose its last
+neuron the factor becomes 0, and the data alone go on.
 
 What the controller leaves to be done when what is kept is fixed, the threshold does: it is moved to where it meets the
 density, which scores far from it (a penalty drives them there) make a small step.
