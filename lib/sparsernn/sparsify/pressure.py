@@ -26,9 +26,7 @@ RETURN = 4.0  # what is pruned comes back slowly: so much harder it steers where
 AIM = 1.05  # of a density that the threshold meets in the end: it can take what is too much, but open no closed gate
 BISECTIONS = 25  # of the range of a score, for the threshold that meets a density
 FURTHEST = 1e4  # the factor stays between its inverse and this
-GENTLE = (
-    0.1  # nats an example that a steered penalty is at first, at most: all gates would close before anything is learned
-)
+GENTLE = 0.1  # nats an example that a steered penalty is at first, at most: nothing is learned yet that could resist it
 CHECKS = 4  # an epoch, whether every layer still has a neuron
 
 
