@@ -102,6 +102,22 @@ def test_the_threshold_that_meets_a_density_is_the_one_that_a_search_over_all_sc
     assert sum(int((item.theta * item.mask != 0).sum()) for item in study.weights.values()) == kept
 
 
+def test_gates_that_are_all_open_are_still_told_apart_where_a_density_asks_for_it():
+    """Half of the neurons are to go, and every gate is 1: those go that were nearest to closing."""
+    model = randomise(LanguageModel(9, 20), 0).requires_grad_(True)
+    options = sparsify.options_of("l0", {"density": 0.5, "fine_tune": 0.5})
+    study = put_on(model, sparsify.make("l0", options), steps=40, n_examples=100, batch_dim=1)
+    hidden = study.groups["hidden_l0"]
+    with torch.no_grad():
+        hidden.gate_logit.copy_(torch.linspace(2.5, 4.5, 20)[torch.randperm(20)])
+    order = hidden.gate_logit.detach().argsort()
+    assert bool((study.method.means()["hidden_l0"] == 1).all())
+    study.method.fix()
+    kept = study.masks().groups["hidden_l0"]
+    assert abs(study.method.density() / 0.5 - 1) <= 0.1 and 0 < kept.sum() < 20
+    assert bool(kept[order[-kept.sum() :]].all()) and bool((hidden.theta == 1).all())
+
+
 def test_without_a_density_the_factor_is_one_and_the_penalty_the_kl():
     session = Session(config(), tasks.load("tiny-char", "quick"))
     session.epoch = 4  # the kl is full

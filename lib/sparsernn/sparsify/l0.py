@@ -16,7 +16,7 @@ from .carried import Transient
 from .neurons import TOUCHED, Neurons, by_neuron
 from .options import option
 
-GATES = Reading("gate", 0.0, 1.0, 0.05, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9))
+GATES = Reading("gate", 0.0, 1.1, 0.05, (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9))
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1  # of 1712.01312; 1906.06847 gives none
 START = 1.0, 0.1  # mean and deviation of log α (1906.06847)
 FURTHEST = math.log(100)  # |log α| stays below it, as in 1712.01312's code: a gate that is closed can open again
@@ -34,15 +34,19 @@ class L0Options(Settled):
     threshold = 0.0  # no option: a gate at 0 is closed
 
 
+def stretched(logit):
+    """A concrete gate on the scale from γ to ζ, before it is clipped to [0, 1]."""
+    return torch.sigmoid(logit) * (ZETA - GAMMA) + GAMMA
+
+
 def hard_concrete(logit, noise):
     """Gates in [0, 1] from log α and noise uniform in (0, 1), of one shape."""
-    stretched = torch.sigmoid((torch.logit(noise) + logit) / BETA) * (ZETA - GAMMA) + GAMMA
-    return stretched.clamp(0, 1)
+    return stretched((torch.logit(noise) + logit) / BETA).clamp(0, 1)
 
 
 def expected_gate(logit):
     """The gate in evaluation."""
-    return (torch.sigmoid(logit) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+    return stretched(logit).clamp(0, 1)
 
 
 def open_probability(logit):
@@ -97,7 +101,10 @@ class L0(Neurons):
         return group.theta if group.fixed else self.spread(group, lambda own: expected_gate(own.gate_logit))
 
     def score(self, item):
-        return self.gate(item).detach() if item.name in self.groups else None
+        """The gate, and where it is 1 how far beyond that it was: a density may have to tell open gates apart."""
+        if item.name not in self.groups:
+            return None
+        return self.spread(item, lambda own: stretched(own.gate_logit).clamp(min=0)).detach()
 
     def kept(self, item):
         return self.gate(item) if item.name in self.groups else item.theta
