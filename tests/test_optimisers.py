@@ -216,6 +216,22 @@ def test_averages_wait_for_a_check_worse_than_all_but_the_last_five():
     assert begins([5, 4, 6, 6, 6, 6, 6], patience=None) is None
 
 
+def test_what_had_no_gradient_when_averages_begin_is_moved_once_it_has_one():
+    """A method's own numbers beside SGD are Adam's, which takes any state that is there for its own."""
+    weight, late = (torch.zeros(1, requires_grad=True) for _ in range(2))
+    groups = [{"params": [weight], "lr": 1.0, "decays": True}, {"params": [late], "lr": 0.1}]
+    averages = Averages(OPTIMISERS["nt-asgd"](groups, Plan(epochs=1, optimiser="nt-asgd")), 1, "lower")
+    weight.grad = torch.ones(1)
+    averages.optimizer.step()
+    assert [averages.told(check) for check in (2, 1, 3)] == [False, False, True]
+    late.grad = torch.ones(1)
+    averages.optimizer.step(), averages.step()
+    assert weight.item() == -2 and late.item() == pytest.approx(-0.1)
+    with averages.in_place():
+        assert weight.item() == -1.5 and late.item() == pytest.approx(-0.1)  # the means of −1 and −2; of what has moved once
+    assert weight.item() == -2
+
+
 # ---- stopped, and gone on with
 
 

@@ -98,7 +98,10 @@ class Averages:
         self.checks, self.count = [], 0
 
     def parameters(self):
-        return (parameter for group in self.optimizer.param_groups for parameter in group["params"])
+        """Those that have moved so far, or are SGD's: where Adam finds a state it takes it for its own, so that a parameter
+        that never had a gradient gets none. Such a one is its own mean."""
+        groups, state = self.optimizer.param_groups, self.optimizer.state
+        return (p for group in groups for p in group["params"] if _follows(group) or state.get(p))
 
     @torch.no_grad()
     def told(self, valid):
@@ -118,7 +121,8 @@ class Averages:
         if self.count:
             self.count += 1
             for parameter in self.parameters():
-                self.optimizer.state[parameter]["average"].lerp_(parameter.detach(), 1 / self.count)
+                state = self.optimizer.state[parameter]
+                state.setdefault("average", parameter.detach().clone()).lerp_(parameter.detach(), 1 / self.count)
 
     @contextmanager
     def in_place(self):
@@ -135,4 +139,5 @@ class Averages:
     def _swap(self):
         for parameter in self.parameters():
             state = self.optimizer.state[parameter]
-            parameter.data, state["average"] = state["average"], parameter.data
+            if "average" in state:
+                parameter.data, state["average"] = state["average"], parameter.data
