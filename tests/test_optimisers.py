@@ -228,7 +228,9 @@ def test_what_had_no_gradient_when_averages_begin_is_moved_once_it_has_one():
     averages.optimizer.step(), averages.step()
     assert weight.item() == -2 and late.item() == pytest.approx(-0.1)
     with averages.in_place():
-        assert weight.item() == -1.5 and late.item() == pytest.approx(-0.1)  # the means of −1 and −2; of what has moved once
+        assert weight.item() == -1.5 and late.item() == pytest.approx(
+            -0.1
+        )  # the means of −1 and −2; of what has moved once
     assert weight.item() == -2
 
 
