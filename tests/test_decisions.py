@@ -380,8 +380,8 @@ def test_a_network_of_one_neuron_is_written_out_and_the_lines_compute_it():
 
 
 def test_a_net_is_set_against_one_that_was_small_and_dense_from_the_start():
-    """Asked for 50× W is set against the small net of 60×, not the better one of 10×, which answers no question itself; asked
-    for 2× against that one; W+G+N, asked for 1,000×, against the smallest there is."""
+    """W, which answers 10× and 50×, is set against the small net of 60×, not the better one of 10×, which answers no question
+    itself; what answers 2× against that one; W+G+N, asked for 1,000×, against the smallest there is."""
     few = [
         row("few-words", test, times, model=name)
         for name, test, times in (("l", 0.90, 10), ("s", 0.80, 60), ("q", 0.79, 80))
@@ -389,8 +389,8 @@ def test_a_net_is_set_against_one_that_was_small_and_dense_from_the_start():
     loose, sparse = row("gradual", 0.895, 4), [row("sparse-vd-w", 0.85, 50), row("sparse-vd-wgn", 0.70, 1000)]
     table = decisions.configurations(pd.DataFrame([row("dense", 0.90, 1), *few, loose, *sparse]), {"abc": 10_000})
     found = decisions.decide(table).set_index("method")
-    assert found["small"].to_dict() == {"gradual": "level", "sparse-vd-w": "worse", "sparse-vd-wgn": "worse"}
-    assert found["least"].to_dict() == {"gradual": 2, "sparse-vd-w": 10, "sparse-vd-wgn": 1000}
+    assert found["small"].to_dict() == {"gradual": "level", "sparse-vd-w": "better", "sparse-vd-wgn": "worse"}
+    assert found["least"].to_dict() == {"gradual": 2, "sparse-vd-w": 50, "sparse-vd-wgn": 1000}
     assert [decisions.small(table, least)["model"] for least in (2, 10, 50, 1000)] == ["l", "l", "s", "q"]
     assert decisions.small(table[table["method"] != "few-words"], 2) is None
 

@@ -82,18 +82,12 @@ def _beats_dense(task, method):
         if dense is None:
             return _not_run(task, "dense", method)
         (better, gap), text = _verdict("better", sparse, dense), _lines([dense, sparse])
-        if gap is None:
-            verdict = _grade(sparse["test"] <= dense["test"])
-        else:
-            verdict = UNDECIDED if better is None else _grade(better)
-            text += f"; {method} less dense: {_said_gap(gap, sparse['metric'])}"
+        verdict = UNDECIDED if better is None else _grade(better)
+        said = "not known item by item" if gap is None else _said_gap(gap, sparse["metric"])
+        text += f"; {method} less dense: {said}"
         theirs = [evidence.authors(one | {"epochs": sparse["epochs"]}) for one in (dense.to_dict(), sparse.to_dict())]
-        if (
-            verdict == FAILS
-            and cut_short(sparse)
-            and all(len(part) for part in theirs)
-            and theirs[0].min() < theirs[1].min()
-        ):
+        behind = sparse["test"] > dense["test"] and cut_short(sparse)
+        if behind and all(len(part) for part in theirs) and theirs[0].min() < theirs[1].min():
             return EARLY, f"{text}; by then the authors' were at {theirs[0].min():.4g} and {theirs[1].min():.4g}"
         return verdict, text
 

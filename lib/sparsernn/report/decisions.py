@@ -170,7 +170,7 @@ def against_all(rows, others):
 
 def decide(table):
     """Configurations → an answer a question: + asked (what was asked for), least (times fewer weights that were asked for, of
-    several questions the least), dense, small and other (`against` those of these names, "" where there is none), dense_further
+    several rungs the highest), dense, small and other (`against` those of these names, "" where there is none), dense_further
     and small_further (`further` of them).
 
     A rung asks for the best net that was made small and has that many times fewer weights; `EQUAL` for the sparsest that is
@@ -191,7 +191,9 @@ def decide(table):
     answers = {}
     for question, least, row in asked:
         if row is not None:
-            answers.setdefault(row.name, (row, least, []))[2].append(question)
+            _, before, questions = answers.get(row.name, (row, 0, []))
+            of_rungs = before if question == EQUAL and before else least
+            answers[row.name] = row, of_rungs, [*questions, question]
     chosen = [row for row, *_ in answers.values()]
     rows = [
         row.to_dict() | {"asked": ", ".join(questions), "least": least} for row, least, questions in answers.values()
