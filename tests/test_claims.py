@@ -98,7 +98,9 @@ def test_what_the_authors_had_not_reached_by_then_either_is_too_early_to_say(tmp
     (tmp_path / "published.csv").write_text("\n".join(lines if theirs else lines[:1]) + "\n")
     rows = row("ptb-word", "dense", 125.0, 1.0, epochs=10), row("ptb-word", "sparse-vd-w", 194.0, 30.0, epochs=10)
     found, here = verdicts(tmp_path, *rows)
-    assert found["B4"].startswith(verdict) and ("the authors' were at 129.3 and 192.5" in here["B4"]) == (theirs == 192.5)
+    assert found["B4"].startswith(verdict) and ("the authors' were at 129.3 and 192.5" in here["B4"]) == (
+        theirs == 192.5
+    )
 
 
 def test_the_longer_schedule_speaks_and_trials_do_not(tmp_path):
