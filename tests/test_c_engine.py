@@ -5,11 +5,11 @@ import ctypes
 import math
 import os
 import pickle
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
+import arm
 import numpy as np
 import pytest
 import torch
@@ -487,7 +487,7 @@ def run_elsewhere(program, path, folder):
 def program(folder, command, flags):
     """tests/run_engine.c compiled → the program; skipped only where the compiler cannot make an empty one with these flags."""
     source, made = Path(__file__).with_name("run_engine.c"), folder / "run_engine"
-    words = f"-std=gnu99 -ffp-contract=fast -Wno-psabi {flags} -I{build.SOURCES}".split()
+    words = build.words(f"-std=gnu99 -ffp-contract=fast -Wno-psabi {flags} -I{build.SOURCES}", command)
     empty = folder / "empty.c"
     empty.write_text("int main(void) { return 0; }\n")
     able = subprocess.run([*command, *words, empty, "-o", made], capture_output=True, text=True)
@@ -504,15 +504,26 @@ def test_no_sanitizer_finds_a_fault(path, tmp_path):
     run_elsewhere([program(tmp_path, ["cc"], flags)], path, tmp_path)
 
 
-def test_an_arm_processor_says_the_same(tmp_path):
-    """By the compiler of the package ziglang, under qemu."""
-    pytest.importorskip("ziglang", reason="the package ziglang is not here")
-    emulator = shutil.which("qemu-aarch64") or shutil.which("qemu-aarch64-static")
-    if not emulator:
-        pytest.skip("qemu-aarch64 is not here")
-    flags = "-O2 -static -target aarch64-linux-musl -mcpu=generic+dotprod -DSIMD=128"
-    made = program(tmp_path, [sys.executable, "-m", "ziglang", "cc"], flags)
-    run_elsewhere([emulator, made], "plain", tmp_path)  # both store x as it is
+on_arm = pytest.mark.skipif(arm.missing() is not None, reason=str(arm.missing()))
+
+
+@on_arm
+@pytest.mark.parametrize("path", ["neon", "plain"])
+def test_an_arm_processor_says_the_same(path, tmp_path):
+    """Under qemu. Plain C here lays weights and x down as both do there."""
+    made = program(tmp_path, arm.compiler(), f"-O2 {build.PATHS[path]}")
+    run_elsewhere([arm.EMULATOR, made], "plain", tmp_path)
+
+
+@on_arm
+@pytest.mark.parametrize(("processor", "expected"), [("max", ["neon", "plain"]), ("cortex-a53", ["plain"])])
+def test_an_arm_processor_takes_the_path_of_dot_products_only_where_it_has_them(processor, expected, tmp_path):
+    main = "int sparsernn_paths(void); int main(void) { return sparsernn_paths(); }"
+    (tmp_path / "main.c").write_text(main)
+    command = [*arm.compiler(), tmp_path / "main.c", build.SOURCES / "which.c", "-o", tmp_path / "which"]
+    subprocess.run(command, check=True)
+    runs = subprocess.run([arm.EMULATOR, "-cpu", processor, tmp_path / "which"]).returncode
+    assert [name for bit, name in enumerate(build.PATHS) if runs >> bit & 1] == expected
 
 
 @pytest.mark.parametrize("again", [copy.deepcopy, lambda engine: pickle.loads(pickle.dumps(engine))])

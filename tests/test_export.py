@@ -5,9 +5,8 @@ import math
 import re
 import shutil
 import subprocess
-import sys
-from importlib.util import find_spec
 
+import arm
 import numpy as np
 import onnx
 import pytest
@@ -352,11 +351,9 @@ int main(void)
 STRICT = ["-std=c99", "-Wall", "-Wextra", "-Werror", "-pedantic"]
 CHECKED = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 GCC = shutil.which("gcc")
-ZIG = [sys.executable, "-m", "ziglang", "cc"] if find_spec("ziglang") else None
-QEMU = shutil.which("qemu-aarch64")
 needs_gcc = pytest.mark.skipif(not GCC, reason="no gcc on this machine")
-needs_zig = pytest.mark.skipif(not ZIG, reason="no ziglang in this environment (pip install ziglang)")
-needs_arm = pytest.mark.skipif(not (ZIG and QEMU), reason="no ziglang, or no qemu-aarch64, on this machine")
+needs_zig = pytest.mark.skipif(not arm.ZIG, reason="no ziglang in this environment (pip install ziglang)")
+needs_arm = pytest.mark.skipif(arm.missing() is not None, reason=str(arm.missing()))
 
 
 def compiled(folder, compiler, main=MAIN, *flags):
@@ -509,21 +506,22 @@ def test_int8_rounds_the_weights_of_one_hot_words_by_the_same_rows(tmp_path, cel
 def test_another_compiler_takes_it_as_well(tmp_path):
     _, _, _, small = thinned("language model", "GRU")
     x = tokens(12, 1)[:, 0]
-    program, _ = as_c(tmp_path, small, "-O2", compiler=ZIG)
+    program, _ = as_c(tmp_path, small, "-O2", compiler=arm.ZIG)
     assert error(fed(program, x)[0], small(x[:, None])[0][:, 0]) <= 1e-5
 
 
+@needs_gcc
 @needs_arm
 @pytest.mark.parametrize("weights", ["float32", "int8"])
 def test_a_device_with_an_arm_processor_says_the_same(tmp_path, weights):
     x, said = tokens(25, 1)[:, 0], []
     _, _, _, small = thinned("classifier, 2 layers", "LSTM")
-    for compiler, emulator in ([*ZIG, "-target", "aarch64-linux-musl", "-static"], [QEMU]), (ZIG, []):
+    for compiler, emulator in (arm.compiler(), [arm.EMULATOR]), ([GCC], []):
         program, _ = as_c(tmp_path, small, "-O2", weights=weights, compiler=compiler)
         said.append(fed(program, x, *emulator)[0])
-    arm, here = said
-    assert error(arm, here) <= (1e-6 if weights == "float32" else 1e-2)
-    assert error(arm, prefixes(lambda part: small(part)[0], x)) <= (1e-5 if weights == "float32" else 0.05)
+    there, here = said
+    assert error(there, here) <= (1e-6 if weights == "float32" else 1e-2)
+    assert error(there, prefixes(lambda part: small(part)[0], x)) <= (1e-5 if weights == "float32" else 0.05)
 
 
 # ---- C: what the head of the file says, and the edges

@@ -25,6 +25,7 @@ PATHS = {  # name → flags, in the order of which.c, the fastest first
     "neon": "-DSIMD=128 -march=armv8.2-a+dotprod",
     "plain": "-DSIMD=0",
 }
+FOR_ZIGLANG = {"-march=armv8.2-a+dotprod": "-mcpu=generic+dotprod"}  # which knows processors, and no architectures
 NO_MEMORY, NO_SUCH_WORD = -1, -2  # what the engine returns for these
 FLAGS = "-std=gnu99 -O3 -ffp-contract=fast -fno-math-errno -Wno-psabi -fPIC -shared"
 
@@ -38,6 +39,11 @@ def compiler():
     raise ImportError(
         "the C engines need a C compiler: install gcc or clang so that `cc` is found, or pip install ziglang"
     )
+
+
+def words(flags, command):
+    """Flags as the compiler of a command takes them."""
+    return [FOR_ZIGLANG.get(word, word) if "ziglang" in command else word for word in flags.split()]
 
 
 def cache_folder():
@@ -59,7 +65,8 @@ def _own_folder():
 def compiled(source, flags):
     """The path of the library made of a C file with these flags, made now if it was not. Raises RuntimeError with what the
     compiler said."""
-    command, files = [*compiler(), *f"{FLAGS} {flags}".split()], sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.h")])
+    command, files = compiler(), sorted([*SOURCES.glob("*.c"), *SOURCES.glob("*.h")])
+    command = [*command, *words(f"{FLAGS} {flags}", command)]
     made_of = hashlib.sha256(" ".join(command).encode())
     for file in files:
         made_of.update(file.name.encode() + file.read_bytes())
