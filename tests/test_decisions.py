@@ -34,6 +34,45 @@ def decided(*rows, items=10_000):
     return decisions.decide(decisions.configurations(pd.DataFrame(rows), {"abc": items})).set_index("asked")
 
 
+def topics(method, *figures, model="lstm-64", **more):
+    return row(method, *figures, **more, **{"task": "pydocs-topic", "model": model})
+
+
+def test_each_opponent_has_its_p_value_held_to_their_number():
+    """A net a point above four opponents of 10,000 items: one alone would be significant, four are not."""
+    rows = [
+        row("dense", 0.840, 1),
+        row("dense", 0.840, 20, model="tiny"),
+        row("few-words", 0.840, 30),
+        row("linear", 0.840, 9),
+    ]
+    table = decisions.configurations(
+        pd.DataFrame([*rows, topics("sparse-vd-w", 0.852, 12, valid=0.9)]), {"abc": 10_000}
+    )
+    alone = intervals.p_value([0.852], [0.840], 10_000)
+    assert 0.0125 < alone < 0.05
+    setting = sections.Setting("topics", "pydocs-topic", "lstm-64", "t", "quick", None, table)
+    found = sections.opponents(setting)
+    assert list(found["weights"]) == ["33", "50", "111", "1,000"], "smallest first"
+    assert set(found["sparse-vd-w (0.852)"]) == {f"level, p = {4 * alone:.2g}"}
+
+
+def test_the_first_sentences_say_which_method_and_whether_it_beats_something_small():
+    rows = [
+        topics("dense", 0.84, 1),
+        topics("few-words", 0.70, 30),
+        topics("linear", 0.90, 9),
+        topics("sparse-vd-w", 0.85, 12),
+    ]
+    table = decisions.configurations(pd.DataFrame(rows), {"abc": 10_000}).assign(step_us=math.nan)
+    setting = sections.Setting("topics", "pydocs-topic", "lstm-64", "t", "quick", None, table)
+    which, pays, quality, *_ = sections._sentences([(setting, decisions.decide(table))])
+    assert "is one of sparse-vd-w on pydocs-topic lstm-64." in which
+    assert "small dense net of as few weights in 1 of the 1 settings that have one (pydocs-topic lstm-64)" in pays
+    assert "no recurrent net in 0 of the 1 settings that have one (none)" in pays
+    assert "level with it, or ahead of it, on every test in 1." in quality
+
+
 # ---- intervals
 
 

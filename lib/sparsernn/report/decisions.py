@@ -155,9 +155,9 @@ def further(one, other):
     return found
 
 
-def against_all(rows, others):
-    """`against` of each row and its own other configuration ("" where that is None), p values by Holm over the rows that are
-    other ones; a row against itself is level."""
+def p_values(rows, others):
+    """`p_value` of each row and its own other configuration (1 where that is None, or the row itself), held by Holm to the
+    number of rows that are other ones."""
     same = [
         other is None or all(row[name] == other[name] for name in KEYS) for row, other in zip(rows, others, strict=True)
     ]
@@ -165,7 +165,18 @@ def against_all(rows, others):
     tested = ~np.isnan(ps) & ~np.array(same, bool)
     if tested.any():
         ps[tested] = multipletests(ps[tested], method="holm")[1]
+    return ps
+
+
+def against_all(rows, others):
+    """`against` of each row and its own other configuration ("" where that is None), by `p_values`."""
+    ps = p_values(rows, others)
     return ["" if other is None else against(row, other, p) for row, other, p in zip(rows, others, ps, strict=True)]
+
+
+def opponents(table):
+    """What any net that was made small is set against: dense nets of whatever size and plan, and what is no network."""
+    return table[table["method"].isin((*SMALL, *OPPONENTS))]
 
 
 def decide(table):

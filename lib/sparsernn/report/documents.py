@@ -3,7 +3,8 @@ from what is tracked.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is `decisions` or `costs`, for the two of the report's
 first section, one of `speeds.TABLES` or `speeds.TRAINING`, or a profile and what the figures of a setting are called:
-`short ag-news`, `short pydocs-char-bayes-512`; with `blocks` behind it, what shapes of block cost there.
+`short ag-news`, `short pydocs-char-bayes-512`; with `blocks` behind it, what shapes of block cost there, with `opponents` how its
+answers stand to every opponent.
 """
 
 import json
@@ -77,6 +78,8 @@ def filled(text, tracked):
             table = rows_of(tables[name], tracked.results)
         elif (setting := tables.get(name.removesuffix(" blocks"))) is not None:
             table = blocks_of(setting)
+        elif (setting := tables.get(name.removesuffix(" opponents"))) is not None:
+            table = sections.opponents(setting)
         elif name in speeds.TABLES:
             table = speeds.TABLES[name](tracked.timed)
         elif name in speeds.TRAINING:

@@ -137,6 +137,29 @@ def answer(tracked):
     return Section("Which method, when, at what cost?", parts)
 
 
+def opponents(setting):
+    """Every opponent of a setting, a row each, smallest first, and how each net that answers a question stands to it on test:
+    verdict and p value, those of an answer held by Holm to the number of its opponents."""
+    against = decisions.opponents(setting.table).sort_values("weights_kept", kind="stable").to_dict("records")
+    lines = [
+        {
+            "opponent": _named(other, setting.table),
+            "test": written.with_interval(other),
+            "weights": written.count(other["weights_kept"]),
+        }
+        for other in against
+    ]
+    for row in decisions.decide(setting.table).to_dict("records"):
+        ps = decisions.p_values([row] * len(against), against)
+        name = f"{_named(row, setting.table)} ({written.quality(row['test'], setting.metric)})"
+        for line, other, p in zip(lines, against, ps, strict=True):
+            verdict = decisions.against(row, other, p)
+            line[name] = verdict if p != p else f"{verdict}, p = {p:.2g}"
+    return pd.DataFrame(lines)
+
+
+TENTH = 10  # times fewer weights, of which the first sentences speak
+SEVERAL = 3  # opponents from which a table of them tells more than the first one
 NAME = "task", "asked for", "method"  # what a net is called in both tables
 
 
@@ -215,9 +238,48 @@ def _named(row, table):
 
 
 def _sentences(decided):
-    """What all settings say together, and a sentence a setting."""
+    """Which method to take, whether it pays, and what it loses: all settings together."""
     measured = [(s, table) for s, table in decided if decisions.reference(s.table) is not None]
-    tenth = [(s, part) for s, table in measured if len(part := decisions.with_least(table, 10))]
+    tenth = [(s, part) for s, table in measured if len(part := decisions.with_least(table, TENTH))]
+    return [_taken(decided), _pays(decided), _level(measured, tenth), *_costs(decided)]
+
+
+def _named_settings(settings):
+    return ", ".join(f"{setting.task} {setting.model}" for setting in settings) or "none"
+
+
+def _taken(decided):
+    """Which methods the nets with a tenth of the weights or fewer come from."""
+    asked = f"≥ {TENTH:,}×"
+    by_method = {}
+    for setting, table in decided:
+        for method in table.loc[table["asked"].str.split(", ").map(lambda names: asked in names), "method"]:
+            by_method.setdefault(method, []).append(setting)
+    order = sorted(by_method.items(), key=lambda item: -len(item[1]))
+    text = "**Which method?** Asked for a tenth of the weights or fewer, the net best on validation is one of "
+    return text + "; ".join(f"{method} on {_named_settings(settings)}" for method, settings in order) + "."
+
+
+def _pays(decided):
+    """Where a net beats what is cheaper to have: one that was small from the start, and what is no network."""
+    text = "**Does it beat training something small?** Chance excluded, a net of the table below is better than "
+    said = []
+    for column, what in (
+        ("small", "the small dense net of as few weights"),
+        ("other", "the best opponent that is no recurrent net"),
+    ):
+        known = [(s, table[column]) for s, table in decided if len(table) and (table[column] != "").any()]
+        ahead = [s for s, verdicts in known if (verdicts == "better").any()]
+        said.append(f"{what} in {len(ahead)} of the {len(known)} settings that have one ({_named_settings(ahead)})")
+    return (
+        text
+        + ", and than ".join(said)
+        + ". Elsewhere it is level or worse: there it has not earned its training, or its recurrence."
+    )
+
+
+def _level(measured, tenth):
+    """What is lost against the dense net with a tenth of the weights."""
     level, lost = [], []
     for setting, part in tenth:
         worse = part["dense_further"].map(lambda tests: any(verdict == "worse" for *_, verdict in tests))
@@ -225,19 +287,13 @@ def _sentences(decided):
         row = (fine if len(fine) else part).sort_values("compression").iloc[-1]
         named = f"{setting.label}: {row['method']} with {written.times(row['compression'])} fewer weights"
         (level if len(fine) else lost).append(named)
-    never = [s.label for s, _ in measured if s.label not in {t.label for t, _ in tenth}]
-    lists = [s.label for s, table in decided if len(table) and table["other"].isin(["worse", "behind", "level"]).any()]
-    single = [s.label for s, table in decided if len(table) and (table["seeds"] < 2).all()]
-    text = f"Of {len(measured)} settings with a dense net: "
-    text += "a net with at most a tenth of the weights is level with its dense net, or ahead of it, on every test in "
-    text += f"{len(level)}"
-    text += f" ({'; '.join(level)})" if level else ""
+    never = [s for s, _ in measured if s.label not in {t.label for t, _ in tenth}]
+    single = [s for s, table in measured if len(table) and (table["seeds"] < 2).all()]
+    text = f"**What does it cost in quality?** Of {len(measured)} settings with a dense net, a net with at most a tenth of the "
+    text += f"weights is level with it, or ahead of it, on every test in {len(level)}"
     text += f", and behind it in {len(lost)} ({'; '.join(lost)})" if lost else ""
-    text += f"; in {len(never)} ({'; '.join(never)}) no net chosen here keeps that little" if never else ""
-    text += f". In {len(lists)} settings the best opponent that is no recurrent net – a list of words, or an n-gram model – is "
-    text += "level with a net named below, or ahead of it: there the small net has not earned its recurrence. "
-    text += f"Of {len(single)} of the {len(decided)} settings all nets named below are of one seed."
-    return [text, *_costs(decided)]
+    text += f"; in {len(never)} ({_named_settings(never)}) no net chosen here keeps that little" if never else ""
+    return text + f". In {len(single)} settings every net of the table is of one seed ({_named_settings(single)})."
 
 
 def _costs(decided):
@@ -280,6 +336,19 @@ def fronts(tracked):
     for setting in tracked.settings:
         parts += [f"**{setting.label}** – {written.words_of(setting.metric)}.", plots.cost_front(setting.table)]
     return Section("Quality on the test against what it costs", parts)
+
+
+def against_opponents(tracked):
+    """A table a setting that has several opponents: how its answers stand to every one of them."""
+    words = (
+        "Each net of the first table against every opponent: dense nets of whatever size and plan, and what is no network, "
+        "smallest first. p values of a column are held to the number of its opponents by Holm."
+    )
+    parts = [words]
+    for setting in tracked.settings:
+        if len(decisions.opponents(setting.table)) >= SEVERAL and len(decisions.decide(setting.table)):
+            parts += [f"**{setting.label}** – {written.words_of(setting.metric)}.", opponents(setting)]
+    return Section("Against every opponent", parts)
 
 
 def beside_authors(tracked):
@@ -387,4 +456,4 @@ def not_run(tracked):
     return Section("What was not run", [pd.DataFrame(rows), silent[["claim", "the papers", "why"]]])
 
 
-SECTIONS = (answer, fronts, claims, beside_authors, gates, small_ones, verdicts, training, not_run)
+SECTIONS = (answer, fronts, against_opponents, claims, beside_authors, gates, small_ones, verdicts, training, not_run)
