@@ -446,6 +446,21 @@ def test_an_rnn_of_relu_in_c(tmp_path):
         sparsernn.to_c(model, tmp_path / "model.c", weights="int8")
 
 
+@pytest.mark.parametrize("small", [False, True], ids=["as trained", "compact"])
+def test_a_clipped_relu_is_refused_by_name(tmp_path, small):
+    model = mine(words=None, last=False)
+    model.rnn, x = RNN(5, 6, activation="clipped_relu").requires_grad_(False).double(), torch.ones(4, 2, 5).double()
+    model = sparsernn.compact(model, x)[0] if small else model
+    for write in (
+        lambda weights: sparsernn.to_c(model, tmp_path / "m", weights),
+        lambda weights: sparsernn.to_onnx(model, tmp_path / "m", x, weights),
+    ):
+        for weights in ("float32", "int8"):
+            with pytest.raises(ValueError, match="is an RNN of clipped_relu.*LSTM and GRU .*RNN of tanh or relu"):
+                write(weights)
+    assert not list(tmp_path.iterdir())
+
+
 @needs_gcc
 @every_cell
 @pytest.mark.parametrize("name", ["classifier, 2 layers", "language model"])

@@ -24,12 +24,16 @@ def recurrent_layers(model):
     return {name: module for name, module in model.named_modules() if type(module) in kinds}
 
 
+def activation_of(module):
+    """Of a recurrent layer's gates (LSTM, GRU), or of its neurons (RNN)."""
+    return getattr(module, "activation", getattr(module, "nonlinearity", "logistic"))
+
+
 def layers_of(module):
     """suffix → `Layer` of each layer and direction of a recurrent layer, on the CPU: gates without a weight are constants."""
     small, found = getattr(module, "_small", None), {}
     kind = next(theirs for theirs in RECURRENT if isinstance(module, theirs))
-    activation = getattr(module, "activation", getattr(module, "nonlinearity", "logistic"))
-    cell, ends = RECURRENT[kind].cell_type(activation), ("", "_reverse") if module.bidirectional else ("",)
+    cell, ends = RECURRENT[kind].cell_type(activation_of(module)), ("", "_reverse") if module.bidirectional else ("",)
     tensors = without_norms(module)
     for suffix in [f"_l{number}{end}" for number in range(module.num_layers) for end in ends]:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]

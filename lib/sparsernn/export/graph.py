@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from ..engines.chain import refuse_others
 from ..engines.compare import REFUSES, difference
-from ..engines.models import as_small, recurrent_layers
+from ..engines.models import activation_of, as_small, recurrent_layers
 from ..files import nearest, replacing
 from ..nets.layers import RECURRENT, by_time, kind_of
 from ..nets.outside import deep_copy
@@ -57,6 +57,7 @@ def to_onnx(small, path, example, weights="float32"):
     layers = recurrent_layers(model)
     if not layers:
         raise ValueError(f"a {type(small).__name__} has no recurrent layer; torch.onnx.export takes it as it is")
+    _refuse_activations(layers)
     if weights == "int8":
         _refuse_int8(layers)
     axes = Axes(model, layers, example)
@@ -78,6 +79,15 @@ def _as_given(x):
     if not isinstance(x, torch.Tensor):
         return x
     return x.detach().cpu().float() if x.is_floating_point() else x.detach().cpu()
+
+
+def _refuse_activations(layers):
+    for name, layer in layers.items():
+        if (activation := activation_of(layer)) not in SQUASH:
+            raise ValueError(
+                f"{name} is an RNN of {activation}, which no node of ONNX computes; "
+                "supported: LSTM and GRU with logistic or hard gates, RNN of tanh or relu"
+            )
 
 
 # ---- the trace

@@ -49,6 +49,11 @@ class Source:
         self.levels = list(enumerate(chain.levels, 1))[silent[-1] + 1 if silent else 0 :]  # what is below says nothing
         self.arrays, self.called, self.stack, self.embedding = [], set(), [0], None
         for number, level in self.levels:
+            if level.cell.activation not in SQUASH:
+                raise ValueError(
+                    f"level {number} is an {level.kind} of {level.cell.activation}; "
+                    "supported: LSTM and GRU with logistic or hard gates, RNN of tanh or relu"
+                )
             if int8 and level.cell.activation == "relu":
                 raise ValueError(
                     f'level {number} is an RNN of relu, whose states have no bound to be rounded by; use weights="float32"'
