@@ -98,8 +98,8 @@ def _gates(evidence):
     """Live gates without and with variables for gates, neurons having theirs in both; means over seeds."""
     methods, found = ("sparse-vd-wn", "sparse-vd-wgn"), []
     for task in evidence.tasks(*methods):
-        first = evidence.row(task, methods[0], options={})
-        same = None if first is None else evidence.row(task, methods[1], first["model"], {}, first["profile"])
+        first = evidence.row(task, methods[0])
+        same = None if first is None else evidence.alike(first, methods[1])
         if same is not None:
             pair = first, same
             found.append((task, *(sum(row["gates_by_seed"]) / len(row["gates_by_seed"]) for row in pair)))

@@ -81,6 +81,10 @@ class Evidence:
             else task
         )
 
+    def alike(self, row, method):
+        """`row` of another method on the same model and profile under the same options; None where there is none."""
+        return self.row(row["task"], method, row["model"], _options(row["variant"]), row["profile"])
+
     def tasks(self, *methods):
         """Every task with finished rows of all these methods; of two with one test not the authors' split."""
         finished = self.rows[self.rows["test"].notna()]
