@@ -262,8 +262,9 @@ def test_nets_timed_while_the_machine_was_slow_are_set_beside_others_by_their_ow
 def test_a_front_shows_seeds_intervals_and_what_no_net_beats():
     rows = [row("dense", 0.9, 1), row("linear", 0.89, 90), *(row("a", 0.89 + s / 1000, 20, seed=s) for s in range(3))]
     figure = plots.cost_front(decisions.configurations(pd.DataFrame(rows), {"abc": 1000}))
-    assert [ax.get_xlabel() for ax in figure.axes] == ["weights kept", "bytes of the file", "multiply-adds a step"]
-    assert len(figure.axes) == 3, "no engine was timed"
+    costs = [" ".join(ax.get_xlabel().split()) for ax in figure.axes]
+    seconds = "training seconds of a run, without one it starts from (x)"
+    assert costs == ["weights kept", "bytes of the file", "multiply-adds a step", seconds], "no engine was timed"
     text = " ".join(figure.get_suptitle().split())
     assert text.startswith("5 runs; sparsest net within 2 % of the best: a, 20× fewer weights at 0.891 (3 runs)")
     bars = [
@@ -272,6 +273,36 @@ def test_a_front_shows_seeds_intervals_and_what_no_net_beats():
     assert any(np.allclose(bar, intervals.over_seeds([0.89, 0.891, 0.892])) for bar in bars) and len(bars) == 3
     lonely = plots.cost_front(decisions.configurations(pd.DataFrame([row("dense", 0.9, 1), row("a", 0.5, 9)]), {}))
     assert "no sparse net within 2 %" in lonely.get_suptitle()
+
+
+def test_five_costs_are_two_rows_of_panels_with_the_legend_beside_them():
+    table = decisions.configurations(pd.DataFrame([row("dense", 0.9, 1), row("a", 0.89, 20)]), {"abc": 1000})
+    figure = plots.cost_front(table.assign(step_us=[2.0, 1.0], device_timed="cpu:y"))
+    *panels, last = figure.axes
+    assert [len(panels), len({ax.get_subplotspec().rowspan.start for ax in panels})] == [5, 2] and not figure.legends
+    assert [text.get_text() for text in last.get_legend().get_texts()] == ["dense", "a"] and not last.axison
+    assert "(y)" in panels[3].get_xlabel() and "(x)" in panels[4].get_xlabel()
+
+
+def test_seconds_of_training_are_of_the_device_of_most_networks():
+    rows = [row("dense", 0.9, 1, device="cpu:y"), row("a", 0.89, 20), row("a", 0.88, 20, seed=1), row("b", 0.9, 9)]
+    rows += [row("linear", 0.9, 9, device="cpu:y", variant=f"C={c}") for c in range(4)]
+    figure = plots.cost_front(decisions.configurations(pd.DataFrame(rows), {"abc": 1000}))
+    seconds = figure.axes[3]
+    assert "(x)" in seconds.get_xlabel() and [text.get_text() for text in seconds.texts] == [
+        "5 more trained on another device"
+    ]
+    assert {line.get_label() for line in seconds.lines if not line.get_label().startswith("_")} == {"a", "b"}
+
+
+def test_near_the_best_error_rate_is_said_in_points():
+    rows = [
+        row(m, e, c, metric="label_error_rate") for m, e, c in (("dense", 0.0, 1), ("a", 0.0015, 9), ("b", 0.01, 99))
+    ]
+    figure = plots.cost_front(decisions.configurations(pd.DataFrame(rows), {}))
+    assert "sparsest net within 0.2 points of the best: a, 9× fewer weights at 0.0015" in " ".join(
+        figure.get_suptitle().split()
+    )
 
 
 def test_gate_patterns_are_shares_of_the_gates_of_kept_neurons():

@@ -330,7 +330,7 @@ def test_a_study_reads_gates_by_the_letters_of_the_cell(studied, model, shape):
     assert gates.loc[gates["state"] == "constant", "value"].notna().all()
     trace = tables.gate_trace(run, tables.first_text(run.task, 7))
     assert set(trace["gate"]) <= {*letters, "h"} and len(trace)
-    for figure in (plots.gate_map(gates), plots.gate_counts(gates), plots.constant_values(gates)):
+    for figure in (plots.gate_map(gates), plots.constant_values(gates)):
         assert figure is not None
     assert len(tables.count_table(run)) >= 3 and len(tables.sizes_table(run)) == 3
     assert len(tables.words_table(run)) == len(tables.kept_lines(run, "vocabulary"))

@@ -147,30 +147,45 @@ def test_histograms_of_scores_count_weights_not_group_variables():
 
 
 @pytest.mark.parametrize("hidden", [1, 4, 64, 128, 1000])
-def test_gate_map_counts_live_gates_at_any_size(hidden):
-    line = ("lcr" * hidden)[:hidden]
-    text = words_of(plots.gate_map(gate_rows([line] * 4)))
-    assert f"{4 * line.count('l'):,} of {4 * hidden:,} gates are live" in text
-    assert f"in {hidden - line.count('r'):,} of {hidden:,} hidden neurons" in text
-    assert (".25" in text) == (1 < hidden <= 64), "constants are written in where there is room"
+def test_gate_map_counts_live_gates_at_any_size_and_has_a_line_a_pattern(hidden):
+    line = ("clr" * hidden)[:hidden]
+    figure = plots.gate_map(gate_rows([line] * 4))
+    live = 4 * line.count("l")
+    assert f"{live:,} of {4 * hidden:,} gates are live" in words_of(figure)
+    assert f"in {hidden - line.count('r'):,} of {hidden:,} hidden neurons" in words_of(figure)
+    states, beside = figure.axes
+    assert states.images[0].get_array().shape[:2] == (min(hidden, 2), 4)
+    assert [bar.get_width() for bar in beside.patches] == [line.count(s) for s in "lc" if s in line]
+    assert [text.get_text() for text in states.texts if text.get_text().startswith(".")] == [".25"] * 4
 
 
-def test_gate_map_sorts_all_panels_alike():
-    table = gate_rows(["rlc", "rlc", "rcc", "rcc"])
-    assert plots.gates._order(table) == [1, 2, 0]
+def test_neurons_alike_are_one_line_those_with_most_live_gates_first_and_removed_ones_are_none():
+    found = plots.gates._patterns(gate_rows(["rlcll", "rlccl", "rcccl", "rccll"]))
+    assert {pattern: list(neurons) for pattern, neurons in found.items()} == {
+        "llll": [4],
+        "llcc": [1],
+        "lccl": [3],
+        "cccc": [2],
+    }
+    assert list(found) == ["llll", "llcc", "lccl", "cccc"]
 
 
-def test_gate_map_has_a_row_a_layer_and_takes_a_gru():
+def test_a_line_of_several_neurons_says_the_least_and_the_most_of_each_constant():
+    table = gate_rows(["ccl", "lll"], letters="rn")
+    table.loc[table["state"] == "constant", "value"] = [-0.071, 1.0]
+    assert "−.07 … 1" in words_of(plots.gate_map(table))
+
+
+def test_a_map_of_nets_that_removed_neurons_alone_is_a_sentence():
+    assert not plots.some_constant(gate_rows(["lr"] * 4))
+    text = words_of(plots.gate_map(gate_rows(["lr"] * 4)))
+    assert "every gate of every kept neuron is live: 4 of 8 gates are live, in 1 of 2 hidden neurons" in text
+
+
+def test_gate_map_has_a_panel_a_layer_and_takes_a_gru():
     two = pd.concat([gate_rows(["lc", "ll", "cc"], layer, "rzn") for layer in ("l0", "l1")])
     text = words_of(plots.gate_map(two))
-    assert "layer l1" in text and "reset r 1 live, 1 constant" in text and "6 of 12 gates are live" in text
-
-
-def test_gate_counts_name_the_extremes():
-    assert "Most live gates: output o (3); fewest: input i (0)" in words_of(
-        plots.gate_counts(gate_rows(["ccc", "lcc", "llc", "lll"]))
-    )
-    assert "Every gate type has 3 live gates" in words_of(plots.gate_counts(gate_rows(["lll"] * 4)))
+    assert "layer l1" in text and "reset r 1 live 1 constant" in text and "6 of 12 gates are live" in text
 
 
 def test_constant_values_name_the_medians():
@@ -312,18 +327,26 @@ def test_errors_spread_over_decades_are_told_apart_and_the_axis_ends_with_what_i
     assert axes.get_yscale() == "symlog" and axes.get_ylim()[0] < 0, "no error at all is in view too"
 
 
-def test_beside_published_compares_the_last_epoch_both_have():
+def test_beside_published_compares_the_ends_and_the_last_epoch_both_have():
     curves = metric_rows(valid=0.81)
     drawn = words_of(plots.beside_published(curves, published_rows()))
-    assert "sparse-vd-wgn, epoch 3: 0.81 here (of 3), 0.83 there (of 3)" in drawn
+    assert drawn.endswith("sparse-vd-wgn: 0.81 at epoch 3 here, 0.83 at epoch 3 there")
     later = pd.concat([curves, curves[curves["epoch"] == 3].assign(epoch=4, valid=0.9)])
-    assert "0.81 here (of 4), 0.83 there (of 3)" in words_of(plots.beside_published(later, published_rows()))
+    drawn = words_of(plots.beside_published(later, published_rows()))
+    assert "0.9 at epoch 4 here, 0.83 at epoch 3 there (at epoch 3: 0.81 and 0.83)" in drawn
+
+
+def test_what_loses_no_weight_stands_beside_the_authors_at_its_best():
+    curves, theirs = metric_rows("dense"), published_rows().assign(method="dense", compression=1.0, valid=[0.8, 0.7])
+    assert "dense (best): 0.75 at epoch 3 here, 0.8 at epoch 1 there" in words_of(
+        plots.beside_published(curves, theirs)
+    )
 
 
 def test_beside_published_draws_a_line_a_seed_and_tells_their_mean():
     curves = pd.concat([metric_rows(valid=0.81), metric_rows(valid=0.85).assign(seed=1)])
     figure = plots.beside_published(curves, published_rows())
-    assert "sparse-vd-wgn, epoch 3: 0.83 here (of 3), 0.83 there (of 3)" in words_of(figure)
+    assert "sparse-vd-wgn: 0.83 at epoch 3 here, 0.83 at epoch 3 there" in words_of(figure)
     lines = [line for line in figure.axes[0].lines if line.get_label() == "sparse-vd-wgn, here"]
     assert len(lines) == 2 and all((np.diff(line.get_xdata()) > 0).all() for line in lines)
 
@@ -331,9 +354,8 @@ def test_beside_published_draws_a_line_a_seed_and_tells_their_mean():
 def test_beside_published_tells_two_plans_of_a_method_apart():
     curves = pd.concat([metric_rows(valid=0.81), metric_rows(valid=0.9).assign(variant="epochs=3,lr=1")])
     figure = plots.beside_published(curves, published_rows())
-    assert "sparse-vd-wgn, epoch 3: 0.81 here" in words_of(
-        figure
-    ) and "wgn (epochs=3, …), epoch 3: 0.9 here" in words_of(figure)
+    drawn = words_of(figure)
+    assert "sparse-vd-wgn: 0.81 at epoch 3 here" in drawn and "wgn (epochs=3, …): 0.9 at epoch 3 here" in drawn
     lines = [line for line in figure.axes[0].lines if line.get_label() == "sparse-vd-wgn, here"]
     assert len(lines) == 2 and all((np.diff(line.get_xdata()) > 0).all() for line in lines), "no line goes back"
 
@@ -385,6 +407,15 @@ def test_a_trace_names_the_gate_that_moves_most():
     assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["a", "good", "film"]
 
 
+def test_a_trace_has_the_four_of_each_kind_that_move_most():
+    rows = [(t, str(t), n, g, t * (n + 1) / 100) for g in "ih" for n in range(9) for t in range(3)]
+    table = pd.DataFrame(rows, columns=["step", "word", "neuron", "gate", "value"]).assign(of=30)
+    figure = plots.gate_trace(table)
+    shown = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert shown == [f"{gate} of {neuron}" for gate in "ih" for neuron in (5, 6, 7, 8)]
+    assert "8 of 30" in words_of(figure)
+
+
 def test_shapes_of_blocks_are_lines_over_the_density_with_dense_beside_them():
     rows = [record("dense", 2.2, 1.0, "bits_per_char"), record("gradual", 2.4, 10.0, "bits_per_char", "density=0.1")]
     for shape, cost in (("8x4", 0.1), ("32x32", 0.3)):
@@ -417,7 +448,6 @@ def test_shapes_of_blocks_are_lines_over_the_density_with_dense_beside_them():
         (plots.score_histograms, log_alpha_rows()[:0], "this method has no scores"),
         (plots.threshold_curve, threshold_rows()[:0], "this method has no scores"),
         (plots.gate_map, gate_rows(["l"] * 4)[:0], "no gates here"),
-        (plots.gate_counts, gate_rows(["l"] * 4)[:0], "no gates to count"),
         (plots.constant_values, gate_rows(["l"] * 4)[:0], "no gates here"),
         (plots.constant_values, gate_rows(["l"] * 4), "no constant gate"),
         (plots.front, pd.DataFrame([record("dense", 1, 1)])[:0], "no finished run"),
@@ -431,7 +461,7 @@ def test_an_empty_table_draws_a_sentence(draw, table, words):
     assert words in words_of(draw(table))
 
 
-@pytest.mark.parametrize("draw", [plots.gate_map, plots.gate_counts, plots.constant_values])
+@pytest.mark.parametrize("draw", [plots.gate_map, plots.constant_values])
 def test_a_figure_is_redrawn_from_csv(draw, tmp_path):
     table = gate_rows(["lcr", "ccr", "llr", "lcr"])
     table.to_csv(tmp_path / "gates.csv", index=False)

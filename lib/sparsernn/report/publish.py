@@ -39,7 +39,6 @@ STUDIES = (
     "words.yaml",
 )  # whose runs are compared; others are owed
 TABLES = ("metrics.csv", "thresholds.csv", "scores.csv", "gates.csv", "numbers.csv", "trace.csv", "verdict.csv")
-EVEN = 0.9  # a map on which so many gates are in one state shows nothing; nor does a trace of less than half of what is live
 LARGEST_MODEL = 1 << 20  # bytes of a compact model that is worth tracking
 
 
@@ -273,7 +272,9 @@ def draw(profile, results, figures, study=None):
 
         for name, what, draw, worth in OF_A_RUN:
             for method, found in per_method(profile, shown, name, results):
-                if worth(found):
+                if not worth(found):
+                    (Path(figures) / f"{stem}-{method}-{what}.png").unlink(missing_ok=True)
+                else:
                     key = records.run_key(
                         found.iloc[0][[*records.KEY[:3], "variant", "seed"]].to_dict() | {"profile": profile}
                     )
@@ -315,10 +316,9 @@ def speeds(results):
 OF_A_RUN = (  # a run's table, what its figure is called, who draws it, and whether that is worth it
     ("thresholds.csv", "thresholds", plots.threshold_curve, len),
     ("scores.csv", "scores", plots.score_histograms, len),
-    ("gates.csv", "gates", plots.gate_map, lambda gates: gates["state"].value_counts(normalize=True).max() < EVEN),
-    ("gates.csv", "gate-counts", plots.gate_counts, lambda gates: gates["state"].value_counts(normalize=True).max() < EVEN),
+    ("gates.csv", "gates", plots.gate_map, plots.some_constant),
     ("numbers.csv", "words", plots.word_page, len),
-    ("trace.csv", "trace", plots.gate_trace,
+    ("trace.csv", "trace", plots.gate_trace,  # of a net with hundreds of live gates a few lines say nothing
      lambda trace: trace[["gate", "neuron"]].drop_duplicates().shape[0] >= trace["of"].iloc[0] / 2),
 )  # fmt: skip
 

@@ -1,157 +1,127 @@
 """Where the gates of a recurrent layer live, how many of each type, and what the constant ones say."""
 
-import functools
-import math
-
 import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 from matplotlib.colors import Normalize, to_rgba
 from matplotlib.ticker import MaxNLocator
 
-from .style import say, styled, subplots, title
+from .style import GREY, say, styled, subplots, title
 
 GATES = {"i": "input i", "f": "forget f", "g": "candidate g", "o": "output o",
          "r": "reset r", "z": "update z", "n": "candidate n", "h": "state h"}  # fmt: skip
 CANDIDATES = "gnh"  # a tanh, −1 … 1; the others are squashed to 0 … 1
 LIVE = "#1f1f1f"
-STATES = {"live": (LIVE, ""), "constant": ("#a79fcb", "///"), "removed": ("#e6e6e6", "...")}
+STATES = {"live": (LIVE, ""), "constant": ("#a79fcb", "///")}
 
 
-def _order(part):
-    """Neurons of one layer by what is kept: most live gates first, equal patterns together, removed ones last."""
-    rank = part["state"].map({"live": 0, "constant": 1, "removed": 2})
-    wide = part.assign(rank=rank).pivot(index="neuron", columns="gate", values="rank")[list(part["gate"].unique())]
-    keys = pd.DataFrame({"removed": (wide == 2).all(axis=1), "live": -(wide == 0).sum(axis=1)}).join(wide)
-    return keys.sort_values(list(keys.columns), kind="stable").index.to_list()
+def _patterns(part):
+    """Kept neurons of one layer, those alike together: states, a letter a gate → neurons; most live gates first."""
+    wide = part.pivot(index="neuron", columns="gate", values="state")[list(part["gate"].unique())]
+    kept = wide[(wide != "removed").any(axis=1)]
+    states = kept.apply(lambda row: "".join(state[0] for state in row), axis=1) if len(kept) else kept.iloc[:, 0]
+    order = sorted(states.unique(), key=lambda pattern: (-pattern.count("l"), pattern.replace("l", "a")))
+    return {pattern: states.index[states == pattern] for pattern in order}
+
+
+def some_constant(table):
+    """Whether a gate of a kept neuron is a constant: else there is no pattern to look at. table: `tables.gate_table`."""
+    return bool((table["state"] == "constant").any())
 
 
 @styled
 def gate_map(table):
-    """Where the gates live: a panel a gate type, a square a hidden neuron, neurons sorted by what is kept.
+    """Where the gates live: kept neurons whose gates are in the same states are one line, a column a gate type, and how many
+    they are; of each layer, those with most live gates first. Removed neurons are counted in the title and not drawn.
 
-    Every panel of a layer has the same neurons at the same places. Live: dark. Constant: its value as colour, and
-    written in where there is room, else a dot. Removed: a small cross. table: `tables.gate_table`.
+    Live: dark. Constant: its value, of several neurons the least and the most, and the median as colour. table:
+    `tables.gate_table`.
     """
-    if table.empty:
+    if table.empty or not some_constant(table):
         figure, ax = subplots(5.2, 1.6)
-        say(ax, "no gates here: the model has no recurrent layer")
+        say(ax, _nothing_constant(table) if len(table) else "no gates here: the model has no recurrent layer")
         return figure
-    layers, letters = list(table["layer"].unique()), list(table["gate"].unique())
+    layers = [part for _, part in table.groupby("layer", sort=False)]
+    letters, groups = list(table["gate"].unique()), [_patterns(part) for part in layers]
+    lines = [max(1, len(found)) for found in groups]
     figure, axes = subplots(
-        2.15 * len(letters) + 0.9, 2.35 * len(layers) + 1.0, len(layers), len(letters), squeeze=False
+        1.0 * len(letters) + 3.0,
+        0.9 + sum(0.3 * count + 0.75 for count in lines),
+        len(layers),
+        2,
+        squeeze=False,
+        width_ratios=[1.0 * len(letters), 2.4],
+        height_ratios=[count + 0.4 for count in lines],
     )
-    for row, layer in zip(axes, layers, strict=True):
-        part = table[table["layer"] == layer]
-        order = _order(part)
-        for ax, letter in zip(row, letters, strict=True):
-            states = part[part["gate"] == letter].set_index("neuron").loc[order]
-            _gate_panel(ax, states["state"].tolist(), states["value"].astype(float).tolist())
-            count = states["state"].value_counts()
-            ax.set_title(f"{GATES.get(letter, letter)}\n{count.get('live', 0)} live, {count.get('constant', 0)} constant",
-                         fontsize=8.5, loc="center")  # fmt: skip
-        if len(layers) > 1:
-            row[0].set_ylabel(f"layer {layer}")
-    _gate_legend(figure, axes)
-    neurons = table[table["state"] != "removed"].groupby("layer")["neuron"].nunique().sum()
-    live, total = (table["state"] == "live").sum(), len(table)
-    title(figure, f"{live:,} of {total:,} gates are live, in {neurons:,} of {total // len(letters):,} hidden neurons")
+    most = max((len(neurons) for found in groups for neurons in found.values()), default=1)
+    for (ax, beside), part, found in zip(axes, layers, groups, strict=True):
+        _states(ax, part, letters, found)
+        _sizes(beside, found, most)
+        kept, hidden = sum(map(len, found.values())), part["neuron"].nunique()
+        where = f"layer {part['layer'].iloc[0]}, " if len(layers) > 1 else ""
+        beside.set_title(f"{where}neurons like this:\n{kept:,} kept of {hidden:,}", fontsize=8.5)
+    handles = [plt.Rectangle((0, 0), 1, 1, color=LIVE, label="live"),
+               plt.Rectangle((0, 0), 1, 1, color=_shade(0.5), label="constant: least … most, the median as colour")]  # fmt: skip
+    figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=8)
+    title(figure, _counted(table))
     return figure
+
+
+def _counted(table):
+    """1 of 512 gates is live, in 1 of 128 hidden neurons."""
+    live, total, hidden = (table["state"] == "live").sum(), len(table), table.groupby("layer")["neuron"].nunique().sum()
+    kept = table[table["state"] != "removed"].groupby("layer")["neuron"].nunique().sum()
+    return f"{live:,} of {total:,} gates {'is' if live == 1 else 'are'} live, in {kept:,} of {hidden:,} hidden neurons"
+
+
+def _nothing_constant(table):
+    return f"every gate of every kept neuron is live: {_counted(table)}"
 
 
 VALUE_COLOURS, VALUE_RANGE = "PuOr", Normalize(-1.6, 1.6)  # wider than ±1: no constant looks as dark as a live gate
 
 
-def _gate_panel(ax, states, values):
-    side = math.ceil(math.sqrt(len(states)))
-    high = math.ceil(len(states) / side)
-    colours = np.ones((high * side, 4))
-    places = [(k % side, k // side) for k in range(len(states))]
-    marks = {"constant": [], "removed": []}
-    for k, (state, value) in enumerate(zip(states, values, strict=True)):
-        colours[k] = to_rgba(LIVE) if state == "live" else (1, 1, 1, 1)
-        if state == "constant":
-            colours[k] = plt.get_cmap(VALUE_COLOURS)(VALUE_RANGE(value))
-        if state in marks:
-            marks[state].append(k)
-    ax.imshow(colours.reshape(high, side, 4), interpolation="nearest")
-    cell = 2.0 * 72 / side  # points a cell, roughly
-    for k in marks["constant"]:
-        if side <= 8:
-            ax.text(*places[k], _short(values[k]), ha="center", va="center", fontsize=min(8, cell * 0.42))
-    if side > 8 and marks["constant"]:
-        ax.scatter(*zip(*(places[k] for k in marks["constant"]), strict=True), s=(cell * 0.16) ** 2, c="black", lw=0)
-    if marks["removed"]:
-        ax.scatter(*zip(*(places[k] for k in marks["removed"]), strict=True), s=(min(cell, 30) * 0.3) ** 2, c="0.72", marker="x",
-                   lw=min(0.8, cell * 0.07))  # fmt: skip
-    ax.set(xticks=np.arange(side + 1) - 0.5, yticks=np.arange(high + 1) - 0.5)
-    ax.grid(color="white", lw=min(0.8, cell * 0.06))
+def _shade(value):
+    return plt.get_cmap(VALUE_COLOURS)(VALUE_RANGE(value))
+
+
+def _states(ax, part, letters, found):
+    """A line a pattern, a column a gate type with how many of its gates are live and constant."""
+    values = part.pivot(index="neuron", columns="gate", values="value").astype(float)
+    colours = np.ones((max(1, len(found)), len(letters), 4))
+    for line, (pattern, neurons) in enumerate(found.items()):
+        for column, (letter, state) in enumerate(zip(letters, pattern, strict=True)):
+            colours[line, column] = to_rgba(LIVE) if state == "l" else (1, 1, 1, 1)
+            if state == "c":
+                said = values.loc[neurons, letter]
+                colours[line, column] = _shade(said.median())
+                low, high = _short(said.min()), _short(said.max())
+                ax.text(column, line, low if low == high else f"{low} … {high}", ha="center", va="center", fontsize=7.5)
+    ax.imshow(colours, interpolation="nearest", aspect="auto")
+    ax.set(xticks=np.arange(len(letters) + 1) - 0.5, yticks=np.arange(len(colours) + 1) - 0.5)
+    ax.grid(color="white", lw=1.5)
     ax.tick_params(length=0, labelbottom=False, labelleft=False)
+    for column, letter in enumerate(letters):
+        count = part.loc[part["gate"] == letter, "state"].value_counts()
+        name = f"{GATES.get(letter, letter)}\n{count.get('live', 0):,} live\n{count.get('constant', 0):,} constant"
+        ax.annotate(name, (column, -0.5), (0, 3), textcoords="offset points", ha="center", va="bottom", fontsize=8.5)
     for spine in ax.spines.values():
         spine.set(visible=True, color="0.8", lw=0.6)
 
 
+def _sizes(ax, found, most):
+    """How many neurons each pattern has, a bar a line."""
+    counts = [len(neurons) for neurons in found.values()]
+    ax.barh(range(len(counts)), counts, 0.62, color=GREY)
+    for line, count in enumerate(counts):
+        ax.annotate(f"{count:,}", (count, line), (3, 0), textcoords="offset points", va="center", fontsize=8)
+    ax.set(xlim=(0, 1.25 * most), ylim=(max(1, len(counts)) - 0.5, -0.5))
+    ax.set_axis_off()
+
+
 def _short(value):
-    """A gate's value in as few characters as a square holds: .53, −.07, 0, 1."""
+    """A gate's value in few characters: .53, −.07, 0, 1."""
     rounded = round(value, 2)
     return (f"{rounded:.0f}" if rounded in (-1, 0, 1) else f"{rounded:.2f}".replace("0.", ".", 1)).replace("-", "−")
-
-
-def _gate_legend(figure, axes):
-    marker = functools.partial(plt.Line2D, [], [], ls="none")
-    handles = [marker(marker="s", color=LIVE, ms=8, label="live"),
-               marker(marker="x", color="0.6", ms=5, label="neuron removed")]  # fmt: skip
-    figure.legend(handles=handles, loc="outside lower left", ncols=2, fontsize=8)
-    bar = plt.cm.ScalarMappable(VALUE_RANGE, VALUE_COLOURS)
-    shown = figure.colorbar(bar, ax=axes, fraction=0.02, pad=0.015, aspect=25, ticks=[-1, 0, 1])
-    shown.ax.set_ylim(-1, 1)
-    shown.set_label("value of a constant gate (number or dot)", fontsize=8)
-
-
-@styled
-def gate_counts(table):
-    """Live, constant and removed gates of each type, stacked, per layer. table: `tables.gate_table`."""
-    if table.empty:
-        figure, ax = subplots(5.2, 1.6)
-        say(ax, "no gates to count: the model has no recurrent layer")
-        return figure
-    layers, letters = list(table["layer"].unique()), list(table["gate"].unique())
-    figure, axes = subplots(1.2 + 4.0 * len(layers), 3.2, 1, len(layers), squeeze=False, sharey=True)
-    for ax, layer in zip(axes.flat, layers, strict=True):
-        part = table[table["layer"] == layer]
-        bottom, total = np.zeros(len(letters)), part["neuron"].nunique()
-        for state, (colour, hatch) in STATES.items():
-            counts = np.array([((part["gate"] == k) & (part["state"] == state)).sum() for k in letters])
-            ax.bar(
-                range(len(letters)),
-                counts,
-                0.7,
-                bottom,
-                color=colour,
-                hatch=hatch,
-                edgecolor="white",
-                lw=0.5,
-                label=state,
-            )
-            for k, (count, below) in enumerate(zip(counts, bottom, strict=True)):
-                if count > 0.055 * total:
-                    box = {"facecolor": "white", "edgecolor": "none", "pad": 1.2, "alpha": 0.85}
-                    ax.text(k, below + count / 2, f"{count:,}", ha="center", va="center", fontsize=8, bbox=box)
-            bottom += counts
-        ax.set_xticks(range(len(letters)), [GATES.get(k, k) for k in letters])
-        if len(layers) > 1:
-            ax.set_title(f"layer {layer}")
-    axes[0, 0].set_ylabel("gates")
-    handles, labels = axes[0, 0].get_legend_handles_labels()
-    figure.legend(handles[::-1], labels[::-1], loc="outside right center", fontsize=8)
-    live = [((table["gate"] == k) & (table["state"] == "live")).sum() for k in letters]
-    most, least = int(np.argmax(live)), int(np.argmin(live))
-    finding = f"most live gates: {GATES.get(letters[most], letters[most])} ({live[most]:,}); " \
-              f"fewest: {GATES.get(letters[least], letters[least])} ({live[least]:,})"  # fmt: skip
-    if live[most] == live[least]:
-        finding = f"every gate type has {live[most]:,} live gates"
-    title(figure, finding[0].upper() + finding[1:])
-    return figure
 
 
 @styled

@@ -13,7 +13,7 @@ from .style import BLUE, RED, say, styled, subplots, title
 def word_page(table, columns=6, largest=420):
     """Every kept word of a two-class task with its number, on one page; its order is the number's, its colour the sign.
 
-    table: `reading.word_numbers`. With several dimensions left: the one whose numbers go most with the effect. More than
+    table: `tables.word_numbers`. With several dimensions left: the one whose numbers go most with the effect. More than
     `largest` words: those with the largest numbers.
     """
     if table.empty:
@@ -59,11 +59,15 @@ def _main_dimension(table):
     return parts[best].assign(value=parts[best]["value"] * (1 if fit[best] >= 0 else -1))
 
 
+MOST = 4  # lines of each kind of gate in a trace: five kinds are as many lines as are read
+
+
 @styled
 def gate_trace(table):
-    """Live gates over the words of a text, a line a gate: dark is shut or negative, bright is open or positive.
+    """Live gates over the words of a text, a line a gate, of each kind the MOST that move most: dark is shut or negative,
+    bright is open or positive.
 
-    table: `reading.gate_trace`.
+    table: `tables.gate_trace`.
     """
     if table.empty:
         figure, ax = subplots(5.2, 1.6)
@@ -75,7 +79,8 @@ def gate_trace(table):
         )
         return figure
     wide = table.pivot(index=["gate", "neuron"], columns="step", values="value")
-    total = table["of"].iloc[0]
+    total, moves = table["of"].iloc[0], wide.std(axis=1)
+    wide = wide.loc[moves.sort_values(ascending=False, kind="stable").groupby("gate", sort=False).head(MOST).index]
     letters = [g for g in (*GATES, "h") if g in wide.index.get_level_values("gate")]
     order = sorted(wide.index, key=lambda key: (letters.index(key[0]), key[1]))
     wide = wide.loc[order]
@@ -92,7 +97,6 @@ def gate_trace(table):
         image, ax=ax, fraction=0.03, pad=0.01, ticks=[-1, 0, 1], extend="both" if beyond else "neither"
     )
     bar.set_label("value (colours end at ±1)" if beyond else "value", fontsize=8)
-    moves = wide.std(axis=1)
     gate, neuron = moves.idxmax()
     less = f" (of each kind those that move most, {len(wide)} of {total})" if total > len(wide) else ""
     title(figure, f"{GATES.get(gate, 'output h')} of neuron {neuron} moves most, by ± {moves.max():.2f}{less}")

@@ -9,6 +9,7 @@ from .style import (
     BLACK,
     BLUE,
     GREY,
+    METRICS,
     OPPONENTS,
     apart,
     best_of,
@@ -137,6 +138,16 @@ def _look_at(ax, values, *tables):
     ax.set_xlim(seen.min() / RIM, seen.max() * RIM)
 
 
+def near_best(values, words, better):
+    """bool a value: whether it is near the best, and how near that is, in words: of an error rate, whose best may be
+    next to nothing, in points."""
+    sign, best = (1 if better == "higher" else -1), best_of(values, better)
+    slack, within = 0.02 * abs(best), "2 %"
+    if words == METRICS["label_error_rate"][0]:
+        slack, within = 0.002, "0.2 points"
+    return sign * (values - best) >= -slack, within
+
+
 def front_finding(means, quality, words, better):
     """The sentence over a front: the sparsest network near the best one, and what an opponent makes of it."""
     nets = means[~means["method"].isin(OPPONENTS) & means["compression"].notna()]
@@ -144,11 +155,13 @@ def front_finding(means, quality, words, better):
         return f"No network yet, only opponents: best {words} {best_of(means[quality], better):.3g}"
     sign = 1 if better == "higher" else -1
     best = best_of(nets[quality], better)
-    near = nets[(sign * (nets[quality] - best) >= -0.02 * abs(best)) & (nets["compression"] >= SPARSE)]
+    close, within = near_best(nets[quality], words, better)
+    near = nets[close & (nets["compression"] >= SPARSE)]
     if near.empty:
-        return f"No sparse net within 2% of the best one: {best:.3g} {words}"
+        return f"No sparse net within {within} of the best one: {best:.3g} {words}"
     row = near.loc[near["compression"].idxmax()]
-    text = f"{row['method']}: {times(row['compression'])} at {row[quality]:.3g} {words}, the sparsest within 2% of the best net"
+    text = f"{row['method']}: {times(row['compression'])} at {row[quality]:.3g} {words}, "
+    text += f"the sparsest within {within} of the best net"
     others = means[means["method"].isin(OPPONENTS)]
     beats = others[(sign * (others[quality] - row[quality]) >= 0) & ~(others["compression"] < row["compression"])]
     if len(others):
@@ -233,7 +246,7 @@ def chosen_finding(points, sign):
 @styled
 def beside_published(curves, published):
     """Validation quality and compression by epoch, ours (full, a line a seed) beside the authors' (dotted, open markers), a
-    colour a method.
+    colour a method; a large mark at the end of each.
 
     curves: `tables.tidy_metrics` of several runs of a task; published: rows of results/published.csv of that task.
     """
@@ -251,28 +264,44 @@ def beside_published(curves, published):
                 every = None if len(run) <= 25 else 0.08  # of the figure's size
                 ax.plot(run["epoch"], run[column], color=colour, marker=marker, markevery=every, ms=3.5, lw=1.3,
                         label=f"{method}, here")  # fmt: skip
+                ax.plot(
+                    run["epoch"].iloc[-1:], run[column].iloc[-1:], marker, color=colour, mec="white", ms=8, zorder=3
+                )
             theirs = published[(published["method"] == method)]
             if len(theirs):
                 ax.plot(theirs["epoch"], theirs[column], color=colour, marker=marker, mfc="white", ms=4.5, ls=":",
                         label=f"{method}, authors")  # fmt: skip
+                end = theirs[theirs[column].notna()].iloc[-1:]
+                ax.plot(end["epoch"], end[column], marker, color=colour, mfc="white", ms=8, zorder=3)
         ax.set(xscale="log", xlabel="epoch", ylabel=f"validation {words}" if column == "valid" else "compression")
         log_counts(ax.xaxis)
         if column == "compression" or better == "lower":
             ax.set_yscale("log")
             log_counts(ax.yaxis)
     unique_legend(axes[1], loc="upper left", bbox_to_anchor=(1.01, 1))
-    found, theirs = [], published.set_index(["method", "epoch"])["valid"].dropna()
+    found = []
     names = curves["variant"].groupby(curves["method"]).unique().map(telling)
     for (method, variant), part in curves.groupby(["method", "variant"], sort=False):
-        ours, said = part.groupby("epoch")["valid"].mean(), names[method][variant].split(",")[0]
-        if both := [epoch for epoch in ours.index if (method, epoch) in theirs.index]:
-            at, ends = max(both), (ours.index.max(), theirs[method].index.max())
-            found.append(
-                f"{method}{f' ({said}, …)' if said else ''}, epoch {at:.0f}: {ours[at]:.3g} here (of {ends[0]:.0f}), "
-                f"{theirs[method, at]:.3g} there (of {ends[1]:.0f})"
-            )
-    title(figure, f"Validation {words} – " + ("; ".join(found) or "the authors have no figure"))
+        said = names[method][variant].split(",")[0]
+        theirs = published[(published["method"] == method) & published["valid"].notna()]
+        if len(theirs) and method not in OPPONENTS:
+            kept = theirs["compression"].nunique() == 1  # what loses no weight has its best behind it at the end
+            named = f"{method}{f' ({said}, …)' if said else ''}{' (best)' if kept else ''}: "
+            series = part.groupby("epoch")["valid"].mean(), theirs.set_index("epoch")["valid"]
+            found.append(named + _ends(*series, better if kept else None))
+    title(figure, f"Validation {words} at the end – " + ("; ".join(found) or "the authors have no figure"))
     return figure
+
+
+def _ends(ours, theirs, better):
+    """Two series by epoch: what each is at its end, or at its best if better says which that is; and, where these are two
+    epochs, at the last that both have."""
+    lasts = [{"higher": one.idxmax, "lower": one.idxmin, None: one.index.max}[better]() for one in (ours, theirs)]
+    (here, there), common = lasts, ours.index.intersection(theirs.index)
+    text = f"{ours[here]:.3g} at epoch {here:.0f} here, {theirs[there]:.3g} at epoch {there:.0f} there"
+    if len(common) and here != there and better is None:
+        text += f" (at epoch {common.max():.0f}: {ours[common.max()]:.3g} and {theirs[common.max()]:.3g})"
+    return text
 
 
 @styled

@@ -141,7 +141,7 @@ def log_counts(axis):
         lambda value, _: f"{value:,.0f}" if abs(value - round(value)) < 1e-9 * value else f"{value:.3g}"
     )
     low, high = sorted(axis.get_view_interval())
-    if high / max(low, 1e-300) < 3:  # between 1, 2 and 5 there may be one of them, or none
+    if high / max(low, 1e-300) < 5:  # of 1, 2 and 5 there may be one between, or none
         axis.set_major_locator(MaxNLocator(4))
     elif high / max(low, 1e-300) < 100:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5)))

@@ -3,7 +3,7 @@
 import numpy as np
 
 from ...records import numbers_of
-from .costs import legend_below, out_of_view, short_counts
+from .costs import corner, one_legend, short_counts
 from .study import SPARSE
 from .style import look, metric_of, say, styled, subplots, times, title
 
@@ -44,7 +44,7 @@ def tests_front(rows):
         ax.margins(0.15, 0.12)
         short_counts(ax)
     axes[0, 0].set_ylabel(f"{words} ({better} is better)")
-    legend_below(figure)
+    one_legend(figure)
     title(figure, _finding(rows, names, usual, better))
     return figure
 
@@ -58,7 +58,7 @@ def _leave_out(ax, means):
         seen = seen[np.abs(seen - middle) <= FAR * (high - low)]
         margin = 0.12 * (seen.max() - seen.min())
         ax.set_ylim(seen.min() - margin, seen.max() + margin)
-        out_of_view(ax, len(means) - len(near))
+        corner(ax, f"{len(means) - len(near)} more out of view")
 
 
 def _finding(rows, names, usual, better):
