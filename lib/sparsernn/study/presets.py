@@ -267,7 +267,14 @@ PRESETS = {
     },
     "imdb": REVIEWS,
     "imdb-authors": dict(REVIEWS),
-    "ag-news": _with_cells(_classifier("bayes-512", 512, {"paper": PAPER_AG_NEWS, "short": SHORT_AG_NEWS}), CALM),
+    "ag-news": _with_sizes(
+        _with_cells(_classifier("bayes-512", 512, {"paper": PAPER_AG_NEWS, "short": SHORT_AG_NEWS}), CALM),
+        2,
+        4,
+        8,
+        16,
+        32,
+    ),
     "ptb-char": _with_cells(_language_model(1000, {"paper": PAPER_PTB_CHAR, "short": SHORT_PTB_CHAR})),
     "ptb-word": {
         **_with_cells(_language_model(256, {"paper": PAPER_PTB_WORD, "short": SHORT_PTB_WORD}, **WORDS)),
