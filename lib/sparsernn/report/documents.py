@@ -18,9 +18,8 @@ import pandas as pd
 from PIL import Image
 
 from .. import records
-from ..bench import BLOCKS
 from ..files import nearest, replacing
-from . import publish, published, sections, speeds, timings, written
+from . import publish, published, sections, shapes, speeds, timings, written
 from .plots.style import telling
 
 ANSWERS = "decisions", "costs"  # what the tables of the first section are called, in their order
@@ -103,26 +102,15 @@ def rows_of(setting, results):
     return table[[name for name in table if (table[name] != written.DASH).any()]]
 
 
-LEFT = (1.0, 0.5, 0.3, 0.1, 0.05)  # shares of weights by which blocks are told apart
-NEAR = 1.3  # times as many or as few weights, at most
-
-
 def blocks_of(setting):
     """What each shape of block costs: the test's figure and, where it was timed, microseconds a step of the whole net at batch 1,
     a row a share of weights left, a column a shape; in the last dense nets of about as many weights, trained alike. Of several
     configurations it is the one nearest to the share."""
-    columns = ["scattered", *(name.replace("x", "×") for name in BLOCKS[1:]), "dense"]
-    table = setting.table.assign(shape=[publish.shape_of(row) for row in setting.table.to_dict("records")])
-    whole, lines = table[(table["method"] == "dense") & (table["compression"] == 1)], {}
-    table = table[table["shape"].isin(columns) & (table["compression"] >= 1)]
-    table = table[(table["shape"] == "dense") | table["model"].isin(whole["model"])]
-    for left in LEFT:
-        off = (table["compression"] * left).map(math.log).abs()
-        for shape, part in table[off <= math.log(NEAR)].groupby("shape"):
-            row = part.loc[off[part.index].idxmin()]
-            took = f" · {row['step_us']:.3g} µs" if row["step_us"] == row["step_us"] else ""
-            lines.setdefault(left, {})[shape] = written.quality(row["test"], setting.metric) + took
-    found = [{"left": f"{left:.0%}"} | lines[left] for left in LEFT if left in lines]
+    columns, lines = [*shapes.SHAPES.values(), "dense"], {}
+    for row in shapes.standing(setting.table).to_dict("records"):
+        took = f" · {row['step_us']:.3g} µs" if row["step_us"] == row["step_us"] else ""
+        lines.setdefault(row["left"], {})[row["shape"]] = written.quality(row["test"], setting.metric) + took
+    found = [{"left": f"{left:.0%}"} | line for left, line in lines.items()]
     table = pd.DataFrame(found, columns=["left", *columns])
     return table.dropna(axis=1, how="all").fillna(written.DASH)
 
