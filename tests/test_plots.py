@@ -177,9 +177,11 @@ def test_a_line_of_several_neurons_says_the_least_and_the_most_of_each_constant(
 
 
 def test_a_map_of_nets_that_removed_neurons_alone_is_a_sentence():
-    assert not plots.some_constant(gate_rows(["lr"] * 4))
+    assert not plots.gates_differ(gate_rows(["lr"] * 4))
     text = words_of(plots.gate_map(gate_rows(["lr"] * 4)))
     assert "every gate of every kept neuron is live: 4 of 8 gates are live, in 1 of 2 hidden neurons" in text
+    nearly = gate_rows(["l" * 100] * 3 + ["c" + "l" * 99])
+    assert "every kept neuron but 1 is live: 399 of 400" in words_of(plots.gate_map(nearly))
 
 
 def test_gate_map_has_a_panel_a_layer_and_takes_a_gru():

@@ -316,7 +316,7 @@ def speeds(results):
 OF_A_RUN = (  # a run's table, what its figure is called, who draws it, and whether that is worth it
     ("thresholds.csv", "thresholds", plots.threshold_curve, len),
     ("scores.csv", "scores", plots.score_histograms, len),
-    ("gates.csv", "gates", plots.gate_map, plots.some_constant),
+    ("gates.csv", "gates", plots.gate_map, plots.gates_differ),
     ("numbers.csv", "words", plots.word_page, len),
     ("trace.csv", "trace", plots.gate_trace,  # of a net with hundreds of live gates a few lines say nothing
      lambda trace: trace[["gate", "neuron"]].drop_duplicates().shape[0] >= trace["of"].iloc[0] / 2),

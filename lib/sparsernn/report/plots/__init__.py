@@ -10,7 +10,7 @@ from . import question, speech  # noqa: F401, known to `answers` and `listen` fr
 from .answers import answers
 from .blocks import pattern_curves
 from .costs import cost_front
-from .gates import constant_values, gate_map, some_constant
+from .gates import constant_values, gate_map, gates_differ
 from .kernels import ENGINE_STYLE, block_times, crossover, product_claim, rooflines, rounding_cost, steps_on_a_gpu
 from .listen import listen
 from .patterns import gate_patterns
@@ -37,6 +37,7 @@ __all__ = [
     "gate_map",
     "gate_patterns",
     "gate_trace",
+    "gates_differ",
     "kl_curves",
     "listen",
     "look",
@@ -51,7 +52,6 @@ __all__ = [
     "score_histogram",
     "score_histograms",
     "sizes",
-    "some_constant",
     "steps_on_a_gpu",
     "threshold_curve",
     "tests_front",

@@ -23,9 +23,12 @@ def _patterns(part):
     return {pattern: states.index[states == pattern] for pattern in order}
 
 
-def some_constant(table):
-    """Whether a gate of a kept neuron is a constant: else there is no pattern to look at. table: `tables.gate_table`."""
-    return bool((table["state"] == "constant").any())
+FEW = 0.01  # of the gates of kept neurons: where fewer are constants a sentence says all there is
+
+
+def gates_differ(table):
+    """Whether enough gates of kept neurons are constants for a map of them. table: `tables.gate_table`."""
+    return bool((table["state"] == "constant").sum() > FEW * (table["state"] != "removed").sum())
 
 
 @styled
@@ -36,9 +39,9 @@ def gate_map(table):
     Live: dark. Constant: its value, of several neurons the least and the most, and the median as colour. table:
     `tables.gate_table`.
     """
-    if table.empty or not some_constant(table):
+    if not gates_differ(table):
         figure, ax = subplots(5.2, 1.6)
-        say(ax, _nothing_constant(table) if len(table) else "no gates here: the model has no recurrent layer")
+        say(ax, _nearly_all(table) if len(table) else "no gates here: the model has no recurrent layer")
         return figure
     layers = [part for _, part in table.groupby("layer", sort=False)]
     letters, groups = list(table["gate"].unique()), [_patterns(part) for part in layers]
@@ -73,8 +76,9 @@ def _counted(table):
     return f"{live:,} of {total:,} gates {'is' if live == 1 else 'are'} live, in {kept:,} of {hidden:,} hidden neurons"
 
 
-def _nothing_constant(table):
-    return f"every gate of every kept neuron is live: {_counted(table)}"
+def _nearly_all(table):
+    constant = (table["state"] == "constant").sum()
+    return f"every gate of every kept neuron{f' but {constant}' if constant else ''} is live: {_counted(table)}"
 
 
 VALUE_COLOURS, VALUE_RANGE = "PuOr", Normalize(-1.6, 1.6)  # wider than ±1: no constant looks as dark as a live gate
