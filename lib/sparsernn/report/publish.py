@@ -34,6 +34,7 @@ STUDIES = (
     "digits.yaml",
     "squad.yaml",
     "imdb.yaml",
+    "ag-news.yaml",
     "sharing.yaml",
     "neurons.yaml",
     "words.yaml",
