@@ -2,11 +2,12 @@
 from what is tracked.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is `decisions` or `costs`, for the two of the report's
-first section, one of `speeds.TABLES` or `speeds.TRAINING`, or a profile and what the figures of a setting are called:
-`short ag-news`, `short pydocs-char-bayes-512`; with `blocks` behind it, what shapes of block cost there, with `opponents` how its
-answers stand to every opponent.
+first section, `answer` for the sentences above them, one of `speeds.TABLES` or `speeds.TRAINING`, or a profile and what the
+figures of a setting are called: `short ag-news`, `short pydocs-char-bayes-512`; with `blocks` behind it, what shapes of block
+cost there, with `opponents` how its answers stand to every opponent.
 """
 
+import itertools
 import json
 import math
 import os
@@ -22,6 +23,7 @@ from ..files import nearest, replacing
 from . import publish, published, sections, shapes, speeds, timings, written
 from .plots.style import telling
 
+SENTENCES = "answer"  # what the sentences of the report's first section are called
 ANSWERS = "decisions", "costs"  # what the tables of the first section are called, in their order
 MARKED = re.compile(r"(<!-- table: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
@@ -70,6 +72,9 @@ def filled(text, tracked):
 
     def fill(found):
         name = found["name"]
+        if name == SENTENCES:
+            parts = itertools.takewhile(lambda part: isinstance(part, str), sections.answer(tracked).parts)
+            return f"{found[1]}\n" + "\n\n".join(parts) + f"\n\n{found[3]}"
         if name in ANSWERS:
             both = [part for part in sections.answer(tracked).parts if isinstance(part, pd.DataFrame)]
             table = both[ANSWERS.index(name)]
@@ -84,7 +89,7 @@ def filled(text, tracked):
         elif name in speeds.TRAINING:
             table = speeds.TRAINING[name](timings.training_rows(tracked.results))
         else:
-            raise ValueError(nearest("table", name, [*ANSWERS, *tables, *speeds.TABLES, *speeds.TRAINING]))
+            raise ValueError(nearest("table", name, [SENTENCES, *ANSWERS, *tables, *speeds.TABLES, *speeds.TRAINING]))
         return f"{found[1]}\n{written.markdown(table)}\n\n{found[3]}"
 
     return MARKED.sub(fill, text)
