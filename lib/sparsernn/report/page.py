@@ -16,11 +16,12 @@ STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1c1c1c; max-width: 62rem; margin: 0 auto; padding: 1rem; }
 h1 { font-size: 1.6rem; line-height: 1.25 } h2 { font-size: 1.25rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd }
 img { max-width: 100%; height: auto; display: block }
-@media (max-width: 45rem) { .wide img { max-width: none } }
+.said { display: none }
 nav a { margin-right: .9rem } a { color: #0173b2 }
 .wide { overflow-x: auto; margin: .6rem 0 1.2rem }
 table { border-collapse: collapse; font-size: .82rem } th, td { padding: .25rem .6rem; text-align: left; vertical-align: top }
 th { border-bottom: 2px solid #999 } td { border-bottom: 1px solid #e3e3e3; min-width: 3.5rem }
+@media (max-width: 45rem) { .wide img { max-width: none } .said { display: block } td { min-width: 7rem } }
 .text span { padding: 0 .1em; border-radius: .2em } .text { line-height: 1.9; font-size: .92rem }
 """
 
@@ -56,12 +57,12 @@ def _part(part):
 
 
 def _image(figure):
-    """A figure as an image inside the page, its title as what is read out; on a phone in a box that scrolls sideways, in
-    the size that it was drawn in, since shrunk to such a width nothing on it can be read."""
+    """A figure as an image inside the page, its title as what is read out. On a phone it is as large as it was drawn, in a
+    box that scrolls sideways, since shrunk to such a width nothing on it can be read, and its title stands above it."""
     data = io.BytesIO()
     figure.savefig(data, format="png", dpi=DPI, metadata={"Software": None})
     said = figure.get_suptitle() or next((ax.get_title() for ax in figure.axes), "")
     plots.plt.close(figure)
     coded = base64.b64encode(data.getvalue()).decode()
-    image = f'<img alt="{html.escape(" ".join(said.split()))}" src="data:image/png;base64,{coded}">'
-    return f'<div class="wide">{image}</div>'
+    said = html.escape(" ".join(said.split()))
+    return f'<p class="said">{said}</p><div class="wide"><img alt="{said}" src="data:image/png;base64,{coded}"></div>'

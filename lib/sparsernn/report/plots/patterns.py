@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from .gates import GATES, STATES
-from .style import say, styled, subplots, title, unique_legend
+from .gates import GATES, STATES, gates_differ
+from .style import say, styled, subplots, title
 
 
 @styled
@@ -11,7 +11,8 @@ def gate_patterns(table):
     """A line a network, a panel a gate type: of the gates of kept neurons the share that is live, the rest constants.
 
     table: `tables.gate_table` of several runs, with their task, model and method; all layers of a network are one line.
-    The number of kept neurons stands at its name; networks that removed no gate and have no constant are left out.
+    The number of kept neurons stands at its name; networks of whose gates hardly one is a constant (`gates_differ`) are
+    left out.
     """
     if table.empty:
         figure, ax = subplots(5.2, 1.6)
@@ -20,11 +21,11 @@ def gate_patterns(table):
     kept = table[table["state"] != "removed"]
     runs = []
     for keys, part in kept.groupby(["task", "model", "method"], sort=False):
-        if (part["state"] != "live").any():
+        if gates_differ(part):
             runs.append((keys, part))
     if not runs:
         figure, ax = subplots(5.2, 1.6)
-        say(ax, "every network kept all gates of the neurons it kept")
+        say(ax, "every network kept nearly all gates of the neurons it kept")
         return figure
     kinds = {}  # of one cell, one under the other
     for keys, part in runs:
@@ -47,8 +48,6 @@ def gate_patterns(table):
         names = [f"{task} {model} · {method} ({part.groupby('layer')['neuron'].nunique().sum():,})"
                  for (task, model, method), part in nets]  # fmt: skip
         row[0].set_yticks(range(len(nets)), names, fontsize=7.5)
-    unique_legend(
-        axes[0, wide - 1] if axes[0, wide - 1].axison else axes[0, 0], loc="upper left", bbox_to_anchor=(1.01, 1)
-    )
+    figure.legend(*axes[0, 0].get_legend_handles_labels(), fontsize=8, loc="outside lower left", ncols=2)
     title(figure, f"{len(runs)} networks, one run each; in brackets: kept neurons, whose gates are 100 %")
     return figure
