@@ -220,3 +220,9 @@ def test_how_often_choose_is_right_is_what_the_tracked_rows_say():
     _, cells = timings.agreement(timings.most_timed(timings.timing_rows(RESULTS, "cpu")))
     said = re.search(r"fp32 engine\) in (\d+) of (\d+) cells", (RESULTS / "README.md").read_text())
     assert (int(said[1]), int(said[2])) == (cells["right"].sum(), len(cells))
+
+
+def test_how_often_numba_is_fastest_is_what_the_tracked_rows_say():
+    cells = timings.fastest(timings.most_timed(timings.timing_rows(RESULTS, "cpu")))
+    said = re.search(r"the fastest in (\d+) of (\d+) cells", (RESULTS / "README.md").read_text())
+    assert (int(said[1]), int(said[2])) == (cells["engine"].str.contains("numba").sum(), len(cells))
