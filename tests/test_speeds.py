@@ -144,3 +144,15 @@ def test_training_on_a_gpu_says_what_kernels_take_and_the_error_of_the_gradients
     assert row["error"] == "9e-05"
     (row,) = speeds.training(pd.DataFrame(rows)).to_dict("records")
     assert row["dense, ms"] == "99", "of a CPU, by itself"
+
+
+def test_of_sound_a_frame_stands_for_ten_milliseconds_of_it():
+    rows = net("digits", 0, 1, c_int8=1.0, own_dense_int8=2.0) + net("digits", 1, 1, c_int8=4.0, own_dense_int8=2.0)
+    rows += net("digits", 0, 128, c_int8=0.1) + net("words", 0, 1, c_int8=0.1)
+    rows += [one | {"model": "lstm-16"} for one in net("digits", 0, 1, "dense", c_int8=2.5)]
+    whole, left = speeds.of_sound(pd.DataFrame(rows)).to_dict("records")
+    assert (left["task, model"], left["nets made small"]) == ("digits, lstm-8", "2")
+    assert (left["made small, µs for 10 ms"], left["made small, times real time"]) == ("20 to 80", "125 to 500×")
+    assert (left["whole, µs for 10 ms"], left["whole, by"]) == ("40", "own-dense-int8"), "as their opponent"
+    assert (whole["whole, µs for 10 ms"], whole["whole, by"]) == ("50", "c-int8"), "by itself"
+    assert whole["made small, times real time"] == "–"

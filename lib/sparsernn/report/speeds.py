@@ -7,9 +7,11 @@ import pandas as pd
 
 from ..bench import BLOCKS, SHIPPED
 from ..engines import is_dense
+from ..tasks.speech import HOP, RATE
 from . import timings, written
 from .decisions import SMALL
 
+SOUND = {"digits": 1e6 * HOP / RATE}  # tasks of sound → microseconds of it that a step, a frame, stands for
 WHOSE = {"torch": "torch's", "own": "our own"}
 
 
@@ -32,12 +34,31 @@ def nets(timed, kind="cpu"):
     return pd.DataFrame(rows)
 
 
-def _range(times):
+def _range(numbers, as_text=written.times):
     """1.2 to 3.4×, or one figure where both are written alike."""
-    if times.empty:
+    if numbers.empty:
         return written.DASH
-    low, high = written.times(times.min()), written.times(times.max())
+    low, high = as_text(numbers.min()), as_text(numbers.max())
     return low if low == high else f"{low.removesuffix('×')} to {high}"
+
+
+def of_sound(timed):
+    """Microseconds that a frame of sound takes one sequence, and how many times faster than real time that is: of each task of
+    sound and model the whole net by the engine it was fastest with, and what was left of it by the fastest engine."""
+    cells = timings.fastest(_here(timed[timed["task"].isin(SOUND)]))
+    cells, rows = cells[cells["batch"] == 1], []
+    for (task, model), part in cells.groupby(["task", "model"]):
+        part = part.assign(us=1e3 * part["median_ms"] / part["steps"])
+        left, whole = part[~part["method"].isin(SMALL)], part[part["method"].isin(SMALL)]
+        if whole.empty:  # none was timed by itself: as the opponent of what was left of it
+            whole = left.assign(us=left["us"] * left["over_dense"], engine=left["dense"])
+        row = {"task, model": f"{task}, {model}", "nets made small": written.count(len(left))}
+        for said, nets in (("whole", whole), ("made small", left)):
+            row[f"{said}, µs for {SOUND[task] / 1e3:g} ms"] = _range(nets["us"], "{:.2g}".format)
+            row[f"{said}, times real time"] = _range(SOUND[task] / nets["us"])
+            row[f"{said}, by"] = ", ".join(nets["engine"].value_counts().index) or written.DASH
+        rows.append(row)
+    return pd.DataFrame(rows)
 
 
 def blocks(timed):
@@ -164,6 +185,7 @@ def training(rows):
 
 
 TABLES = {"speed of nets": nets, "speed of blocks": blocks, "speed as shipped": shipped}
+TABLES["speed of sound"] = of_sound
 TABLES |= {"speed of nets on a GPU": lambda timed: nets(timed, "cuda"), "speed of layers on a GPU": layers_on_gpu}
 TABLES |= {"speed of products on a GPU": products_on_gpu}
 TRAINING = {"speed of training": training, "speed of training on a GPU": training_on_gpu}  # of `timings.training_rows`
