@@ -17,7 +17,6 @@ from oracles import random_masks, randomise
 from sparsernn import bench, records, tasks
 from sparsernn.bench import __main__ as command
 from sparsernn.bench import cases as bench_cases
-from sparsernn.bench import goals
 from sparsernn.bench import training as training_steps
 from sparsernn.engines import PRODUCTS, choose, engine_class, timing
 from sparsernn.nets.bidaf import BiDAF
@@ -665,24 +664,3 @@ def test_training_steps_are_timed_from_the_command_line_into_a_table_of_the_devi
     assert sorted(rows["method"]) == sorted(training_steps.METHODS) and set(rows["threads"]) == {1}
     assert set(rows["device"]) == {records.device_name("cpu")} and rows["floor_ms"].isna().all()
     assert len(capsys.readouterr().out.splitlines()) == 3
-
-
-def test_the_goals_say_what_blocks_are_worth_beside_dense_and_scattered(monkeypatch, capsys):
-    for name, small in (("HIDDEN", 64), ("STEPS", 3), ("TIMES", 2), ("LEFT", (9, 7)), ("WORDS", 50), ("WINDOW", 4)):
-        monkeypatch.setattr(goals, name, small)
-    monkeypatch.setattr(goals.language_models, "__defaults__", (20,))
-    for found in (goals.products(0.1, 0.01), goals.layers(0.1, 0.01)):
-        assert {name for name, _ in found} == {"dense-int8", "own-dense-int8", "c-int8", "c-blocks", "numba-csr"}
-        assert all(
-            us > 0 and wrong <= (1e-5 if name in ("c-blocks", "numba-csr") else 0.2)
-            for (name, _), (us, wrong) in found.items()
-        )
-    goals.main(["--densities", "0.1", "--seconds", "0.01"])
-    said = capsys.readouterr().out.splitlines()
-    assert len(said) == 2 * (1 + 8) + 1 + 4 + 2 * (1 + 5) and said[0].endswith("10% of weights left")
-    errors = [float(line.split("error ")[1].split()[0]) for line in said[19:23]]
-    assert said[18] == "2 × 1500 cut to 9 and 7, 4 words of 10 texts" and max(errors[:3]) <= 1e-5 and errors[3] < 0.2
-    assert "own-dense-int8 /" in said[3] and "numba-csr /" in said[3]
-    assert said[23] == "a review of 200 words by sparse-vd-wgn of IMDb" and all(
-        "dense-fp32 /" in one for one in said[25:29]
-    )

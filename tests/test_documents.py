@@ -71,6 +71,7 @@ def numbers(tasks=None):
         tables += [
             timings.fastest(timed)[["median_ms", "over_fp32", "over_dense"]],
             timed[["speedup", "median_ms", "error"]],
+            records.read_goals(RESULTS / "goals-cpu.csv")[["ms", "opponent_ms", "ratio"]],
         ]
         through = timings.through_engines()
         points = 100 * through["change"].abs().where(through["metric"] == "accuracy")

@@ -45,6 +45,11 @@ ENGINE_KEY = (*KEY, "engine", "device")
 ENGINE_FIELDS = (*ENGINE_KEY, "metric", "test", "through", "change", "data_sha256", "file_sha256", "torch", "commit")
 ENGINE_TEXTS = {*ENGINE_FIELDS} - {"seed", "test", "through", "change"}
 
+GOAL_KEY = ("device", "measured", "ours", "against")
+GOAL_FIELDS = (*GOAL_KEY, "opponent", "ms", "opponent_ms", "ratio", "more_us", "goal", "met", "error", "opponent_error",
+               "threads", "torch", "numba", "compiler", "commit")  # fmt: skip
+GOAL_TEXTS = {*GOAL_KEY, "opponent", "met", "torch", "numba", "compiler", "commit"}
+
 
 def run_key(record):
     """`task/model/method/profile-s0[-variant]`: a run's place under runs/ and results/runs/.
@@ -239,6 +244,21 @@ def read_engines(path):
 def upsert_engines(rows, path):
     """`upsert` of such rows."""
     _upsert(rows, path, ENGINE_FIELDS, engine_key, read_engines)
+
+
+def read_goals(path):
+    """The rows of a table of what was asked of the engines (`bench.goals`), as `read`."""
+    return _table(path, GOAL_FIELDS, GOAL_TEXTS, goal_key)
+
+
+def upsert_goals(rows, path):
+    """`upsert` of such rows."""
+    _upsert(rows, path, GOAL_FIELDS, goal_key, read_goals)
+
+
+def goal_key(row):
+    """What identifies such a row, as texts."""
+    return tuple(_text(row.get(name)) for name in GOAL_KEY)
 
 
 def engine_key(row):

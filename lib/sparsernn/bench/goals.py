@@ -1,163 +1,170 @@
-"""What blocks are worth on one core, one sequence at a time: python -m sparsernn.bench.goals
+"""What was asked of the C engine, and whether it is so on this machine: python -m sparsernn.bench.goals [--only NAME …]
 
-The product of a GRU of 1,024 neurons, 3072 × 1024, and the whole layer over 50 steps with 1,024 inputs, both matrices
-sparse, beside torch's dense int8, our own dense int8 and scattered weights (numba): interleaved in one run, the least time
-of each. Our products are repeated in C, so that no call stands between them; torch's and numba's have their calls.
-
-And the language model of 1409.2329, two LSTMs of 1,500, cut to the 373 and 315 neurons that 1709.05027 leaves of them, with its
-embedding and 10,000 logits at each of 30 steps, ten texts at once: a shape, its weights are random.
-
-And the study's sentiment nets on one review of 200 words, as long as the papers let them be.
+Each contest (`contests`) prints what every engine took; what its goals are about goes to results/goals-cpu.csv as soon as it is
+over, in the place of what this kind of machine had there. Goals hold on a processor with 512-bit vectors and products of
+int8 (VNNI); what others say is a row too. Nothing else should run meanwhile.
 """
 
 import argparse
+import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
 
 import torch
 
-from ..engines import LAYERS, PRODUCTS, choose, engine_class
-from ..engines.base import Layer, oracle
-from ..engines.parts import shrink
-from ..engines.timing import interleaved
-from ..engines.whole import by_engine
-from ..files import error, project_root
-from ..nets.compact import compact
-from ..nets.layers import GRU
-from ..nets.masks import Masks
-from ..nets.models import StackedLanguageModel
-from ..sparsify.block_shapes import shape_of, to_entries
-from .cases import TrainedCase
+from .. import records
+from ..engines.c import build
+from ..files import project_root
+from . import contests
 
-HIDDEN, STEPS, TIMES = 1024, 50, 50
-DENSE = ("dense-int8", "own-dense-int8")
-SPARSE = (("c-int8", "16x4"), ("c-int8", "8x4"), ("c-blocks", "16x1"), ("c-blocks", "16x4"))
-SPARSE += (("c-blocks", "1x1"), ("numba-csr", "1x1"))
+TORCH_FP32 = "torch's dense fp32", ("dense-fp32",)
+TORCH_INT8 = "torch's dense int8", ("dense-int8",)
+OWN_INT8 = "our own dense int8", ("own-dense-int8",)
+ANY_DENSE = "the fastest dense", ("dense-fp32", "dense-bf16", "dense-int8", "own-dense-int8")
+YES_NO = "yes", "no"
+BLOCKS_FP32, BLOCKS_INT8 = "c-blocks, 16x1", "c-int8, 16x4"
 
 
-def weights(block, density, seed):
-    """A GRU's matrix [3·1024, 1024] float32 whose blocks are kept, as many as make the density, or not."""
-    generator, shape = torch.Generator().manual_seed(seed), shape_of(block)
-    kept = torch.rand(3 * HIDDEN // shape[0], HIDDEN // shape[1], generator=generator)
-    weight = torch.randn(3 * HIDDEN, HIDDEN, generator=generator) / (density * HIDDEN) ** 0.5
-    return weight * to_entries(kept <= kept.flatten().quantile(density), shape, weight)
+@dataclass(frozen=True)
+class Times:
+    """ours is so many times faster than the fastest of those that it stands against; None: that is only said."""
+
+    ours: str
+    against: str
+    among: tuple[str, ...]
+    at_least: float | None = None
+
+    def judged(self, ms, opponent_ms):
+        ratio, goal = opponent_ms / ms, self.at_least
+        return {"ratio": ratio, "goal": goal, "met": "" if goal is None else YES_NO[ratio < goal]}
 
 
-def layer(block, density):
-    made, everything = GRU(HIDDEN, HIDDEN).requires_grad_(False), torch.ones(3 * HIDDEN, dtype=torch.bool)
-    given = weights(block, density, 0), weights(block, density, 1), made.bias_ih_l0, made.bias_hh_l0
-    return Layer(made.cell, shrink(made.cell, *given, everything[:HIDDEN], everything))
+@dataclass(frozen=True)
+class Beyond:
+    """ours takes at most so many microseconds more."""
+
+    ours: str
+    against: str
+    among: tuple[str, ...]
+    at_most_us: float
+
+    def judged(self, ms, opponent_ms):
+        more = 1e3 * (ms - opponent_ms)
+        return {"more_us": more, "goal": self.at_most_us, "met": YES_NO[more > self.at_most_us]}
 
 
-def repeated(product, x):
-    """→ a call that does a product TIMES times: in C where that can be."""
-    try:
-        product(x, TIMES)
-    except TypeError:
-        return lambda: [product(x) for _ in range(TIMES)]
-    return lambda: product(x, TIMES)
+@dataclass(frozen=True)
+class Contest:
+    name: str  # what it is called at the command line
+    measured: str
+    run: Callable  # seconds → name → milliseconds, error
+    goals: tuple
 
 
-def products(density, seconds):
-    """(engine, block) → microseconds of a product, error against float64."""
-    x, calls, errors = torch.randn(HIDDEN, 1), {}, {}
-    for name, block, share in [(n, "1x1", 1.0) for n in DENSE] + [(n, b, density) for n, b in SPARSE]:
-        weight = weights(block, share, 0)
-        product = engine_class("csr-numba" if name == "numba-csr" else name, PRODUCTS)(weight)
-        errors[name, block] = error(product(x), weight.double() @ x.double())
-        calls[name, block] = repeated(product, x)
-    samples = interleaved(calls, seconds=seconds, rounds=(5, 500))
-    return {key: (1e3 * float(ms.min()) / TIMES, errors[key]) for key, ms in samples.items()}
+def net(key, steps):
+    """A contest's function, of the tracked net of a run, the file that this pattern fits."""
+
+    def run(seconds):
+        (path,) = (project_root() / "results" / "runs").glob(f"{key}/model.safetensors")
+        return contests.tracked_net(path, steps, seconds)
+
+    return run
 
 
-def layers(density, seconds):
-    """The same of a step of the layer."""
-    x, calls, errors = torch.randn(STEPS, 1, HIDDEN), {}, {}
-    for name, block, share in [(n, "1x1", 1.0) for n in DENSE] + [(n, b, density) for n, b in SPARSE]:
-        made = layer(block, share)
-        engine = engine_class(name, LAYERS)(made)
-        errors[name, block] = error(engine(x), oracle(made, x))
-        calls[name, block] = lambda engine=engine: engine(x)
-    samples = interleaved(calls, seconds=seconds, rounds=(5, 500))
-    return {key: (1e3 * float(ms.min()) / STEPS, errors[key]) for key, ms in samples.items()}
+def _product(left, *goals):
+    said = f"product of a GRU, 3072 × 1024, {100 * left:g} % left"
+    return Contest("product", said, partial(contests.products, left), goals)
 
 
-LEFT, WORDS, WINDOW, TEXTS = (373, 315), 10_000, 30, 10
-WHOLE = ("whole, dense-fp32", "dense-fp32", "c-blocks", "c-int8")  # the first before anything is cut, the others after
+def _layer(left, int8=None, fp32=None):
+    said = f"GRU of 1024, input 1024, 50 steps, state carried, {100 * left:g} % left"
+    goals = Times(BLOCKS_INT8, *TORCH_INT8, int8), Times(BLOCKS_INT8, *OWN_INT8), Times(BLOCKS_FP32, *TORCH_INT8, fp32)
+    return Contest("layer", said, partial(contests.layers, left), goals)
 
 
-def cut(large):
-    """The language model, and what is left of it."""
-    model = StackedLanguageModel(WORDS, large, large, 2).eval().requires_grad_(False)
-    generator, groups = torch.Generator().manual_seed(0), {}
-    for axis, kept in zip((a for a in model.axes() if a.kind == "hidden"), LEFT, strict=True):
-        groups[axis.name] = torch.zeros(large, dtype=torch.bool)
-        groups[axis.name][torch.randperm(large, generator=generator)[:kept]] = True
-    masks = {name: torch.ones_like(p, dtype=torch.bool) for name, p in model.named_parameters() if p.dim() == 2}
-    return model, compact(model, Masks(tuple(model.axes()), masks, groups))
+def _whole(name, said, key, steps, fp32=None, torch_int8=None, dense=None):
+    goals = Times("c-int8", *TORCH_FP32, fp32), Times("c-int8", *TORCH_INT8, torch_int8)
+    return Contest(name, said, net(key, steps), (*goals, Times("c-int8", *ANY_DENSE, dense)))
 
 
-def language_models(seconds, large=1500):
-    """Engine → milliseconds for a window, and the error against float64."""
-    model, small = cut(large)
-    ids, calls, errors = torch.randint(WORDS, (WINDOW, TEXTS)), {}, {}
-    expected = {id(net): choose.reference(net, ids)[0] for net in (model, small)}
-    for name in WHOLE:
-        net = model if name.startswith("whole") else small
-        fast = by_engine(net, name.removeprefix("whole, "), ids, states=False)
-        calls[name] = torch.no_grad()(lambda fast=fast: fast(ids)[0])
-        errors[name] = error(calls[name](), expected[id(net)])
-    samples = interleaved(calls, seconds=seconds, rounds=(3, 100))
-    return {name: (float(ms.min()), errors[name]) for name, ms in samples.items()}
+SAME_SIZE, UNCUT = ("torch's fp32 of that size", ("dense-fp32",)), ("torch's fp32 of 2 × 1500", (contests.LARGE,))
+CONTESTS = (
+    _product(
+        0.05,
+        Times(BLOCKS_INT8, *TORCH_INT8, 25),
+        Times(BLOCKS_INT8, *OWN_INT8, 15),
+        Times(BLOCKS_FP32, "numba, scattered", (f"{contests.NUMBA}, scattered",), 8),
+    ),
+    _product(0.3, Times(BLOCKS_INT8, *TORCH_INT8, 3), Times(BLOCKS_INT8, *OWN_INT8)),
+    _layer(0.05, 9, 4),
+    _layer(0.3),
+    _whole("imdb", "IMDb, W+G+N, a review of 200 words", "imdb/bayes-128/sparse-vd-wgn/short-s0", 200, fp32=60, dense=30),
+    _whole("imdb", "IMDb, W, a review of 200 words", "imdb/bayes-128/sparse-vd-w/short-s0", 200),
+    _whole("ptb-word", "PTB words, W+G+N of 10 epochs, 50 words", "ptb-word/bayes-256/sparse-vd-wgn/short-s0", 50,
+           fp32=6, dense=2),
+    _whole("ptb-char", "PTB characters, W+G+N of 5 epochs, 50 characters", "ptb-char/bayes-1000/sparse-vd-wgn/short-s0", 50,
+           torch_int8=1),
+    _whole("ptb-char", "PTB characters, W+G+N of 40 epochs, 50 characters",
+           "ptb-char/bayes-1000/sparse-vd-wgn/short-s0-epochs=40,*", 50, torch_int8=1),
+    _whole("ptb-char", "PTB characters, blocks of 8×4, a tenth left, 50 characters",
+           "ptb-char/bayes-1000/blocks/short-s0-block=8x4,*", 50, torch_int8=4),
+    Contest("2x1500", "2 × 1500 cut to 373 and 315, 30 words of ten texts", contests.language_models,
+            (Times("c-blocks", *SAME_SIZE, 1.3), Times("c-int8", *SAME_SIZE, 2.5), Times("c-blocks", *UNCUT),
+             Times("c-int8", *UNCUT))),
+    Contest("own", "an nn.GRU(512) of one's own, 50 steps, 5 % left in blocks of 16×1", contests.own_layer,
+            (Times("compact", "torch's own layer", ("torch's layer",), 5),)),
+    Contest("call", "a step of a GRU of 32, a call each", contests.one_step,
+            (Beyond("a step a call", "what C computes", ("in C",), 3),)),
+)  # fmt: skip
 
 
-REVIEW, NETS = 200, ("sparse-vd-wgn", "sparse-vd-w")  # words; how they were made small
-READ_BY = ("dense-fp32", "dense-int8", "own-dense-int8", "c-blocks", "c-int8")
+def rows_of(contest, found):
+    """A row of results/goals-cpu.csv for each goal of a contest, from what it found; without what says where."""
+    for goal in contest.goals:
+        name = min(goal.among, key=lambda one: found[one][0])
+        (ms, wrong), (opponent_ms, opponent_wrong) = found[goal.ours], found[name]
+        row = {"measured": contest.measured, "ours": goal.ours, "against": goal.against, "opponent": name}
+        row |= {"ms": ms, "opponent_ms": opponent_ms, "error": wrong, "opponent_error": opponent_wrong}
+        yield row | goal.judged(ms, opponent_ms)
 
 
-def reviews(method, seconds):
-    """Engine → microseconds for a review by a tracked net of IMDb, and the error against float64."""
-    path = project_root() / "results" / "runs" / "imdb" / "bayes-128" / method / "short-s0" / "model.safetensors"
-    case, calls, errors = TrainedCase(path, 1, REVIEW), {}, {}
-    for name in READ_BY:
-        calls[name], *_ = case.make(name, "cpu")
-        errors[name] = case.error(name, calls[name]())
-    samples = interleaved(calls, seconds=seconds, rounds=(5, 500))
-    return {name: (1e3 * float(ms.min()), errors[name]) for name, ms in samples.items()}
+def where():
+    """Device, versions and commit of a row."""
+    said = subprocess.run([*build.compiler(), "--version"], capture_output=True, text=True).stdout.partition("\n")[0]
+    more = {"threads": torch.get_num_threads(), "numba": version("numba"), "compiler": said.strip()}
+    return records.where_and_with("cpu") | more
 
 
-def table(found):
-    """Lines: microseconds, and how many times those of each opponent."""
-    base = {name: found[name, "1x1"][0] for name in (*DENSE, "numba-csr")}
-    for (name, block), (us, wrong) in found.items():
-        against = "  ".join(f"{other} / {us_of / us:5.1f}" for other, us_of in base.items() if other != name)
-        yield f"  {name:15} {block:5} {us:8.2f} µs  error {wrong:.0e}  {against}"
+def lines_of(contest, found):
+    """What a person reads meanwhile: every engine, then every goal."""
+    yield contest.measured
+    for name, (ms, wrong) in sorted(found.items(), key=lambda one: one[1]):
+        yield f"  {name:22} {1e3 * ms:10.2f} µs  error {wrong:.0e}"
+    for row in rows_of(contest, found):
+        said = f"{row['ratio']:.2f}×" if "ratio" in row else f"{row['more_us']:.2f} µs more"
+        goal = f", goal {row['goal']:g}: {row['met']}" if row["met"] else ""
+        yield f"  {row['ours']} and {row['against']} ({row['opponent']}): {said}{goal}"
 
 
 def main(arguments=None):
+    names = list(dict.fromkeys(contest.name for contest in CONTESTS))
     parser = argparse.ArgumentParser(prog="python -m sparsernn.bench.goals", description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--densities", nargs="+", type=float, default=(0.3, 0.05), help="shares of weights that are left"
-    )
-    parser.add_argument("--seconds", type=float, default=6.0, help="spent timing each of the tables")
+    parser.add_argument("--only", nargs="+", choices=names, default=names, help="these contests; all if not given")
+    parser.add_argument("--seconds", type=float, default=6.0, help="spent timing each contest")
+    parser.add_argument("--out", default=None, help="the table; results/goals-cpu.csv if not given")
     given = parser.parse_args(arguments)
-    torch.set_num_threads(1), torch.manual_seed(0)
-    for density in given.densities:
-        for what, times in (("product 3072 × 1024", products), (f"step of a GRU 1024, T {STEPS}", layers)):
-            lines = [f"{what}, {density:.0%} of weights left", *table(times(density, given.seconds))]
-            sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.write(f"2 × 1500 cut to {' and '.join(map(str, LEFT))}, {WINDOW} words of {TEXTS} texts\n")
-    found = language_models(given.seconds)
-    for name, (ms, wrong) in found.items():
-        sys.stdout.write(
-            f"  {name:17} {ms:8.2f} ms  error {wrong:.0e}  {found['dense-fp32'][0] / ms:5.2f}× torch's own net of that size, "
-            f"{found[WHOLE[0]][0] / ms:5.2f}× the whole one\n"
-        )
-    for method in NETS:
-        sys.stdout.write(f"a review of {REVIEW} words by {method} of IMDb\n")
-        found = reviews(method, given.seconds)
-        for name, (us, wrong) in found.items():
-            against = "  ".join(f"{other} / {found[other][0] / us:5.1f}" for other in READ_BY[:3] if other != name)
-            sys.stdout.write(f"  {name:15} {us:8.2f} µs  error {wrong:.0e}  {against}\n")
+    out = given.out or project_root() / "results" / "goals-cpu.csv"
+    torch.set_num_threads(1)
+    for contest in CONTESTS:
+        if contest.name in given.only:
+            torch.manual_seed(0)
+            found, here = contest.run(given.seconds), where()
+            records.upsert_goals([here | row for row in rows_of(contest, found)], out)
+            sys.stdout.write("\n".join(lines_of(contest, found)) + "\n")
+            sys.stdout.flush()
 
 
 if __name__ == "__main__":

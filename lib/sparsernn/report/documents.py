@@ -2,7 +2,7 @@
 from what is tracked.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is `decisions` or `costs`, for the two of the report's
-first section, `answer` for the sentences above them, one of `speeds.TABLES` or `speeds.TRAINING`, or a profile and what the
+first section, `answer` for the sentences above them, one of `speeds.TABLES`, `TRAINING` or `GOALS`, or a profile and what the
 figures of a setting are called: `short ag-news`, `short pydocs-char-bayes-512`; with `blocks` behind it, what shapes of block
 cost there, with `opponents` how its answers stand to every opponent.
 """
@@ -88,8 +88,11 @@ def filled(text, tracked):
             table = speeds.TABLES[name](tracked.timed)
         elif name in speeds.TRAINING:
             table = speeds.TRAINING[name](timings.training_rows(tracked.results))
+        elif name in speeds.GOALS:
+            table = speeds.GOALS[name](records.read_goals(tracked.results / "goals-cpu.csv"))
         else:
-            raise ValueError(nearest("table", name, [SENTENCES, *ANSWERS, *tables, *speeds.TABLES, *speeds.TRAINING]))
+            known = [SENTENCES, *ANSWERS, *tables, *speeds.TABLES, *speeds.TRAINING, *speeds.GOALS]
+            raise ValueError(nearest("table", name, known))
         return f"{found[1]}\n{written.markdown(table)}\n\n{found[3]}"
 
     return MARKED.sub(fill, text)

@@ -5,7 +5,7 @@ import re
 
 import pandas as pd
 
-from ..bench import BLOCKS, SHIPPED
+from ..bench import BLOCKS, SHIPPED, goals
 from ..engines import is_dense
 from ..tasks.speech import HOP, RATE
 from . import timings, written
@@ -184,8 +184,28 @@ def training(rows):
     return pd.DataFrame(found).fillna(written.DASH)
 
 
+def goals_of(rows):
+    """What was asked of the C engine, and found: milliseconds of ours and of the opponent, the fastest of several."""
+    order = [(one.measured, goal.ours, goal.against) for one in goals.CONTESTS for goal in one.goals]
+    rows, found = _here(rows).to_dict("records"), []
+    places = [(row["measured"], row["ours"], row["against"]) for row in rows]
+    known = {place: number for number, place in enumerate(dict.fromkeys([*order, *places]))}
+    for row, _ in sorted(zip(rows, places, strict=True), key=lambda one: known[one[1]]):
+        fastest = f" ({row['opponent']})" if row["against"] == goals.ANY_DENSE[0] else ""
+        one = {"measured": row["measured"], "ours": row["ours"], "against": row["against"] + fastest}
+        one["ms"] = " / ".join(f"{ms:.3g}" if ms < 1000 else f"{ms:,.0f}" for ms in (row["ms"], row["opponent_ms"]))
+        asked = row["goal"] == row["goal"]
+        if row["ratio"] == row["ratio"]:
+            one |= {"found": written.times(row["ratio"]), "asked for": f"≥ {row['goal']:g}×" if asked else written.DASH}
+        else:
+            one |= {"found": f"{row['more_us']:.2g} µs more", "asked for": f"≤ {row['goal']:g} µs more"}
+        found.append(one | {"met": row["met"] or written.DASH})
+    return pd.DataFrame(found, columns=["measured", "ours", "against", "ms", "found", "asked for", "met"])
+
+
 TABLES = {"speed of nets": nets, "speed of blocks": blocks, "speed as shipped": shipped}
 TABLES["speed of sound"] = of_sound
 TABLES |= {"speed of nets on a GPU": lambda timed: nets(timed, "cuda"), "speed of layers on a GPU": layers_on_gpu}
 TABLES |= {"speed of products on a GPU": products_on_gpu}
 TRAINING = {"speed of training": training, "speed of training on a GPU": training_on_gpu}  # of `timings.training_rows`
+GOALS = {"speed beside its goals": goals_of}  # of `records.read_goals`
