@@ -175,8 +175,10 @@ def against_all(rows, others):
 
 
 def opponents(table):
-    """What any net that was made small is set against: dense nets of whatever size and plan, and what is no network."""
-    return table[table["method"].isin((*SMALL, *OPPONENTS))]
+    """What any net that was made small is set against: dense nets of whatever size and plan, under dropout too, and what is no
+    network."""
+    whole = table["compression"] == 1  # nothing was left out
+    return table[whole | table["method"].isin((*SMALL, *OPPONENTS))]
 
 
 def decide(table):
