@@ -4,6 +4,7 @@ import shutil
 
 import pytest
 import tiny
+import torch
 
 from sparsernn import sparsify, tasks
 from sparsernn.study.presets import PRESETS
@@ -19,6 +20,15 @@ def as_it_was(tmp_path, monkeypatch):
     for table, before in tables:
         table.clear()
         table.update(before)
+
+
+@pytest.fixture
+def one_thread():
+    """Torch computes on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -32,12 +32,7 @@ bench_sweep = importlib.import_module("sparsernn.bench.sweep")  # `bench.sweep` 
 ROOF = timing.Roof({1 << 20: 1e10}, {"fp32": 1e10})
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def layer_cell(pattern="unstructured", density=0.2):
