@@ -7,12 +7,15 @@ import os
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import arm
+import hypothesis
 import numpy as np
 import pytest
 import torch
+from hypothesis import strategies as st
 from layers import CELLS, V, by_formula, inputs, pruned
 from oracles import error, randn
 
@@ -243,14 +246,17 @@ def test_what_int8_cuts_off_is_counted(path):
 
 def in_int8(layer, x, of_x, of_h):
     """The formulas in float64 with every number rounded as int8 has it, a step at a time → y."""
-    cell, parts = layer.cell, layer.double().parts
+    cell, parts, ids = layer.cell, layer.double().parts, x.dtype == torch.int64
     where, fixed = layer.where, layer.double().fixed
     from_x, from_h = (rounded_rows(w) for w in (layer.weight_ih.float(), layer.weight_hh.float()))
     state = [torch.zeros(x.shape[1], layer.hidden, dtype=torch.float64) for _ in range(cell.n_states)]
     squash = torch.sigmoid if cell.activation == "logistic" else lambda a: (0.2 * a + 0.5).clamp(0, 1)
     y = []
     for step in x:
-        a = rounded(step, of_x) @ from_x.T + rounded(state[0], of_h) @ from_h.T + parts["bias"]
+        read = (
+            layer.weight_ih.double().T[step] if ids else rounded(step, of_x) @ from_x.T
+        )  # a word's weights are a table's
+        a = read + rounded(state[0], of_h) @ from_h.T + parts["bias"]
         v = torch.zeros(x.shape[1], *where.shape, dtype=torch.float64)
         v[:, where] = a
         said = lambda k, value: torch.where(fixed[k].isnan(), value, fixed[k])  # noqa: E731
@@ -281,6 +287,31 @@ def test_an_int8_layer_is_the_one_of_the_rounded_numbers(path, name, kind):
         assert error(y[:1].double(), expected[:1]) <= EXACT
         assert float(((y[1].double() - expected[1]).abs() > EXACT).double().mean()) <= 0.02
         assert run.saturated == 0
+
+
+@hypothesis.settings(derandomize=True, deadline=None, max_examples=150)
+@hypothesis.given(
+    st.sampled_from([name for name in CELLS if "relu" not in name]),
+    st.sampled_from(PATHS),
+    st.sampled_from([layers.Int8, layers.DenseInt8]),
+    st.integers(1, 70),
+    st.integers(0, 10_000),
+    st.sampled_from([0.05, 0.3, 1.0]),
+    st.sampled_from([0.2, 0.7, 1.0]),
+    st.integers(1, 9),
+    st.sampled_from([None, 0.5, 4.0]),
+)
+def test_any_int8_layer_is_the_one_of_the_rounded_numbers(name, path, kind, hidden, seed, density, live, batch, reach):
+    layer = replace(pruned(name, hidden, seed, density, live)[0], reach=reach)
+    x, ids, *_ = inputs(2, batch, seed)
+    for numbers in (x, ids.clamp(max=V - 1)):
+        run = by_path(path, kind)(layer)
+        y, most = run(numbers), float(x.abs().max()) if reach is None else reach
+        expected = in_int8(layer, numbers, most / 127, 1 / 127)
+        assert error(y[:1].double(), expected[:1]) <= EXACT
+        assert float(((y[1].double() - expected[1]).abs() > EXACT).double().mean()) <= 0.2, "one of five: few neurons"
+        cut_off = (x.abs() > 127.5 / 127 * most).sum() if numbers is x and layer.weight_ih.any() else 0
+        assert run.saturated == cut_off or (kind is layers.DenseInt8 and numbers is x)
 
 
 def test_the_paths_round_alike():

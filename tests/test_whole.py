@@ -70,9 +70,8 @@ def test_int8_says_the_same_as_layer_by_layer(name, cell):
     x = tokens()
     fast, slow = by_engine(small, "c-int8", x), by_layers(small, "c-int8", x)
     for ids in (x, tokens(20, 3, seed=1)):
-        assert (
-            wrong(fast(ids), [y.double() for y in tree_leaves(slow(ids))]) <= 0.02
-        )  # scales are multiplied in elsewhere
+        # scales are multiplied in elsewhere
+        assert wrong(fast(ids), [y.double() for y in tree_leaves(slow(ids))]) <= 0.02
 
 
 @every_model

@@ -42,8 +42,9 @@ TIMING_TEXTS = {"task", "model", "method", "variant", "engine", "device", "dtype
                 "torch", "commit"}  # fmt: skip
 
 ENGINE_KEY = (*KEY, "engine", "device")
-ENGINE_FIELDS = (*ENGINE_KEY, "metric", "test", "through", "change", "data_sha256", "file_sha256", "torch", "commit")
-ENGINE_TEXTS = {*ENGINE_FIELDS} - {"seed", "test", "through", "change"}
+ENGINE_FIELDS = (*ENGINE_KEY, "metric", "test", "through", "change", "saturated", "data_sha256", "file_sha256",
+                 "torch", "commit")  # fmt: skip
+ENGINE_TEXTS = {*ENGINE_FIELDS} - {"seed", "test", "through", "change", "saturated"}
 
 GOAL_KEY = ("device", "measured", "ours", "against")
 GOAL_FIELDS = (*GOAL_KEY, "opponent", "ms", "opponent_ms", "ratio", "more_us", "goal", "met", "error", "opponent_error",

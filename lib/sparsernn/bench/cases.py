@@ -286,7 +286,7 @@ class TrainedCase(Case):
 
     @cached_property
     def small(self):
-        return load(self.path)
+        return load(self.path).requires_grad_(False)
 
     @cached_property
     def dense(self):
@@ -294,7 +294,7 @@ class TrainedCase(Case):
         if "activation" in given:
             given["activation"] = TORCHS.get(given["activation"], given["activation"])
         torch.manual_seed(0)
-        return type(self.small)(**given).eval()
+        return type(self.small)(**given).eval().requires_grad_(False)
 
     @cached_property
     def example(self):
@@ -308,8 +308,10 @@ class TrainedCase(Case):
     def make(self, name, device):
         fast = by_engine(self.of(name), name, self.example, device, states=False)
         given = [x.to(device) for x in self.example]
-        plain = torch.no_grad()(lambda: fast(*given)[0])
         dtype = dtype_name(engine_class(name))
+
+        def plain():
+            return fast(*given)[0]
 
         def rounding():
             with tf32(rounds(dtype)):

@@ -19,6 +19,7 @@ from torch import nn
 
 from ..engines import LAYERS, PRODUCTS, choose, engine_class
 from ..engines.base import Layer, oracle
+from ..engines.c.build import library
 from ..engines.parts import shrink
 from ..engines.prove import compact as compacted
 from ..engines.timing import interleaved
@@ -134,7 +135,7 @@ def language_models(seconds, large=1500):
     for name in BY:
         net = model if name == LARGE else small
         fast = by_engine(net, name.rpartition(" ")[2], ids, states=False)
-        calls[name] = torch.no_grad()(lambda fast=fast: fast(ids)[0])
+        calls[name] = lambda fast=fast: fast(ids)[0]
         errors[name] = error(calls[name](), expected[id(net)])
     return least(calls, errors, seconds, rounds=(3, 100))
 
@@ -168,7 +169,7 @@ def own_layer(seconds, size=512):
     for seed, name in enumerate(("weight_ih_l0", "weight_hh_l0")):
         getattr(model.gru, name).copy_(weights("16x1", 0.05, seed, 3 * size, size))
     small, _ = compacted(model, x)
-    calls = {"torch's layer": torch.no_grad()(lambda: model(x)), "compact": torch.no_grad()(lambda: small(x))}
+    calls = {"torch's layer": lambda: model(x), "compact": lambda: small(x)}
     expected = Own(size).double()
     expected.load_state_dict(model.state_dict())
     expected = expected(x.double()).detach()
@@ -179,14 +180,18 @@ SMALL, MANY = 32, 1001
 
 
 def one_step(seconds):
-    """Of a step of a GRU of 32 neurons that is a call by itself, and of one among a thousand of a call: what C computes."""
+    """Of a step of a GRU of 32 neurons that is a call by itself: of the engine, which makes the tensors that it answers with,
+    and of its C function, whose pointers are at hand; and of one among a thousand of a call: what C computes."""
     module = GRU(SMALL, SMALL).requires_grad_(False)
     everything = torch.ones(3 * SMALL, dtype=torch.bool)
     given = (getattr(module, f"{kind}_{of}_l0") for kind in ("weight", "bias") for of in ("ih", "hh"))
     made = Layer(module.cell, shrink(module.cell, *given, everything[:SMALL], everything))
     engine, x = engine_class("c-blocks", LAYERS)(made), torch.randn(MANY, 1, SMALL)
+    wrong, y, h = error(engine(x), oracle(made, x)), torch.empty(1, 1, SMALL), torch.zeros(1, SMALL)
+    function, memory = library().sparsernn_run, engine.by_numbers.address
+    pointers = memory, x.data_ptr(), None, None, y.data_ptr(), h.data_ptr(), None, h.data_ptr(), None, 1, 1
     calls = {"a step a call": going_on(engine, x[:1]), "many": going_on(engine, x)}
-    wrong = error(engine(x), oracle(made, x))
+    calls["by pointers"] = lambda: function(*pointers)
     found = least(calls, dict.fromkeys(calls, wrong), seconds)
-    single, many = found["a step a call"][0], found["many"][0]
-    return {"a step a call": (single, wrong), "in C": ((many - single) / (MANY - 1), wrong)}
+    single, many = found["a step a call"][0], found.pop("many")[0]
+    return found | {"in C": ((many - single) / (MANY - 1), wrong)}

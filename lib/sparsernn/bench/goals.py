@@ -23,6 +23,7 @@ from . import contests
 TORCH_FP32 = "torch's dense fp32", ("dense-fp32",)
 TORCH_INT8 = "torch's dense int8", ("dense-int8",)
 OWN_INT8 = "our own dense int8", ("own-dense-int8",)
+OF_TORCH = "the fastest dense of torch", ("dense-fp32", "dense-bf16", "dense-int8")
 ANY_DENSE = "the fastest dense", ("dense-fp32", "dense-bf16", "dense-int8", "own-dense-int8")
 YES_NO = "yes", "no"
 BLOCKS_FP32, BLOCKS_INT8 = "c-blocks, 16x1", "c-int8, 16x4"
@@ -44,16 +45,16 @@ class Times:
 
 @dataclass(frozen=True)
 class Beyond:
-    """ours takes at most so many microseconds more."""
+    """ours takes at most so many microseconds more; None: that is only said."""
 
     ours: str
     against: str
     among: tuple[str, ...]
-    at_most_us: float
+    at_most_us: float | None = None
 
     def judged(self, ms, opponent_ms):
-        more = 1e3 * (ms - opponent_ms)
-        return {"more_us": more, "goal": self.at_most_us, "met": YES_NO[more > self.at_most_us]}
+        more, goal = 1e3 * (ms - opponent_ms), self.at_most_us
+        return {"more_us": more, "goal": goal, "met": "" if goal is None else YES_NO[more > goal]}
 
 
 @dataclass(frozen=True)
@@ -85,9 +86,9 @@ def _layer(left, int8=None, fp32=None):
     return Contest("layer", said, partial(contests.layers, left), goals)
 
 
-def _whole(name, said, key, steps, fp32=None, torch_int8=None, dense=None):
-    goals = Times("c-int8", *TORCH_FP32, fp32), Times("c-int8", *TORCH_INT8, torch_int8)
-    return Contest(name, said, net(key, steps), (*goals, Times("c-int8", *ANY_DENSE, dense)))
+def _whole(name, said, key, steps, fp32=None, torch_int8=None, dense=None, ours="c-int8"):
+    goals = Times(ours, *TORCH_FP32, fp32), Times(ours, *TORCH_INT8, torch_int8)
+    return Contest(name, said, net(key, steps), (*goals, Times(ours, *OF_TORCH, dense), Times(ours, *ANY_DENSE, dense)))
 
 
 SAME_SIZE, UNCUT = ("torch's fp32 of that size", ("dense-fp32",)), ("torch's fp32 of 2 × 1500", (contests.LARGE,))
@@ -101,8 +102,10 @@ CONTESTS = (
     _product(0.3, Times(BLOCKS_INT8, *TORCH_INT8, 3), Times(BLOCKS_INT8, *OWN_INT8)),
     _layer(0.05, 9, 4),
     _layer(0.3),
-    _whole("imdb", "IMDb, W+G+N, a review of 200 words", "imdb/bayes-128/sparse-vd-wgn/short-s0", 200, fp32=60, dense=30),
-    _whole("imdb", "IMDb, W, a review of 200 words", "imdb/bayes-128/sparse-vd-w/short-s0", 200),
+    _whole("imdb", "IMDb, W+G+N, a review of 200 words", "imdb/bayes-128/sparse-vd-wgn/short-s0", 200, fp32=60, dense=30,
+           ours="c-blocks"),
+    _whole("imdb", "IMDb, W, a review of 200 words", "imdb/bayes-128/sparse-vd-w/short-s0", 200,
+           ours="c-blocks"),
     _whole("ptb-word", "PTB words, W+G+N of 10 epochs, 50 words", "ptb-word/bayes-256/sparse-vd-wgn/short-s0", 50,
            fp32=6, dense=2),
     _whole("ptb-char", "PTB characters, W+G+N of 5 epochs, 50 characters", "ptb-char/bayes-1000/sparse-vd-wgn/short-s0", 50,
@@ -117,7 +120,7 @@ CONTESTS = (
     Contest("own", "an nn.GRU(512) of one's own, 50 steps, 5 % left in blocks of 16×1", contests.own_layer,
             (Times("compact", "torch's own layer", ("torch's layer",), 5),)),
     Contest("call", "a step of a GRU of 32, a call each", contests.one_step,
-            (Beyond("a step a call", "what C computes", ("in C",), 3),)),
+            (Beyond("by pointers", "what C computes", ("in C",), 3), Beyond("a step a call", "what C computes", ("in C",)))),
 )  # fmt: skip
 
 

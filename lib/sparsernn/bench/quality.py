@@ -16,11 +16,13 @@ import torch
 from .. import records, tasks
 from ..engines import available, is_dense
 from ..engines.base import Unsupported
-from ..engines.whole import by_engine
+from ..engines.whole import by_engine, saturated
 from ..files import clear, project_root
 from ..nets.file import load
+from ..nets.reach import calibrate
+from ..nets.small import Kept
 from ..study.config import RunConfig
-from ..study.evaluation import evaluate, examine, example_of, mistakes
+from ..study.evaluation import evaluate, examine, example_of, examples_of, mistakes
 
 ROUNDING = 1e-6  # of a figure that was added up in another order, in float32
 STEPPED = ("compact-loop", "csr-torch")  # a call of torch for every step: nobody's choice, and slow over a whole test
@@ -41,11 +43,16 @@ def rows_of(record, path, task, names):
     small, plan = load(path), RunConfig.of_row(record).plan
     common = {name: record[name] for name in (*records.KEY, "metric", "test", "data_sha256")}
     common |= {"file_sha256": digest(path)} | records.where_and_with("cpu")
+    if not any(
+        module.reach for module in small.modules() if isinstance(module, Kept)
+    ):  # older than what the file says of it
+        calibrate(small, examples_of(task, plan))
     for name in names:
         with suppress(Unsupported):
             by = by_engine(small, name, example_of(task, plan))
             through = evaluate(by, task, "test", plan)
-            yield common | {"engine": name, "through": through, "change": through - record["test"]}
+            row = common | {"engine": name, "through": through, "change": through - record["test"]}
+            yield row | {"saturated": saturated(by)}
 
 
 def keep_mistakes(record, path, task):
@@ -73,7 +80,7 @@ def main(arguments=None):
         if (given.tasks and record["task"] not in given.tasks) or record["task"] not in tasks.names():
             continue
         there = records.read_engines(table)
-        there = there[there["file_sha256"] == digest(path)]
+        there = there[(there["file_sha256"] == digest(path)) & there["saturated"].notna()]
         names = [name for name in engines() if name not in set(there["engine"])]
         counted = path.with_name(records.MISTAKES).exists()
         if not names and counted:

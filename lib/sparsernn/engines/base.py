@@ -4,13 +4,13 @@ An engine is a class: `Engine(layer, device)` prepares (its cost is not timed), 
 start from zeros.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
 from torch.nn import functional as F
 
-from ..nets.cells import Cell
+from ..nets.cells import CEILING, Cell
 from .parts import by_block, run
 from .split import split_linear
 
@@ -26,10 +26,12 @@ class Layer:
     """One recurrent layer and direction as `parts.shrink` leaves it, float64 or float32 on the CPU.
 
     R = rows of live gates over blocks (see `nets.cells.Cell`), K = blocks, H = kept neurons.
+    reach: the largest number, without its sign, that it reads, None where that is not known.
     """
 
     cell: Cell
     parts: dict
+    reach: float | None = None
 
     @property
     def kind(self):
@@ -42,6 +44,11 @@ class Layer:
     @property
     def hidden(self):
         return self.parts["live"].shape[1]
+
+    @property
+    def bound(self):
+        """Of its state's numbers; None: a ReLU's have none."""
+        return {"relu": None, "clipped_relu": CEILING}.get(self.cell.activation, 1.0)
 
     @property
     def nonzeros(self):
@@ -84,7 +91,7 @@ class Layer:
         return rows
 
     def double(self):
-        return Layer(self.cell, {n: p.double() if p.is_floating_point() else p for n, p in self.parts.items()})
+        return replace(self, parts={n: p.double() if p.is_floating_point() else p for n, p in self.parts.items()})
 
     def reading(self, embedding):
         """The layer that reads ids of rows of `embedding` [V, I] as one-hot input: both products in one table."""
@@ -166,10 +173,11 @@ class Engine:
             raise ValueError(f"live is {tuple(live.shape)} of {live.dtype}, expected {tuple(x.shape[:2])} of bool")
 
     @classmethod
-    def linear(cls, weight, bias, device="cpu"):
+    def linear(cls, weight, bias, device="cpu", reach=None):
         """A linear layer outside the recurrence by this engine's kind of product → function of y [..., H] float32.
 
-        weight [V, H] and bias [V] on the CPU; the function returns [..., V] float32.
+        weight [V, H] and bias [V] on the CPU; the function returns [..., V] float32. reach: how far y goes, None where that
+        is not known; int8 cuts it into steps.
         """
         weight, bias = weight.to(device, cls.dtype), bias.to(device, cls.dtype)
         return lambda y: F.linear(y.to(weight.dtype), weight, bias).float()
@@ -193,7 +201,7 @@ class Tabled(Engine):
     reads_ids = True
 
     @classmethod
-    def linear(cls, weight, bias, device="cpu"):
+    def linear(cls, weight, bias, device="cpu", reach=None):
         if torch.device(device).type != "cuda":
             return super().linear(weight, bias, device)
         return split_linear(weight.to(device, torch.float32), bias.to(device, torch.float32))

@@ -38,6 +38,7 @@ class Chain:
     last       whether it answers on the last step alone           name     of the model's class
     first      whether the model is given, and gives, sequences along the first dimension, not steps
     neurons    of each level the places in its layer's state
+    reach      the largest number, without its sign, that the head reads, None where that is not known
     """
 
     name: str
@@ -50,6 +51,7 @@ class Chain:
     last: bool
     first: tuple[bool, bool]
     neurons: tuple[torch.Tensor, ...]
+    reach: float | None = None
 
     @property
     def inputs(self):
@@ -94,10 +96,11 @@ def chain_of(model):
         levels[0] = _with_inputs(levels[0], _spread(levels[0].parts["weight_ih"], links[0], links[0].input_size))
     weight = _of_neurons(weight, links[-1])
     bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach()
-    neurons = tuple(kept for link in links for kept in _neurons(link))
+    neurons, scaled = tuple(kept for link in links for kept in _neurons(link)), _small(links[-1], "scale") is not None
+    reach = None if scaled else _small(head, "reach")  # numbers that are scaled in the weight go less far, or further
     for last in (True, False):
         chain = Chain(
-            type(model).__name__, words, kept, table, tuple(levels), weight, bias, last, (False, False), neurons
+            type(model).__name__, words, kept, table, tuple(levels), weight, bias, last, (False, False), neurons, reach
         )
         said = chain(x)
         for first, answer in answers:
@@ -220,7 +223,8 @@ def _levels(links):
         found = list(layers_of(link).values())
         if number:
             weight = _spread(found[0].parts["weight_ih"], link, link.input_size)
-            found[0] = _with_inputs(found[0], _of_neurons(weight, links[number - 1]))
+            below = levels[-1].bound  # what stands between them is in the weight
+            found[0] = replace(_with_inputs(found[0], _of_neurons(weight, links[number - 1])), reach=below)
         levels += found
     for number, below in enumerate(levels[:-1], 1):
         if not below.hidden:  # a column of zeros stands for no neuron
@@ -239,6 +243,11 @@ def _with_inputs(level, weight_ih):
     return replace(level, parts=level.parts | {"weight_ih": weight_ih})
 
 
+def _small(module, name):
+    """What a small layer knows by this name; None for one that is not small."""
+    return getattr(getattr(module, "_small", None), name, None)
+
+
 def _read(linear):
     small = getattr(linear, "_small", None)
     return _spread(linear.weight.detach(), linear, linear.in_features) if small is not None else linear.weight.detach()
@@ -246,7 +255,7 @@ def _read(linear):
 
 def _spread(weight, reader, inputs):
     """A weight with the columns that its layer does not read, as zeros."""
-    reads = getattr(getattr(reader, "_small", None), "reads", None)
+    reads = _small(reader, "reads")
     return weight if reads is None else weight.new_zeros(len(weight), inputs).index_copy(1, reads, weight)
 
 

@@ -430,7 +430,7 @@ class Lanes(Whole):
         self.csr = padded_rows(layer.weight_hh)
 
     @classmethod
-    def linear(cls, weight, bias, device="cpu"):
+    def linear(cls, weight, bias, device="cpu", reach=None):
         csr, bias = padded_rows(weight), bias.float().numpy()
 
         def times(y):

@@ -84,7 +84,7 @@ class Fused(Engine):
         return module
 
     @classmethod
-    def linear(cls, weight, bias, device="cpu"):
+    def linear(cls, weight, bias, device="cpu", reach=None):
         product = super().linear(weight, bias, device)
 
         def rounded(y):
@@ -203,7 +203,7 @@ class FusedInt8(Fused):
         return quantised(super().ready(module))
 
     @classmethod
-    def linear(cls, weight, bias, device="cpu"):
+    def linear(cls, weight, bias, device="cpu", reach=None):
         linear = nn.Linear(*weight.T.shape).requires_grad_(False)
         linear.weight.copy_(weight), linear.bias.copy_(bias)
         return quantised(linear)

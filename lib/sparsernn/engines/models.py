@@ -35,7 +35,7 @@ def layers_of(module):
     kind = next(theirs for theirs in RECURRENT if isinstance(module, theirs))
     cell, ends = RECURRENT[kind].cell_type(activation_of(module)), ("", "_reverse") if module.bidirectional else ("",)
     tensors = without_norms(module)
-    for suffix in [f"_l{number}{end}" for number in range(module.num_layers) for end in ends]:
+    for number, suffix in [(n, f"_l{n}{end}") for n in range(module.num_layers) for end in ends]:
         names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]
         weights = [tensors[name + suffix].cpu() for name in names]
         weights += [] if module.bias else [weights[1].new_zeros(len(weights[1]))] * 2
@@ -46,7 +46,11 @@ def layers_of(module):
                 weights[0] = weights[0][:, :-1]  # an engine knows the column of removed words by itself
         live = ((weights[0] != 0).any(1) | (weights[1] != 0).any(1)) & keep.repeat(len(cell.gates))
         weights[1] = weights[1][:, keep]
-        found[suffix] = Layer(cell, shrink(cell, *weights, keep, live))
+        reach = getattr(small, "reach", None)
+        if number:  # what is below sends states
+            below = found[f"_l{number - 1}"].bound
+            reach = below if below is None else below * (1 + getattr(module, "summed", False))
+        found[suffix] = Layer(cell, shrink(cell, *weights, keep, live), reach)
     return found
 
 
@@ -175,7 +179,8 @@ def by_layers(model, engine, example, device="cpu", states=True):
             bias = module.weight.new_zeros(len(module.weight)) if module.bias is None else module.bias
             linear = partial(_only_bias, bias)
             if module.weight.shape[1]:
-                linear = kind.linear(module.weight.detach(), bias.detach(), device)
+                reach = getattr(getattr(module, "_small", None), "reach", None)
+                linear = kind.linear(module.weight.detach(), bias.detach(), device, reach)
             _put(
                 copied,
                 name,

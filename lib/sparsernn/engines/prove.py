@@ -12,6 +12,7 @@ from ..nets.file import packed_size
 from ..nets.found import Found, declares
 from ..nets.masks import Masks
 from ..nets.outside import Start, deep_copy
+from ..nets.reach import calibrate
 from ..nets.readers import Reading, answer
 from ..nets.small import SmallEmbedding, SmallLinear, SmallRecurrent, zeros_stay
 from ..nets.wiring import left_as_they_are, readings, wired
@@ -69,10 +70,12 @@ class Proof:
         by, lines = self.engine, [f"{'engine':20} none: its layers are as fast"]
         if by:
             step, layers = by.us[1]
+            steps = f"{layers:.1f} → {step:.1f} µs a step"
+            plain = "" if by.us_plain is None else f" ({by.us_plain:.1f} by torch's plain layer of that size)"
             lines = [
                 f"{'engine':20} {by.engine} while gradients are off, for up to {by.most[1]} sequences"
                 f" ({by.most[0] or 'none'} of a single step); error {by.error:.1e}",
-                f"{'':20} {1e3 * by.ms_layers:.1f} → {1e3 * by.ms:.1f} µs the example, {layers:.1f} → {step:.1f} µs a step",
+                f"{'':20} {1e3 * by.ms_layers:.1f} → {1e3 * by.ms:.1f} µs the example, {steps}{plain}",
             ]
         return lines + ([] if self.metric is None else [f"{'metric':20} {self.metric}"])
 
@@ -89,7 +92,8 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     Both are compared in float64, from the same start, on the examples, each twice in a row, and on what is made of them: other
     batch sizes, lengths, words and numbers where the model takes them, and a state given to each recurrent layer.
     On a CPU and in float32, an engine answers for the small recurrent layers where it is the faster one (`stand_in.quickest`),
-    in evaluation and without gradients, until their weights change.
+    in evaluation and without gradients, until their weights change. What the examples say of how far numbers go is noted, for
+    int8 (`nets.reach.calibrate` does the same on training data).
     A layer whose readers are not all known keeps its outer width: inside it shrinks, removed neurons come out as zeros.
     Raises ValueError where there is nothing to make smaller or to compare, or a method is on a part of the model (a wrapper's
     `module`) or on more than it; RuntimeError if the result were not equal.
@@ -131,6 +135,7 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     small, layers = swapped(plain, Found(plain), whole, means, ways, outside)
     if any(parameter.dtype != torch.float64 for parameter in small.parameters()):
         compared = compared | calls.as_returned(small)
+    calibrate(small, examples)
     engine = quickest(small, examples[0])
     proof = _proof(model, before, small, examples[0], compared, layers | outside, keep_zeros, engine)
     return small, proof if metric is None else replace(proof, metric=metric(small))

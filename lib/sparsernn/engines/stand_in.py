@@ -14,9 +14,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from ..files import error
 from ..nets import quick
-from ..nets.layers import kind_of
+from ..nets.layers import RECURRENT, kind_of
 from ..nets.outside import Start, deep_copy
 from ..nets.readers import answer
+from ..nets.small import OURS
 from . import available, engine_class
 from .base import Unsupported
 from .choose import reference
@@ -34,6 +35,7 @@ class Tried:
     error          on the example, against float64
     ms, ms_layers  milliseconds of the example by the engine, by the layers as they are
     us             sequences → microseconds of a step of the first layer that goes on from a state, by engine and layer
+    us_plain       of one sequence by torch's plain layer with as many neurons as are left; None where there is no such layer
     most           sequences up to which it answers, of one step and of several: the most for which it was the faster one
     """
 
@@ -42,6 +44,7 @@ class Tried:
     ms: float
     ms_layers: float
     us: dict
+    us_plain: float | None
     most: tuple[int, int]
 
 
@@ -77,33 +80,48 @@ def _runner(module, kind):
     """What runs a recurrent layer by an engine of this kind: (input, hx, …) → output, state."""
     shadow = deep_copy(module).float().cpu().eval().requires_grad_(False)
     put_levels(shadow, layers_of(shadow), kind, one_hot=kind_of(module) is not type(module))
-    small, engines, width = shadow._small, shadow.level.engines, len(shadow.ends()) * module.hidden_size
-    whole = all(engine is not None and engine.layer.hidden == module.hidden_size for engine in engines.values())
-    if not whole or len(small.sends) < width or small.reads is not None or small.scale is not None:
+    small, lists, engines = shadow._small, shadow._small._buffers, shadow.level.engines
+    moved = any(lists[name] is not None for name in ("scale", "places_out", *small.places_names))
+    if moved or shadow.summed or not all(engines.values()):
         return shadow.forward
-    levels = [[(engines[f"_l{n}{end}"], bool(end)) for end in shadow.ends()] for n in range(shadow.num_layers)]
-    return partial(_at_once, levels, shadow)
+    kept = [[None if len(k) == shadow.hidden_size else k for k in shadow.kept(n)] for n in range(shadow.num_layers)]
+    levels = [
+        [(engines[f"_l{n}{end}"], bool(end), k) for end, k in zip(shadow.ends(), kept[n], strict=True)]
+        for n in range(shadow.num_layers)
+    ]
+    return partial(_at_once, levels, shadow, lists["reads"])
 
 
-def _at_once(levels, shadow, input, hx=None, **more):
+def _at_once(levels, shadow, reads, input, hx=None, **more):
     """A batch of numbers by the engines themselves; packed sequences, ids and padding, and one sequence alone, by the copy.
 
-    levels  a list of (engine, whether it is the reverse direction) each
+    levels  a list of (engine, whether it is the reverse direction, the neurons that are left or None for all) each
     """
     if more or isinstance(input, PackedSequence) or input.dim() != 3 or input.dtype != torch.float32:
         return shadow.forward(input, hx, **more)
     x, pair = input.transpose(0, 1) if shadow.batch_first else input, shadow.level.pair
-    given, lasts = hx if pair or hx is None else (hx,), []
+    x = x if reads is None else x.index_select(2, reads)
+    given, rows, lasts = hx if pair or hx is None else (hx,), sum(map(len, levels)), []
+    if given is not None and any(s.dim() != 3 or s.shape[0] != rows or s.shape[2] != shadow.hidden_size for s in given):
+        raise ValueError("states of another shape; the layer itself says what is wrong")
     for level in levels:
         outputs = []
-        for engine, reverse in level:
-            state = None if given is None else [s[len(lasts)] for s in given]
+        for engine, reverse, kept in level:
+            state = None
+            if given is not None:
+                state = [s[len(lasts)] for s in given]
+                state = state if kept is None else [s.index_select(1, kept) for s in state]
             y, last = engine.carry(x.flip(0) if reverse else x, None, state, final=True)
             outputs.append(y.flip(0) if reverse else y)
-            lasts.append(last)
+            lasts.append(last if kept is None else [_wide(s, kept, shadow.hidden_size) for s in last])
         x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
     state = [s[0].unsqueeze(0) if len(s) == 1 else torch.stack(s) for s in zip(*lasts, strict=True)]
     return x.transpose(0, 1) if shadow.batch_first else x, tuple(state) if pair else state[0]
+
+
+def _wide(state, kept, width):
+    """A state of the neurons that are left in their old places; zeros for the others."""
+    return state.new_zeros(len(state), width).index_copy_(1, kept, state)
 
 
 @torch.no_grad()
@@ -141,18 +159,40 @@ def _tried(model, name, example, tolerance, seconds):
             return None
         calls = {"engine": partial(answer, fast, example), "layers": partial(answer, plain, example)}
         ms = {by: float(samples.min()) for by, samples in interleaved(calls, seconds=seconds, rounds=(3, 30)).items()}
-        us, most = {}, []
+        us, us_plain, most = {}, None, []
         for steps in (1, LONGER):
             most.append(0)
             for batch in BATCHES:
                 calls = {"engine": _steps(fast, steps, batch), "layers": _steps(plain, steps, batch)}
+                if steps == batch == 1 and (same := _plain(plain)):
+                    calls["plain"] = same
                 samples = interleaved(calls, seconds=seconds / 4, rounds=(3, 30))
-                taken = tuple(1e3 * float(samples[by].min()) for by in calls)
-                us |= {batch: taken} if steps == 1 else {}
-                if taken[0] >= taken[1]:
+                taken = {by: 1e3 * float(values.min()) for by, values in samples.items()}
+                us_plain = taken.get("plain", us_plain)
+                us |= {batch: (taken["engine"], taken["layers"])} if steps == 1 else {}
+                if taken["engine"] >= taken["layers"]:
                     break
                 most[-1] = batch
-    return Tried(name, wrong, ms["engine"], ms["layers"], us, tuple(most))
+    return Tried(name, wrong, ms["engine"], ms["layers"], us, us_plain, tuple(most))
+
+
+def _plain(model):
+    """A call of one step of torch's own layer that is as small as a model's first recurrent one; None where torch has none."""
+    layer = next(iter(recurrent_layers(model).values()))
+    levels = layers_of(layer)
+    first, kind = levels["_l0"], next(theirs for theirs in RECURRENT if isinstance(layer, theirs))
+    if len(levels) > 1 or not first.hidden or first.inputs != _width(layer) or first.cell.activation in OURS:
+        return None
+    how = {"nonlinearity": first.cell.activation} if kind is nn.RNN else {}
+    plain = kind(first.inputs, first.hidden, **how).eval().requires_grad_(False)
+    x, h = torch.zeros(1, 1, first.inputs), torch.zeros(1, 1, first.hidden)
+    return partial(plain, x, (h, h) if kind is nn.LSTM else h)
+
+
+def _width(layer):
+    """Columns that a layer reads of what it is given."""
+    reads = getattr(getattr(layer, "_small", None), "reads", None)
+    return layer.input_size if reads is None else len(reads)
 
 
 def _steps(model, steps, batch):

@@ -22,7 +22,7 @@ class Stepped(Tabled):
         self.fixed = self.fp32(fixed[~fixed.isnan()])
 
     @classmethod
-    def linear(cls, weight, bias, device="cpu"):
+    def linear(cls, weight, bias, device="cpu", reach=None):
         times, bias = cls.product(weight, device), bias.to(device, torch.float32)
         return lambda y: (times(y.flatten(0, -2).T.contiguous()).T + bias).unflatten(0, y.shape[:-1])
 

@@ -15,7 +15,7 @@ from . import engine_class
 from .chain import SAME, chain_of, links_of, probe
 from .compare import REFUSES, difference
 from .follow import followed
-from .models import by_layers
+from .models import ByEngine, by_layers, recurrent_layers
 
 FEW = 3  # sequences of an example that a chain is compared on
 
@@ -35,6 +35,16 @@ def by_engine(model, engine, example, device="cpu", states=True):
         if run := kind.whole(chain, width, states, device):
             return InOneCall(run, chain, form, (deep_copy(model), engine, example, device)).eval()
     return by_layers(model, engine, example, device, states)
+
+
+def saturated(fast):
+    """How many numbers int8 has cut off so far in a model that an engine runs; 0 where none counts."""
+    if isinstance(fast, InOneCall):
+        more = saturated(vars(fast)["layers"]) if "layers" in vars(fast) else 0
+        return more + getattr(fast.run, "saturated", 0)
+    levels = [engine for module in recurrent_layers(fast).values() for engine in module.level.engines.values()]
+    products = [module.linear for module in fast.modules() if isinstance(module, ByEngine)]
+    return sum(getattr(each, "saturated", 0) for each in (*levels, *products))
 
 
 def chained(model, example):

@@ -8,6 +8,7 @@ sparse            matrix → {shape, by}: it is stored as `.values`, `.indices` 
                   runs: true an index is where a run of values begins, of `.lengths`
 zeros             tensor → [shape, dtype]: nothing but zeros        same  name → the name of the tensor it is tied to
 rows              tensor → whose rows some of its own are (`nets.shared`); the key is left out where there are none
+reach             layer → the largest number that it reads (`nets.reach`); left out where nobody looked
 frozen            parameters that do not train             zeros_stay  layers whose zeros stay
 digest            sha256 of all of this and of every tensor
 
@@ -16,6 +17,7 @@ A list of kept lines is stored as 16 or 32 bit numbers, or as `.bits`. `load` tr
 
 import hashlib
 import json
+import math
 from pathlib import Path
 
 import torch
@@ -101,6 +103,8 @@ def _content(small):
     if MODELS.get(type(small).__name__) is type(small) and _plain(small.arguments):
         meta |= {"model": type(small).__name__, "arguments": small.arguments}
     meta |= {"layers": layers, "sparse": sparse, "zeros": zeros, "same": same} | ({"rows": rows} if rows else {})
+    reached = {name: small.get_submodule(name)._small.reach for name in layers}
+    meta |= {"reach": found} if (found := {name: most for name, most in reached.items() if most is not None}) else {}
     meta["frozen"] = [name for name, parameter in small.named_parameters() if not parameter.requires_grad]
     meta["zeros_stay"] = [n for n in layers if zeros_stay in small.get_submodule(n)._forward_pre_hooks.values()]
     text = json.dumps(meta | {"digest": digest(meta, tensors)}, separators=(",", ":"))
@@ -234,6 +238,10 @@ def _built(meta, tensors, model, room):
     small = _filled(small, layers, ours, tensors, same, expected)
     if model is None:
         _tried(small)
+    for name, most in an_object(meta.get("reach", {}), "reach").items():
+        if name not in layers or type(most) not in (int, float) or not 0 < most < math.inf:
+            raise ValueError(f"{name!r:.80} is said to read numbers up to {most!r:.80}; a layer, and a number above 0")
+        small.get_submodule(name)._small.reach = float(most)
     if not first:
         for name in _names(meta.get("zeros_stay"), layers):
             small.get_submodule(name).register_forward_pre_hook(zeros_stay)

@@ -30,11 +30,14 @@ def like(output, values):
 
 
 class Kept(nn.Module):
-    """What is left of a layer: `spec`, and lists of lines as buffers (`reads`, `words`, `kept_l0`, `sends`, `scale`)."""
+    """What is left of a layer: `spec`, and lists of lines as buffers (`reads`, `words`, `kept_l0`, `sends`, `scale`).
+
+    reach  the largest number, without its sign, that it reads (`nets.reach`), or None where nobody looked
+    """
 
     def __init__(self, spec, **sizes):
         super().__init__()
-        self.spec = spec
+        self.spec, self.reach = spec, None
         for name, size in sizes.items():
             self.register_buffer(name, None if size is None else torch.empty(size, dtype=torch.int64, device="meta"))
 

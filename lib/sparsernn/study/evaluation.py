@@ -1,6 +1,7 @@
 """How good a network is, masked or compact: a task's metric over a split, and the proof that the two are one."""
 
 import copy
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -89,8 +90,14 @@ def predictions(predict, task, split, plan, device="cpu", dtype=None):
 
 def example_of(task, plan, dtype=None):
     """What the model is called with, for one that does not declare who reads whom: a batch of training."""
-    batch = next(iter(task.batches("train", plan.batch_size, plan.steps or None))).to("cpu", dtype)
-    return (*batch.inputs, *(() if batch.lengths is None else (batch.lengths,)))
+    return next(examples_of(task, plan, dtype, 1))
+
+
+def examples_of(task, plan, dtype=None, count=8):
+    """The first batches of training, each as the model is called with it."""
+    for batch in itertools.islice(task.batches("train", plan.batch_size, plan.steps or None), count):
+        batch = batch.to("cpu", dtype)
+        yield (*batch.inputs, *(() if batch.lengths is None else (batch.lengths,)))
 
 
 def compact_error(model, masks, means, task, plan):

@@ -27,11 +27,12 @@ from ..nets.file import load, save
 from ..nets.found import Found
 from ..nets.layers import kind_of
 from ..nets.masks import closed_count, paper_count, weight_matrices
+from ..nets.reach import calibrate
 from ..nets.work import multiply_adds
 from ..records import MISTAKES, constant_gates, count_fields, named, save_counts, where_and_with
 from . import checkpoint, sums
 from .config import RunConfig, begun, difference, identity, kept, needed
-from .evaluation import compact_error, evaluate, examine, example_of, mistakes, predictor
+from .evaluation import compact_error, evaluate, examine, example_of, examples_of, mistakes, predictor
 from .metrics import Metrics, read_metrics
 from .presets import preset
 from .stopwatch import Stopwatch
@@ -289,6 +290,7 @@ def _finish(session, directory, lease, report, diverged):
     if config.profile != "smoke":  # too short to reach anything
         session.method.refuse_missed(masks)
     masked = predictor(session.model, masks, means)
+    calibrate(small, examples_of(task, plan))
     lease.check()
     size = save(small, directory / "model.safetensors")
     small = load(directory / "model.safetensors", session.model)

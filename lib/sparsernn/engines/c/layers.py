@@ -14,12 +14,25 @@ from .whole import Whole
 
 build.compiler()  # without one there are no such engines: better known when this file is imported than when one is made
 
-LIMITS = {"tanh": 0.0, "relu": math.inf, "clipped_relu": CEILING}  # of an RNN's h; 0: none is needed
+LIMITS = {"tanh": 0.0, "relu": math.inf, "clipped_relu": CEILING}  # where C cuts an RNN's h off; 0: tanh does
 FLIP = {"avx512": 128}  # what is added to every q of x, by path (simd.h)
+
+
+NOWHERE = None, None
 
 
 def _float32(tensor):
     return tensor.detach().cpu().float().contiguous()
+
+
+def _numbers(tensor):
+    """What C reads of a tensor: of one that fits already itself, since only its address is taken."""
+    return tensor.contiguous() if tensor.dtype == torch.float32 else tensor.float().contiguous()
+
+
+def _addresses(states):
+    """Of h and, where there is one, c."""
+    return states[0].data_ptr(), states[1].data_ptr() if len(states) > 1 else None
 
 
 class InFloat32:
@@ -33,7 +46,7 @@ class InFloat32:
     def without_flip(self, bias, arrays, step):
         return bias
 
-    def step_of(self, x):
+    def step_of(self, reach, x):
         """Of x in int8; none is needed."""
         return 0.0
 
@@ -51,8 +64,11 @@ class InInt8:
         """The bias less what is added to each product since x is stored as the path multiplies it."""
         return bias - FLIP.get(self.path or build.paths()[0], 0) * step * arrays["sums"]
 
-    def step_of(self, x):
-        """x in int8 goes as far as this one, the first that is met, does. Raises ValueError where none of it is finite."""
+    def step_of(self, reach, x):
+        """x in int8 goes as far as is known, or else as this one, the first that is met. Raises ValueError where none of it is
+        finite."""
+        if reach is not None:
+            return reach / 127
         finite = x[x.isfinite()]
         if not len(finite):
             raise ValueError("int8 goes as far as the first numbers that it meets, and none of these is finite")
@@ -60,18 +76,19 @@ class InInt8:
 
 
 class Linear(InFloat32):
-    """y [..., V] = x [..., K] Wᵀ + b. `saturated`: how many numbers int8 has cut off so far."""
+    """y [..., V] = x [..., K] Wᵀ + b. reach: how far x goes, None where that is not known; `saturated`: how many numbers int8
+    has cut off so far."""
 
-    def __init__(self, weight, bias, path=None):
+    def __init__(self, weight, bias, path=None, reach=None):
         if weight.shape[1] >= pack.MOST:
             raise Unsupported(f"{weight.shape[1]} columns; the C engine's blocks have room for {pack.MOST - 1}")
-        self.path, self.saturated, self.inputs = path, 0, weight.shape[1]
+        self.path, self.reach, self.saturated, self.inputs = path, reach, 0, weight.shape[1]
         self.arrays, self.bias = self.packed(_float32(weight).numpy()), _float32(bias).numpy().astype(np.float64)
         self.memory = None
         build.library(path)  # compiled when an engine is made, not when it is called
 
     def prepare(self, x):
-        step = self.step_of(x)
+        step = self.step_of(self.reach, x)
         bias = self.without_flip(self.bias, self.arrays, step)
         self.memory = pack.pack_linear(bias, self.arrays, self.inputs, step)
 
@@ -121,12 +138,12 @@ class Blocks(InFloat32, Engine):
         build.library(self.path)  # compiled when an engine is made, not when it is called
 
     @classmethod
-    def linear(cls, weight, bias, device="cpu"):
-        return cls.product(weight, bias, cls.path)
+    def linear(cls, weight, bias, device="cpu", reach=None):
+        return cls.product(weight, bias, cls.path, reach)
 
     @classmethod
     def whole(cls, chain, width, states, device):
-        return Whole(chain, cls, width)
+        return Whole(chain, cls, width, states)
 
     def step_of_state(self):
         """Of h in int8."""
@@ -142,7 +159,7 @@ class Blocks(InFloat32, Engine):
         else:
             if self.inputs >= pack.MOST:
                 raise Unsupported(f"{self.inputs} inputs; the C engine's blocks have room for {pack.MOST - 1}")
-            of_input, steps = self.packed(weight), (self.step_of(x), step)
+            of_input, steps = self.packed(weight), (self.step_of(layer.reach, x), step)
             bias = self.without_flip(bias, of_input, steps[0])
         limit = LIMITS[layer.cell.activation] if layer.kind == "RNN" else 0.0
         named = KINDS[layer.kind], layer.cell.activation == "hard", limit, layer.row_of.numpy(), layer.fixed.numpy()
@@ -156,39 +173,58 @@ class Blocks(InFloat32, Engine):
         ids, shape = x.dtype == torch.int64, x.shape
         if ids or live is not None or len(shape) != 3 or shape[2] != self.inputs or not x.numel():
             self.check_shapes(x, live)
-        steps, batch = shape[:2]
+        steps, batch, hidden = shape[0], shape[1], self.hidden
+        memory = (self.by_ids if ids else self.by_numbers) or self.lay_down(x)
+        x, y, last = x.contiguous() if ids else _numbers(x), torch.empty(steps, batch, hidden), None
+        mask, before, after = None, NOWHERE, NOWHERE
+        if live is not None:
+            live = live.contiguous()
+            mask = live.data_ptr()
         if state is not None:
-            if len(state) != self.states or any(s.shape != (batch, self.hidden) for s in state):
-                shapes = [tuple(s.shape) for s in state]
-                raise ValueError(f"state is {shapes}, expected {self.states} of {(batch, self.hidden)}")
-            state = [s.detach().float().contiguous() for s in state]
-        last = [torch.empty(batch, self.hidden) for _ in range(self.states)] if final or state is not None else ()
-        live = None if live is None else live.contiguous()
-        x, y = x.detach().contiguous(), torch.empty(steps, batch, self.hidden)
-        if ids:
-            if self.by_ids is None:
-                self.by_ids = self.prepare()
-            memory = self.by_ids
-        else:
-            x = x.float()
-            if self.by_numbers is None:
-                self.by_numbers = self.prepare(x)
-            memory = self.by_numbers
-        at = x.data_ptr()
-        numbers, words = (None, at) if ids else (at, None)
-        before, after = ([s.data_ptr() for s in states] + [None] * (2 - len(states)) for states in (state or (), last))
-        mask = None if live is None else live.data_ptr()
+            before, state = self._given(state, batch)
+        if final or state is not None:
+            last = [torch.empty(batch, hidden) for _ in range(self.states)]
+            after = _addresses(last)
         result = build.library(self.path).sparsernn_run(
-            memory.address, numbers, words, mask, y.data_ptr(), *before, *after, steps, batch
+            memory.address,
+            None if ids else x.data_ptr(),
+            x.data_ptr() if ids else None,
+            mask,
+            y.data_ptr(),
+            before[0],
+            before[1],
+            after[0],
+            after[1],
+            steps,
+            batch,
         )
-        if result == NO_SUCH_WORD:
-            check_ids(x, self.inputs)
-        self.saturated += done(result, f"{batch} sequences of {self.hidden} neurons")
-        return y, list(last) or None
+        if result:  # so many numbers cut off, or a complaint
+            if result == NO_SUCH_WORD:
+                check_ids(x, self.inputs)
+            self.saturated += done(result, f"{batch} sequences of {hidden} neurons")
+        return y, last
+
+    def _given(self, state, batch):
+        """→ addresses of a state's two parts, and what they belong to."""
+        expected = (batch, self.hidden)
+        if len(state) != self.states or any(s.shape != expected for s in state):
+            shapes = [tuple(s.shape) for s in state]
+            raise ValueError(f"state is {shapes}, expected {self.states} of {expected}")
+        state = [_numbers(s) for s in state]
+        return _addresses(state), state
+
+    def lay_down(self, x):
+        """`prepare` for what is read, ids or numbers like x, once."""
+        if x.dtype == torch.int64:
+            self.by_ids = self.prepare()
+            return self.by_ids
+        self.by_numbers = self.prepare(_numbers(x))
+        return self.by_numbers
 
 
 class Int8(InInt8, Blocks):
-    """int8 weights in blocks of 8×4 or 16×4, one scale a row; h in 127 steps of its largest value, x of the first x's.
+    """int8 weights in blocks of 8×4 or 16×4, one scale a row; h in 127 steps of its bound, x of how far it is known to go
+    (`Layer.reach`), or else the first x does.
 
     Raises Unsupported for a ReLU, whose h has no largest value.
     """
@@ -201,7 +237,7 @@ class Int8(InInt8, Blocks):
         super().__init__(layer, device)
 
     def step_of_state(self):
-        return (LIMITS.get(self.layer.cell.activation, 0.0) or 1.0) / 127
+        return self.layer.bound / 127
 
 
 class DenseInt8(Int8):

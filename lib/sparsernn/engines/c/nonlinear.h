@@ -7,11 +7,9 @@
 INLINE VF exp2_of(VF t)
 {
     VF shifted = t + ROUND, f = t - (shifted - ROUND);
-    VF p = f * 1.33909e-3f + 9.67603e-3f;
-    p = p * f + 5.550357e-2f;
-    p = p * f + 2.4022107e-1f;
-    p = p * f + 6.9314719e-1f;
-    p = p * f + 1.00000008f;
+    VF square = f * f, high = f * 1.33909e-3f + 9.67603e-3f; /* by pairs: a step of few neurons waits for nothing else */
+    VF middle = f * 5.550357e-2f + 2.4022107e-1f, low = f * 6.9314719e-1f + 1.00000008f;
+    VF p = (high * square + middle) * square + low;
     return (VF)((VI)p + ((VI)shifted << 23));
 }
 

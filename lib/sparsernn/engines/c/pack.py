@@ -13,7 +13,7 @@ KINDS = {"nothing": 0, "scattered": 1, "16x1": 2, "16x4": 3, "8x4": 4, "int8 16x
 SHAPES = {"16x1": (16, 1), "16x4": (16, 4), "8x4": (8, 4)}
 # about how many clocks a product takes for a block, a panel, a scattered weight and a row of such (AMD EPYC, near caches)
 CLOCKS = {"16x1": 2.0, "16x4": 7.5, "8x4": 4.3, "int8 16x4": 2.6, "int8 8x4": 1.8}
-PANEL, WEIGHT, ROW = 4.0, 0.7, 0.5
+PANEL, WEIGHT, ROW, SINGLY = 4.0, 0.7, 0.5, 20.0  # SINGLY: until a vector can be read that was written number by number
 FEWEST, SIDE, ROOM = (
     4,
     8,
@@ -114,7 +114,7 @@ def pack_floats(weight):
     names = [name for name, (_, wide) in SHAPES.items() if wide <= weight.shape[1]]
     cut = min((Cut(kept, name) for name in names), key=lambda one: one.clocks)
     counts = kept.sum(1)
-    if ROW * np.count_nonzero(counts) + WEIGHT * counts.sum() < cut.clocks:
+    if SINGLY + ROW * np.count_nonzero(counts) + WEIGHT * counts.sum() < cut.clocks:
         return _scattered(weight)
     values, index = cut.values(weight)
     return _blocks(cut, values.transpose(0, 2, 1), index, np.float32)
@@ -123,7 +123,7 @@ def pack_floats(weight):
 def pack_bytes(weight, dense):
     """The same in int8, one scale a row → kind, panels and arrays, `sums` [rows]: of a row's weights, scaled. dense: with
     its zeros."""
-    if not weight.any() and not dense:
+    if not len(weight) or (not weight.any() and not dense):
         return {"kind": "nothing", "sums": np.zeros(len(weight))}
     weight = np.pad(weight, ((0, 0), (0, max(0, FEWEST - weight.shape[1]))))
     scale = np.abs(weight).max(1) / 127

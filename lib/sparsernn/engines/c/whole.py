@@ -28,18 +28,21 @@ class Whole:
     """A `Chain` in C, its products of the kind that an engine's class has: `whole(x)` with ids [T, B] int64 or numbers
     [T, B, I] float32, at least one, contiguous.
 
-    width      of the final states that are asked for, 0 for none
+    width      of the final states, 0 for none
+    states     whether they are asked for; else they are NaN
     saturated  how many numbers int8 has cut off so far
     Raises Unsupported for a layer that the engine does not run.
     """
 
-    def __init__(self, chain, kind, width):
+    def __init__(self, chain, kind, width, states=True):
         first, *above = chain.levels
         first = first if chain.embedding is None else first.reading(chain.embedding)
         self.levels = [kind(level) for level in (first, *above)]
-        self.head, self.path, self.pointers = kind.linear(chain.weight, chain.bias), kind.path, None
+        self.head = kind.linear(chain.weight, chain.bias, reach=chain.reach)
+        self.path, self.pointers = kind.path, None
         self.last, self.classes, self.width, self.saturated = chain.last, len(chain.bias), width, 0
         self.states, self.places = (self.levels[0].states if width else 0), chain.neurons
+        self.nothing = None if states else [torch.empty(len(self.levels), 0, width)] * self.states
         self.words = None
         if chain.words is not None:
             self.words = torch.full((chain.words,), len(chain.kept)).index_copy(
@@ -66,17 +69,31 @@ class Whole:
         if self.pointers is None:
             self.prepare(x)
         steps, batch = x.shape[:2]
-        shape = (batch, self.classes) if self.last else (steps, batch, self.classes)
-        answer, states = (
-            torch.empty(shape),
-            [torch.empty(len(self.levels), batch, self.width) for _ in range(self.states)],
-        )
-        numbers, ids = (x.data_ptr(), None) if self.words is None else (None, x.data_ptr())
-        at = [state.data_ptr() for state in states] + [None] * (2 - len(states))
+        answer = torch.empty(batch, self.classes) if self.last else torch.empty(steps, batch, self.classes)
+        if self.nothing is None:
+            states = [torch.empty(len(self.levels), batch, self.width) for _ in range(self.states)]
+            at = [*[state.data_ptr() for state in states], None, None]
+        else:
+            states, at = self.no_states(batch), (None, None)
+        words = self.words is not None
         result = build.library(self.path).sparsernn_chain(
-            self.pointers.address, numbers, ids, answer.data_ptr(), *at, steps, batch
+            self.pointers.address,
+            None if words else x.data_ptr(),
+            x.data_ptr() if words else None,
+            answer.data_ptr(),
+            at[0],
+            at[1],
+            steps,
+            batch,
         )
         if result == NO_SUCH_WORD:
             raise IndexError(f"ids from {int(x.min())} to {int(x.max())}; there are {len(self.words)} words")
-        self.saturated += done(result, f"{batch} sequences of {steps} steps")
+        if result:
+            self.saturated += done(result, f"{batch} sequences of {steps} steps")
         return answer, states
+
+    def no_states(self, batch):
+        """NaN of the states' shape, made once for as many sequences."""
+        if self.states and self.nothing[0].shape[1] != batch:
+            self.nothing = [torch.full((len(self.levels), batch, self.width), torch.nan)] * self.states
+        return self.nothing
