@@ -82,6 +82,7 @@ SHAPES = {
     "no bias": {"bias": False},
     "fewer neurons": {"neurons": True},
     "fewer neurons, two levels": {"neurons": True, "num_layers": 2},
+    "fewer neurons, both directions": {"neurons": True, "bidirectional": True},
 }
 
 

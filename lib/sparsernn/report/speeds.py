@@ -191,14 +191,15 @@ def goals_of(rows):
     places = [(row["measured"], row["ours"], row["against"]) for row in rows]
     known = {place: number for number, place in enumerate(dict.fromkeys([*order, *places]))}
     for row, _ in sorted(zip(rows, places, strict=True), key=lambda one: known[one[1]]):
-        fastest = f" ({row['opponent']})" if row["against"] == goals.ANY_DENSE[0] else ""
+        fastest = f" ({row['opponent']})" if row["against"] in (goals.ANY_DENSE[0], goals.OF_TORCH[0]) else ""
         one = {"measured": row["measured"], "ours": row["ours"], "against": row["against"] + fastest}
         one["ms"] = " / ".join(f"{ms:.3g}" if ms < 1000 else f"{ms:,.0f}" for ms in (row["ms"], row["opponent_ms"]))
         asked = row["goal"] == row["goal"]
         if row["ratio"] == row["ratio"]:
             one |= {"found": written.times(row["ratio"]), "asked for": f"≥ {row['goal']:g}×" if asked else written.DASH}
         else:
-            one |= {"found": f"{row['more_us']:.2g} µs more", "asked for": f"≤ {row['goal']:g} µs more"}
+            one |= {"found": f"{row['more_us']:.2g} µs more"}
+            one |= {"asked for": f"≤ {row['goal']:g} µs more" if asked else written.DASH}
         found.append(one | {"met": row["met"] or written.DASH})
     return pd.DataFrame(found, columns=["measured", "ours", "against", "ms", "found", "asked for", "met"])
 

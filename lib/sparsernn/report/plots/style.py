@@ -5,6 +5,7 @@ import math
 import textwrap
 
 import matplotlib.pyplot as plt
+import numpy as np
 from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
 # seaborn's "colorblind", and a purple
@@ -153,6 +154,27 @@ def unique_legend(ax, only=None, **kwargs):
     entries = {name: handle for handle, name in zip(*ax.get_legend_handles_labels(), strict=True)}
     entries = {name: handle for name, handle in entries.items() if only is None or name in only}
     ax.legend(entries.values(), entries.keys(), fontsize=8, **kwargs)
+
+
+CORNERS = ((7, 4, "left"), (-7, 4, "right"), (7, -10, "left"), (-7, -10, "right"))  # where a name stands beside its point
+POINT = 4  # pixels around the middle of a point that no name covers
+
+
+def beside(ax, names):
+    """Write names beside points, (x, y) → name, in the first corner where they cover no point and no other name; where
+    there is none, not at all. The axes have their limits by then."""
+    dots = [ax.transData.transform(line.get_xydata()) for line in ax.lines]
+    dots, taken = np.concatenate(dots), []
+    for place, name in names.items():
+        for right, up, side in CORNERS:
+            text = ax.annotate(name, place, (right, up), textcoords="offset points", ha=side, fontsize=7, color="0.35")
+            box = text.get_window_extent(ax.figure.canvas.get_renderer())
+            covered = ((dots > [box.x0 - POINT, box.y0 - POINT]) & (dots < [box.x1 + POINT, box.y1 + POINT])).all(1).any()
+            outside = not ax.bbox.padded(2).contains(box.x0, box.y0) or not ax.bbox.padded(2).contains(box.x1, box.y1)
+            if not (covered or outside or any(box.overlaps(other) for other in taken)):
+                taken.append(box)
+                break
+            text.remove()
 
 
 def apart(texts):

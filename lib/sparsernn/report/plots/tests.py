@@ -5,7 +5,7 @@ import numpy as np
 from ...records import numbers_of
 from .costs import corner, one_legend, short_counts
 from .study import SPARSE
-from .style import look, metric_of, say, styled, subplots, times, title
+from .style import beside, look, metric_of, say, styled, subplots, times, title
 
 FAR = 5  # widths of the middle half of the configurations, from their median: what is farther is out of view
 
@@ -28,6 +28,7 @@ def tests_front(rows):
     rows = rows.assign(**{f"on {name}": [one[name] for one in found] for name in names})
     usual = rows.loc[rows["compression"].sub(1).abs().idxmin(), "model"]
     figure, axes = subplots(max(6.2, 3.3 * len(names)), 4.1, 1, len(names), squeeze=False)
+    named = {ax: {} for ax in axes.flat}
     for ax, name in zip(axes.flat, names, strict=True):
         for (model, method, _), part in rows.groupby(["model", "method", rows["variant"].fillna("")], sort=False):
             colour, marker, _ = look(method)
@@ -35,9 +36,7 @@ def tests_front(rows):
             ax.plot(kept, seen, marker, color=colour, ms=3, alpha=0.5)
             ax.plot(kept.mean(), seen.mean(), marker, color=colour, ms=7.5, mec="white", label=method)
             if model != usual:
-                ax.annotate(
-                    model, (kept.mean(), seen.mean()), (6, 4), textcoords="offset points", fontsize=7, color="0.35"
-                )
+                named[ax][kept.mean(), seen.mean()] = model
         _leave_out(ax, rows.groupby(["model", "method", rows["variant"].fillna("")])[f"on {name}"].mean())
         ax.set(xscale="log", xlabel="weights kept")
         ax.set_title("test" if name == "test" else f"test, {name}", fontsize=9)
@@ -46,6 +45,9 @@ def tests_front(rows):
     axes[0, 0].set_ylabel(f"{words} ({better} is better)")
     one_legend(figure)
     title(figure, _finding(rows, names, usual, better))
+    figure.draw_without_rendering()  # where points are is known then
+    for ax in axes.flat:
+        beside(ax, named[ax])
     return figure
 
 
