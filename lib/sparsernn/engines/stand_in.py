@@ -80,29 +80,30 @@ def _runner(module, kind):
     """What runs a recurrent layer by an engine of this kind: (input, hx, …) → output, state."""
     shadow = deep_copy(module).float().cpu().eval().requires_grad_(False)
     put_levels(shadow, layers_of(shadow), kind, one_hot=kind_of(module) is not type(module))
-    small, lists, engines = shadow._small, shadow._small._buffers, shadow.level.engines
-    moved = any(lists[name] is not None for name in ("scale", "places_out", *small.places_names))
-    if moved or shadow.summed or not all(engines.values()):
+    engines, lists = shadow.level.engines, shadow._small._buffers
+    if shadow.summed or not all(engines.values()):
         return shadow.forward
     kept = [[None if len(k) == shadow.hidden_size else k for k in shadow.kept(n)] for n in range(shadow.num_layers)]
     levels = [
         [(engines[f"_l{n}{end}"], bool(end), k) for end, k in zip(shadow.ends(), kept[n], strict=True)]
         for n in range(shadow.num_layers)
     ]
-    return partial(_at_once, levels, shadow, lists["reads"])
+    sent = lists[shadow._small.places_names[-1]], lists["scale"], lists["places_out"]
+    return partial(_at_once, levels, shadow, lists["reads"], sent)
 
 
-def _at_once(levels, shadow, reads, input, hx=None, **more):
+def _at_once(levels, shadow, reads, sent, input, hx=None, **more):
     """A batch of numbers by the engines themselves; packed sequences, ids and padding, and one sequence alone, by the copy.
 
     levels  a list of (engine, whether it is the reverse direction, the neurons that are left or None for all) each
+    sent    which of the last level's outputs go out, what they are multiplied with, and their old places; None: all, 1, in order
     """
     if more or isinstance(input, PackedSequence) or input.dim() != 3 or input.dtype != torch.float32:
         return shadow.forward(input, hx, **more)
-    x, pair = input.transpose(0, 1) if shadow.batch_first else input, shadow.level.pair
+    x, pair, width = input.transpose(0, 1) if shadow.batch_first else input, shadow.level.pair, shadow.hidden_size
     x = x if reads is None else x.index_select(2, reads)
     given, rows, lasts = hx if pair or hx is None else (hx,), sum(map(len, levels)), []
-    if given is not None and any(s.dim() != 3 or s.shape[0] != rows or s.shape[2] != shadow.hidden_size for s in given):
+    if given is not None and any(s.dim() != 3 or s.shape[0] != rows or s.shape[2] != width for s in given):
         raise ValueError("states of another shape; the layer itself says what is wrong")
     for level in levels:
         outputs = []
@@ -113,8 +114,12 @@ def _at_once(levels, shadow, reads, input, hx=None, **more):
                 state = state if kept is None else [s.index_select(1, kept) for s in state]
             y, last = engine.carry(x.flip(0) if reverse else x, None, state, final=True)
             outputs.append(y.flip(0) if reverse else y)
-            lasts.append(last if kept is None else [_wide(s, kept, shadow.hidden_size) for s in last])
+            lasts.append(last if kept is None else [_wide(s, kept, width) for s in last])
         x = outputs[0] if len(outputs) == 1 else torch.cat(outputs, 2)
+    places, scale, old = sent
+    x = x if places is None else x.index_select(2, places)
+    x = x if scale is None else x * scale
+    x = x if old is None else x.new_zeros(*x.shape[:2], len(levels[-1]) * width).index_copy_(2, old, x)
     state = [s[0].unsqueeze(0) if len(s) == 1 else torch.stack(s) for s in zip(*lasts, strict=True)]
     return x.transpose(0, 1) if shadow.batch_first else x, tuple(state) if pair else state[0]
 

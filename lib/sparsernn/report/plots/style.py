@@ -156,7 +156,12 @@ def unique_legend(ax, only=None, **kwargs):
     ax.legend(entries.values(), entries.keys(), fontsize=8, **kwargs)
 
 
-CORNERS = ((7, 4, "left"), (-7, 4, "right"), (7, -10, "left"), (-7, -10, "right"))  # where a name stands beside its point
+CORNERS = (
+    (7, 4, "left"),
+    (-7, 4, "right"),
+    (7, -10, "left"),
+    (-7, -10, "right"),
+)  # where a name stands beside its point
 POINT = 4  # pixels around the middle of a point that no name covers
 
 
@@ -169,7 +174,9 @@ def beside(ax, names):
         for right, up, side in CORNERS:
             text = ax.annotate(name, place, (right, up), textcoords="offset points", ha=side, fontsize=7, color="0.35")
             box = text.get_window_extent(ax.figure.canvas.get_renderer())
-            covered = ((dots > [box.x0 - POINT, box.y0 - POINT]) & (dots < [box.x1 + POINT, box.y1 + POINT])).all(1).any()
+            covered = (
+                ((dots > [box.x0 - POINT, box.y0 - POINT]) & (dots < [box.x1 + POINT, box.y1 + POINT])).all(1).any()
+            )
             outside = not ax.bbox.padded(2).contains(box.x0, box.y0) or not ax.bbox.padded(2).contains(box.x1, box.y1)
             if not (covered or outside or any(box.overlaps(other) for other in taken)):
                 taken.append(box)
