@@ -1,6 +1,8 @@
 """What a task's test says of the tracked small nets through each engine: int8 rounds, so its speed has a price, said here.
 
-python -m sparsernn.bench.quality [task …]   (all tasks whose corpus is the one that a record was made from)
+python -m sparsernn.bench.quality [task or runs …]   (`ptb-word/*/sparse-*`; all tasks whose corpus is the one of a record)
+
+A net whose file is too large to be tracked is read in the runs directory, where it is still there.
 
 Rows go to results/engines.csv, a net at a time; what is there already, of the same file of weights, is skipped. Where a run is
 older than the file of what it got wrong (mistakes.npz), that is written too, if it adds up to the recorded figure.
@@ -10,6 +12,7 @@ import argparse
 import hashlib
 import sys
 from contextlib import suppress
+from fnmatch import fnmatch
 
 import torch
 
@@ -21,7 +24,7 @@ from ..files import clear, project_root
 from ..nets.file import load
 from ..nets.reach import calibrate
 from ..nets.small import Kept
-from ..study.config import RunConfig
+from ..study.config import RunConfig, runs_root
 from ..study.evaluation import evaluate, examine, example_of, examples_of, mistakes
 
 ROUNDING = 1e-6  # of a figure that was added up in another order, in float32
@@ -55,8 +58,8 @@ def rows_of(record, path, task, names):
             yield row | {"saturated": saturated(by)}
 
 
-def keep_mistakes(record, path, task):
-    """Write what the compact model at `path` gets wrong in the test beside it. Raises ValueError where its record says
+def keep_mistakes(record, path, task, folder):
+    """Write into a folder what the compact model at `path` gets wrong in the test. Raises ValueError where its record says
     another figure."""
     counts = mistakes(examine(load(path), task, RunConfig.of_row(record).plan), task)
     if not counts:
@@ -65,24 +68,40 @@ def keep_mistakes(record, path, task):
     found = task.metric_of(errors if task.better == "lower" else of - errors, of)
     if abs(found - record["test"]) > ROUNDING * max(1, abs(found)):
         raise ValueError(f"{path}: its test says {found}, its record {record['test']}")
-    records.save_counts(counts, path.with_name(records.MISTAKES))
+    records.save_counts(counts, folder / records.MISTAKES)
+
+
+def model_of(record, folder):
+    """The file of a record's compact model: in its folder, or of the same run in the runs directory; None for neither."""
+    path = folder / "model.safetensors"
+    if path.exists():
+        return path
+    path = runs_root() / records.run_key(record) / "model.safetensors"
+    same = path.exists() and records.read_record(path.with_name("record.json"))["test"] == record["test"]
+    return path if same else None
 
 
 def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m sparsernn.bench.quality", description=__doc__.splitlines()[0])
-    parser.add_argument("tasks", nargs="*", help=f"of {', '.join(tasks.names())}; all of them if not given")
+    parser.add_argument(
+        "wanted", nargs="*", help=f"of {', '.join(tasks.names())}, or patterns of runs; all if not given"
+    )
     given, results = parser.parse_args(arguments), project_root() / "results"
     clear(results)
     torch.set_num_threads(1)
     loaded, table = {}, results / "engines.csv"
-    for path in sorted(results.glob("runs/*/*/*/*/model.safetensors")):
-        record = records.read_record(path.with_name("record.json"))
-        if (given.tasks and record["task"] not in given.tasks) or record["task"] not in tasks.names():
+    for place in sorted(results.glob("runs/*/*/*/*/record.json")):
+        record = records.read_record(place)
+        named = record["task"], records.run_key(record)
+        if given.wanted and not any(fnmatch(name, one) for one in given.wanted for name in named):
+            continue
+        path = model_of(record, place.parent)
+        if path is None or record["task"] not in tasks.names():
             continue
         there = records.read_engines(table)
         there = there[(there["file_sha256"] == digest(path)) & there["saturated"].notna()]
         names = [name for name in engines() if name not in set(there["engine"])]
-        counted = path.with_name(records.MISTAKES).exists()
+        counted = place.with_name(records.MISTAKES).exists()
         if not names and counted:
             continue
         key = record["task"], record["profile"]
@@ -92,7 +111,7 @@ def main(arguments=None):
             sys.stdout.write(f"{records.run_key(record)}: made from other data, left out\n")
             continue
         if not counted:
-            keep_mistakes(record, path, loaded[key])
+            keep_mistakes(record, path, loaded[key], place.parent)
         rows = list(rows_of(record, path, loaded[key], names))
         if not rows:  # none runs it, a list of words for example
             continue
