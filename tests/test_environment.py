@@ -195,6 +195,30 @@ def make_env(folder):
     ]
 
 
+def test_a_pip_that_says_hashes_as_they_were_said_before_installs_from_the_lock_file_too(tmp_path):
+    project_with_lock(tmp_path)
+    pip = tmp_path / "stand-in/pip/__main__.py"
+    pip.write_text(
+        pip.read_text()
+        .replace('"hashes": {"sha256": (', '"hash": "sha256=" + (')
+        .replace(".read_text()}}", ".read_text()}")
+    )
+    said, installed = make_env(tmp_path)
+    assert "from requirements.lock" in said and "Traceback" not in said and "--require-hashes" in installed[0]
+
+
+def test_a_pip_that_says_no_hash_installs_from_the_environment_and_the_words_say_so(tmp_path):
+    project_with_lock(tmp_path)
+    pip = tmp_path / "stand-in/pip/__main__.py"
+    pip.write_text(pip.read_text().replace('"archive_info": ', '"dir_info": '))
+    said, installed = make_env(tmp_path)
+    assert (
+        "pip would take another file here" in said
+        and "Traceback" not in said
+        and "--require-hashes" not in installed[0]
+    )
+
+
 def test_make_installs_from_the_lock_file_where_it_fits_through_the_mirror_that_is_asked_for(tmp_path):
     project_with_lock(tmp_path)
     said, installed = make_env(tmp_path)

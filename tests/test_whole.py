@@ -286,3 +286,14 @@ def test_no_sanitizer_finds_a_fault_in_the_call(tmp_path):
         [sys.executable, "-c", WATCHED, *paths], env=os.environ | watched, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+@every_cell
+def test_states_that_nobody_asks_for_are_nan_of_their_shape(cell):
+    *_, small = thinned("language model", cell)
+    x = tokens()
+    fast, full = by_engine(small, "c-blocks", x, states=False), by_engine(small, "c-blocks", x)
+    for ids in (x, tokens(9, 2, seed=1), x):
+        (answer, *states), (expected, *found) = tree_leaves(fast(ids)), tree_leaves(full(ids))
+        assert torch.equal(answer, expected)
+        assert all(a.isnan().all() and a.shape == b.shape for a, b in zip(states, found, strict=True)) and states

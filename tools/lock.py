@@ -49,7 +49,9 @@ def reported(lines, *flags):
     found = {}
     for one in json.loads(said.stdout)["install"]:
         name = re.sub(r"[-_.]+", "-", one["metadata"]["name"]).lower()
-        found[name] = one["metadata"]["version"], one["download_info"]["archive_info"]["hashes"]["sha256"]
+        file = one["download_info"].get("archive_info", {})  # before pip 23 it said `hash`; of a folder it says none
+        sha256 = file.get("hashes", {}).get("sha256") or file.get("hash", "").removeprefix("sha256=")
+        found[name] = one["metadata"]["version"], sha256
     return dict(sorted(found.items()))
 
 
@@ -58,6 +60,8 @@ def write(flags):
     text = "# Made by `make lock` from environment.yml, never by hand; tools/lock.py says what it is.\n"
     text += f"# platform: {here()}\n# environment: {digest(lines)}\n"
     for name, (version, sha256) in reported(lines, *flags).items():
+        if not sha256:
+            sys.exit(f"tools/lock.py: pip says no SHA-256 of {name} {version}; a newer pip may")
         text += f"{name}=={version} --hash=sha256:{sha256}\n"
     LOCK.write_text(text)
 
