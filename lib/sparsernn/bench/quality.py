@@ -46,9 +46,8 @@ def rows_of(record, path, task, names):
     small, plan = load(path), RunConfig.of_row(record).plan
     common = {name: record[name] for name in (*records.KEY, "metric", "test", "data_sha256")}
     common |= {"file_sha256": digest(path)} | records.where_and_with("cpu")
-    if not any(
-        module.reach for module in small.modules() if isinstance(module, Kept)
-    ):  # older than what the file says of it
+    said = any(module.reach for module in small.modules() if isinstance(module, Kept))
+    if not said:  # a file older than what it would say of how far numbers go
         calibrate(small, examples_of(task, plan))
     for name in names:
         with suppress(Unsupported):

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..nets.layers import kind_of
 from ..nets.outside import deep_copy
-from ..nets.small import SmallEmbedding, SmallLinear, SmallRecurrent, without_max_norm
+from ..nets.small import SmallEmbedding, SmallLinear, SmallRecurrent, of_small, without_max_norm
 from .base import Layer
 from .compare import REFUSES, difference
 from .follow import Changed, followed
@@ -96,8 +96,8 @@ def chain_of(model):
         levels[0] = _with_inputs(levels[0], _spread(levels[0].parts["weight_ih"], links[0], links[0].input_size))
     weight = _of_neurons(weight, links[-1])
     bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach()
-    neurons, scaled = tuple(kept for link in links for kept in _neurons(link)), _small(links[-1], "scale") is not None
-    reach = None if scaled else _small(head, "reach")  # numbers that are scaled in the weight go less far, or further
+    neurons, scaled = tuple(kept for link in links for kept in _neurons(link)), of_small(links[-1], "scale") is not None
+    reach = None if scaled else of_small(head, "reach")  # numbers that are scaled in the weight go less far, or further
     for last in (True, False):
         chain = Chain(
             type(model).__name__, words, kept, table, tuple(levels), weight, bias, last, (False, False), neurons, reach
@@ -243,11 +243,6 @@ def _with_inputs(level, weight_ih):
     return replace(level, parts=level.parts | {"weight_ih": weight_ih})
 
 
-def _small(module, name):
-    """What a small layer knows by this name; None for one that is not small."""
-    return getattr(getattr(module, "_small", None), name, None)
-
-
 def _read(linear):
     small = getattr(linear, "_small", None)
     return _spread(linear.weight.detach(), linear, linear.in_features) if small is not None else linear.weight.detach()
@@ -255,7 +250,7 @@ def _read(linear):
 
 def _spread(weight, reader, inputs):
     """A weight with the columns that its layer does not read, as zeros."""
-    reads = _small(reader, "reads")
+    reads = of_small(reader, "reads")
     return weight if reads is None else weight.new_zeros(len(weight), inputs).index_copy(1, reads, weight)
 
 

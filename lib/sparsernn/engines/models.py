@@ -12,7 +12,7 @@ from ..nets.layers import RECURRENT, kind_of
 from ..nets.norms import without_norms
 from ..nets.outside import Start, deep_copy
 from ..nets.readers import answer, everything
-from ..nets.small import SMALL, SmallEmbedding, SmallLinear, SmallRecurrent, become, settle, without_max_norm
+from ..nets.small import SMALL, SmallEmbedding, SmallLinear, SmallRecurrent, become, of_small, settle, without_max_norm
 from . import engine_class
 from .base import Layer, Unsupported
 from .parts import shrink
@@ -46,7 +46,7 @@ def layers_of(module):
                 weights[0] = weights[0][:, :-1]  # an engine knows the column of removed words by itself
         live = ((weights[0] != 0).any(1) | (weights[1] != 0).any(1)) & keep.repeat(len(cell.gates))
         weights[1] = weights[1][:, keep]
-        reach = getattr(small, "reach", None)
+        reach = of_small(module, "reach")
         if number:  # what is below sends states
             below = found[f"_l{number - 1}"].bound
             reach = below if below is None else below * (1 + getattr(module, "summed", False))
@@ -136,7 +136,7 @@ class Ids(nn.Module):
     def __init__(self, embedding):
         super().__init__()
         self.num_embeddings, self.embedding_dim = embedding.num_embeddings, embedding.embedding_dim
-        self.register_buffer("lookup", getattr(getattr(embedding, "_small", None), "lookup", None))
+        self.register_buffer("lookup", of_small(embedding, "lookup"))
 
     def forward(self, input):
         if self.lookup is not None:
@@ -179,12 +179,12 @@ def by_layers(model, engine, example, device="cpu", states=True):
             bias = module.weight.new_zeros(len(module.weight)) if module.bias is None else module.bias
             linear = partial(_only_bias, bias)
             if module.weight.shape[1]:
-                reach = getattr(getattr(module, "_small", None), "reach", None)
+                reach = of_small(module, "reach")
                 linear = kind.linear(module.weight.detach(), bias.detach(), device, reach)
             _put(
                 copied,
                 name,
-                ByEngine(linear, getattr(getattr(module, "_small", None), "reads", None), module.in_features),
+                ByEngine(linear, of_small(module, "reads"), module.in_features),
             )
     for name in set(straight.values()):
         _put(copied, name, Ids(copied.get_submodule(name)))

@@ -17,7 +17,7 @@ from ..nets import quick
 from ..nets.layers import RECURRENT, kind_of
 from ..nets.outside import Start, deep_copy
 from ..nets.readers import answer
-from ..nets.small import OURS
+from ..nets.small import OURS, of_small
 from . import available, engine_class
 from .base import Unsupported
 from .choose import reference
@@ -196,7 +196,7 @@ def _plain(model):
 
 def _width(layer):
     """Columns that a layer reads of what it is given."""
-    reads = getattr(getattr(layer, "_small", None), "reads", None)
+    reads = of_small(layer, "reads")
     return layer.input_size if reads is None else len(reads)
 
 
@@ -204,7 +204,7 @@ def _steps(model, steps, batch):
     """A call of some steps of a model's first recurrent layer, from a state."""
     layer = next(iter(recurrent_layers(model).values()))
     shape = (batch, steps) if layer.batch_first else (steps, batch)
-    words = getattr(getattr(layer, "_small", None), "words", None)
+    words = of_small(layer, "words")
     x = torch.zeros(*shape, layer.input_size) if words is None else torch.zeros(steps, batch, dtype=torch.int64)
     h = torch.zeros(layer.num_layers * (1 + layer.bidirectional), batch, layer.hidden_size)
     return partial(layer, x, (h, h) if isinstance(layer, nn.LSTM) else h)

@@ -46,6 +46,11 @@ class Kept(nn.Module):
         self.register_buffer(name, tensor, persistent=False)
 
 
+def of_small(module, name):
+    """What a small layer's `Kept` has by this name; None of a layer that is not small."""
+    return getattr(getattr(module, "_small", None), name, None)
+
+
 class SmallLinear(nn.Linear):
     """A linear layer that takes only some columns of what it is given."""
 
