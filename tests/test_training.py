@@ -145,16 +145,16 @@ def test_a_fine_tuned_run_stopped_in_either_phase_goes_on_to_the_same_end(tmp_pa
 
 @pytest.fixture(params=["tiny-topic", "tiny-char"])
 def first_losses(request):
-    """processor has units for bfloat16 → the losses of three steps from the same draws, for each kind of products."""
+    """products of bfloat16 are faster → the losses of three steps from the same draws, for each kind of products."""
 
     def losses(kind):
         session = training.Session(config(request.param, products=kind), tasks.load(request.param, "quick"))
         torch.manual_seed(1)
         return [loss for loss, _ in itertools.islice(session.steps(), 3)]
 
-    def of(units):
+    def of(faster):
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(training, "multiplies_bfloat16", lambda device: units)
+            patch.setattr(training, "bfloat16_is_faster", lambda device: faster)
             return [losses(kind) for kind in ("float32", "bfloat16", "bfloat16-state")]
 
     return of
@@ -166,9 +166,21 @@ def test_rounded_products_change_training_a_little(first_losses):
     assert exact != rounded[0] != rounded[1] != exact
 
 
-def test_nothing_is_rounded_on_a_processor_without_units_for_it(first_losses):
+def test_nothing_is_rounded_on_a_processor_that_is_slower_for_it(first_losses):
     exact, *asked = first_losses(False)
     assert asked == [exact, exact]
+
+
+@pytest.mark.parametrize("slower", [0, 1])
+def test_products_are_rounded_where_that_takes_less_time(monkeypatch, slower):
+    calls = itertools.count()
+
+    def seconds_of(call):
+        call()
+        return 2.0 if next(calls) % 2 == slower else 1.0
+
+    monkeypatch.setattr(training, "seconds_of", seconds_of)
+    assert training.bfloat16_is_faster.__wrapped__("cpu") is (slower == 0)
 
 
 @pytest.mark.parametrize("task", ["tiny-topic", "tiny-char"])

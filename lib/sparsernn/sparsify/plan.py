@@ -63,7 +63,7 @@ class Plan(Options):
     products: str = option(
         "float32",
         "bfloat16: products with the input and in the head are rounded while training; bfloat16-state: those with the "
-        "state too. The optimiser and every evaluation are not; a processor without units for bfloat16 rounds nothing",
+        "state too. The optimiser and every evaluation are not; a processor that is not faster for it rounds nothing",
         choices=("float32", "bfloat16", "bfloat16-state"),
     )
 

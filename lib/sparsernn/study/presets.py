@@ -202,6 +202,15 @@ def _with_sizes(presets, *sizes, called="lstm"):
     }
 
 
+def _tied(profiles, first, *sizes):
+    """Small language models of words, `tied-…` by their neurons, which count against `first`: one LSTM layer, and words that are
+    as wide and stand in the head too. A one-hot net of as few weights would have ten neurons."""
+    shape = {"layers": 1, "tied": True, "uniform": 0.1}
+    return {
+        f"tied-{n}": Preset(StackedLanguageModel, shape | {"embedding": n, "hidden": n}, profiles, first) for n in sizes
+    }
+
+
 def _recognisers(*sizes):
     """The two nets of 1704.05119 in small, the first of the sizes and others that count against it: `rnn-…` in both
     directions, `gru-…` forward under a row convolution. Table 3 there has 1760, 704, 2560 and 3072 units, and 2560 and 3568.
@@ -275,9 +284,12 @@ PRESETS = {
         16,
         32,
     ),
-    "ptb-char": _with_cells(_language_model(1000, {"paper": PAPER_PTB_CHAR, "short": SHORT_PTB_CHAR})),
+    "ptb-char": _with_sizes(
+        _with_cells(_language_model(1000, {"paper": PAPER_PTB_CHAR, "short": SHORT_PTB_CHAR})), 200, 280, called="bayes"
+    ),
     "ptb-word": {
         **_with_cells(_language_model(256, {"paper": PAPER_PTB_WORD, "short": SHORT_PTB_WORD}, **WORDS)),
+        **_tied({"short": SHORT_PTB_WORD}, "bayes-256", 24, 48, 96),
         **_stacks({"zaremba-small": 13, "zaremba-medium": 10, "zaremba-large": 4}, rrnn=20),
     },
     "wikitext-2": {
