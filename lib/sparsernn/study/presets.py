@@ -252,9 +252,9 @@ TOPICS = {
     "lstm-64": Preset(Classifier, {"embedding": 64, "hidden": 64}, {"smoke": SMOKE_TOPIC, "quick": TOPIC}),
     "bag-of-words": Preset(BagOfWords, {}, {"smoke": ONCE, "quick": ONCE}, "lstm-64"),
 }
-CHARACTERS = {
-    "lstm-128": Preset(LanguageModel, {"hidden": 128, "forget_bias": 1.0}, {"smoke": SMOKE_CHAR, "quick": CHAR})
-}
+CHARACTERS = _with_cells(
+    {"lstm-128": Preset(LanguageModel, {"hidden": 128, "forget_bias": 1.0}, {"smoke": SMOKE_CHAR, "quick": CHAR})}
+)
 WORDS = {"forget_bias": 1.0, "word_noise": True}
 
 REVIEWS = _with_sizes(
@@ -264,7 +264,8 @@ REVIEWS = _with_sizes(
 PRESETS = {
     "pydocs-topic": _with_sizes(_with_cells(TOPICS, CALM), 2, 4, 8, 16),
     "pydocs-char": {
-        **_with_sizes(_with_cells(CHARACTERS), 32, 48, 56, 64, 80, 256),
+        **_with_sizes(CHARACTERS, 32, 48, 56, 64, 80, 256),
+        **_with_sizes({"rnn-128": CHARACTERS["rnn-128"]}, 42, called="rnn"),
         **_with_sizes(
             _language_model(512, {"paper": PAPER_PTB_CHAR, "short": SHORT_PYDOCS_CHAR}),
             80,
