@@ -1,9 +1,9 @@
 """Which method, when, at what cost: answered from rows by rules, so that no sentence claims more than its rows carry.
 
 A configuration is a method with a plan; its figures are means over seeds. What is kept at most is asked for (`RUNGS`), the
-configuration is chosen on validation, and only then is its test figure compared, with the dense net's and with that of the
-best opponent that is no network: item by item where both say what they got wrong (`paired`), with p values of a table's answers
-held to their number by Holm. "Level" is a difference within chance at 95 %, and where no error is known it is said so.
+configuration is chosen on validation, and only then is its test figure compared with every opponent's, item by item where both
+say what they got wrong (`paired`), with the p values of an answer held to the number of its opponents by Holm, so that a pair
+has one verdict wherever it is shown. "Level" is a difference within chance at 95 %, and where no error is known it is said so.
 """
 
 import math
@@ -17,6 +17,7 @@ from .plots.style import METRICS, OPPONENTS
 
 RUNGS = (2, 10, 50, 1000)  # times fewer weights that somebody may ask for
 REFERENCE = "dense"  # the method that leaves nothing out
+WHOLE = REFERENCE, "binary-dropout"  # methods whose nets are whole
 SMALL = (
     REFERENCE,
     "few-words",
@@ -85,6 +86,15 @@ def reference(table):
     return best(dense[size == size.min()])
 
 
+def whole(table):
+    """What a net that was made small is held to: the best net on validation with nothing left out, dense or under dropout, of
+    the reference's size; None where there is none."""
+    if (dense := reference(table)) is None:
+        return None
+    alike = (table["compression"] / dense["compression"]).map(math.log).abs() < math.log(SMALLER)
+    return best(table[table["method"].isin(WHOLE) & alike])
+
+
 def opponent(table):
     """The best opponent on validation that is no network; None where there is none."""
     return best(table[table["method"].isin(OPPONENTS)])
@@ -98,6 +108,16 @@ def with_least(table, times):
 def were_small(table):
     """bool a row: whether it was small and dense from the start."""
     return table["method"].isin(SMALL) & (table["compression"] > SMALLER)
+
+
+def made_small(table):
+    """The rows of nets that may answer a question: no opponents, and not what was small from the start."""
+    return table[~table["method"].isin(OPPONENTS) & ~were_small(table)]
+
+
+def entrants(table, least):
+    """How many methods made a net of at least so many times fewer weights."""
+    return with_least(made_small(table), least)["method"].nunique()
 
 
 def small(table, least):
@@ -155,44 +175,37 @@ def further(one, other):
     return found
 
 
-def p_values(rows, others):
-    """`p_value` of each row and its own other configuration (1 where that is None, or the row itself), held by Holm to the
-    number of rows that are other ones."""
-    same = [
-        other is None or all(row[name] == other[name] for name in KEYS) for row, other in zip(rows, others, strict=True)
-    ]
-    ps = np.array([1.0 if one else p_value(row, other) for row, other, one in zip(rows, others, same, strict=True)])
-    tested = ~np.isnan(ps) & ~np.array(same, bool)
-    if tested.any():
-        ps[tested] = multipletests(ps[tested], method="holm")[1]
-    return ps
-
-
-def against_all(rows, others):
-    """`against` of each row and its own other configuration ("" where that is None), by `p_values`."""
-    ps = p_values(rows, others)
-    return ["" if other is None else against(row, other, p) for row, other, p in zip(rows, others, ps, strict=True)]
+def against_each(row, others):
+    """How a configuration stands to each of a table of others on test: index → (`against`, p value), p values held by Holm to
+    the number of those that are another one."""
+    found = others.to_dict("index")
+    ps = {i: p_value(row, other) for i, other in found.items() if any(row[name] != other[name] for name in KEYS)}
+    known = [i for i, p in ps.items() if p == p]
+    held = multipletests([ps[i] for i in known], method="holm")[1] if known else []
+    ps |= dict(zip(known, held, strict=True))
+    return {i: (against(row, other, ps.get(i, 1.0)), ps.get(i, 1.0)) for i, other in found.items()}
 
 
 def opponents(table):
-    """What any net that was made small is set against: dense nets of whatever size and plan, under dropout too, and what is no
-    network."""
-    whole = table["compression"] == 1  # nothing was left out
-    return table[whole | table["method"].isin((*SMALL, *OPPONENTS))]
+    """What any net that was made small is set against: nets with nothing left out, dense of whatever size and plan, under dropout
+    too, and what is no network."""
+    all_there = table["compression"] == 1
+    return table[all_there | table["method"].isin((*SMALL, *OPPONENTS))]
 
 
 def decide(table):
     """Configurations → an answer a question: + asked (what was asked for), least (times fewer weights that were asked for, of
-    several rungs the highest), dense, small and other (`against` those of these names, "" where there is none), dense_further
-    and small_further (`further` of them).
+    several rungs the highest), dense, small and other (`against` the `whole` net,
+    the `small` one and the `opponent`, "" where there is none), small_seeds and other_seeds (its own or those of the small one,
+    which are fewer; what is no network has none of its own), dense_further and small_further (`further` of them).
 
     A rung asks for the best net that was made small and has that many times fewer weights; `EQUAL` for the sparsest that is
-    within NEAR of the dense one; both on validation. Questions with one answer are one row; what no net here reaches has none.
+    within NEAR of the whole one; both on validation. Questions with one answer are one row; what no net here reaches has none.
     What was small from the start is no answer: it is set against one, the best of those that have as few weights as was asked
     for.
     """
-    nets = table[~table["method"].isin(OPPONENTS) & ~were_small(table)]
-    dense, other = reference(table), opponent(table)
+    nets = made_small(table)
+    dense, other, everyone = whole(table), opponent(table), opponents(table)
     asked = [(f"≥ {rung:,}×", rung, best(with_least(nets, rung))) for rung in RUNGS]
     if dense is not None:
         sparse, metric = with_least(nets, RUNGS[0]), dense["metric"]
@@ -207,20 +220,15 @@ def decide(table):
             _, before, questions = answers.get(row.name, (row, 0, []))
             of_rungs = before if question == EQUAL and before else least
             answers[row.name] = row, of_rungs, [*questions, question]
-    chosen = [row for row, *_ in answers.values()]
-    rows = [
-        row.to_dict() | {"asked": ", ".join(questions), "least": least} for row, least, questions in answers.values()
-    ]
-    against_whom = {
-        "dense": [dense] * len(rows),
-        "small": [small(table, least) for _, least, _ in answers.values()],
-        "other": [other] * len(rows),
-    }
-    verdicts = pd.DataFrame({name: against_all(rows, others) for name, others in against_whom.items()})
-    for name in ("dense", "small"):
-        verdicts[f"{name}_further"] = [further(*pair) for pair in zip(rows, against_whom[name], strict=True)]
-    return (
-        pd.DataFrame(rows, columns=[*table.columns, "asked", "least"])
-        .join(verdicts)
-        .set_index(pd.Index([row.name for row in chosen]))
-    )
+    rows = []
+    for row, least, questions in answers.values():
+        verdicts, tiny = against_each(row, everyone), small(table, least)
+        said = {"asked": ", ".join(questions), "least": least, "other_seeds": row["seeds"]}
+        for name, one in (("dense", dense), ("small", tiny), ("other", other)):
+            said[name] = "" if one is None else verdicts[one.name][0]
+        said["small_seeds"] = 0 if tiny is None else min(row["seeds"], tiny["seeds"])
+        said |= {f"{name}_further": further(row, one) for name, one in (("dense", dense), ("small", tiny))}
+        rows.append(row.to_dict() | said)
+    columns = [*table.columns, "asked", "least", "dense", "small", "other", "small_seeds", "other_seeds"]
+    columns += ["dense_further", "small_further"]
+    return pd.DataFrame(rows, columns=columns, index=list(answers))

@@ -6,6 +6,7 @@ and parts: sentences, tables of texts, figures. Sentences are written by rules (
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -47,7 +48,7 @@ class Section:
 @dataclass(frozen=True)
 class Setting:
     """One task's comparable models under one profile: label, the model that others count against, stem of its figures, finished
-    rows and their configurations."""
+    rows and their configurations; `decided`: the answers these give."""
 
     label: str
     task: str
@@ -60,6 +61,10 @@ class Setting:
     @property
     def metric(self):
         return self.table["metric"].iloc[0]
+
+    @cached_property
+    def decided(self):
+        return decisions.decide(self.table)
 
 
 @dataclass(frozen=True)
@@ -112,20 +117,22 @@ def tracked(results=None):
 
 def answer(tracked):
     """The first page: what the rows say in a paragraph, and the table of decisions."""
-    decided = [(setting, decisions.decide(setting.table)) for setting in tracked.settings]
+    decided = [(setting, setting.decided) for setting in tracked.settings]
     chosen = [(setting, row) for setting, table in decided for _, row in table.iterrows()]
     rows, costs = ([say(*one) for one in chosen] for say in (_decision, _cost))
     how = (
         "How it was decided: among configurations with that many times fewer weights the one best on validation; "
         f"“{decisions.EQUAL}” is the sparsest within a hundredth of the dense net there. A small dense net was small from "
-        "the start: of those with as few weights as was asked for the best on validation, or the smallest. Level: chance "
-        "at 95 % explains it, item by item where it is kept what each cost both nets (McNemar's test of mistakes, else a "
-        "paired t test), p values of a task's answers held to their number by Holm; ahead and behind: the losses of "
-        "single items are not stored, so that only the two figures are compared. Intervals: Student's t over seeds from "
-        "three on, else over the items of the test (Wilson's of an accuracy, a bootstrap of others). Items of a language "
-        "model are pieces of text. Weights are counted as the papers count them; multiply-adds are those with a weight "
-        "that is not zero, so that looking up a word is none. In brackets the schedule: quick is minutes, short what a "
-        "CPU affords of the papers' own."
+        "the start: of those with as few weights as was asked for the best on validation, or the smallest. The dense net "
+        "is the best on validation with nothing left out, under dropout too. Level: chance at 95 % explains the "
+        "difference, which is not to say that there is none; item by item where it is kept what each cost both nets "
+        "(McNemar's test of mistakes, else a paired t test), p values of a net corrected for the number of its opponents "
+        "(Holm). From three seeds on a difference has to outlast another draw of them too; of one or two it is of these "
+        "runs. Ahead and behind: the losses of single items are not stored, and only the two figures are compared. "
+        "Intervals: Student's t over seeds from three on, else over the items of the test (Wilson's of an accuracy, a "
+        "bootstrap of others). Items of a language model are pieces of text. Weights are counted as the papers count "
+        "them; multiply-adds are those with a weight that is not zero, so that looking up a word is none. In brackets the"
+        " schedule: quick is minutes, short what a CPU affords of the papers' own."
     )
     parts = [
         *_sentences(decided),
@@ -140,27 +147,26 @@ def answer(tracked):
 def opponents(setting):
     """Every opponent of a setting, a row each, smallest first, and how each net that answers a question stands to it on test:
     verdict and p value, those of an answer held by Holm to the number of its opponents."""
-    against = decisions.opponents(setting.table).sort_values("weights_kept", kind="stable").to_dict("records")
-    lines = [
-        {
+    against = decisions.opponents(setting.table).sort_values("weights_kept", kind="stable")
+    lines = {
+        index: {
             "opponent": _named(other, setting.table),
             "test": written.with_interval(other),
             "weights": written.count(other["weights_kept"]),
         }
-        for other in against
-    ]
-    for row in decisions.decide(setting.table).to_dict("records"):
-        ps = decisions.p_values([row] * len(against), against)
+        for index, other in against.to_dict("index").items()
+    }
+    for row in setting.decided.to_dict("records"):
         name = f"{_named(row, setting.table)} ({written.quality(row['test'], setting.metric)})"
-        for line, other, p in zip(lines, against, ps, strict=True):
-            verdict = decisions.against(row, other, p)
-            line[name] = verdict if p != p else f"{verdict}, p = {p:.2g}"
-    return pd.DataFrame(lines)
+        for index, (verdict, p) in decisions.against_each(row, against).items():
+            lines[index][name] = verdict if p != p else f"{verdict}, p = {p:.2g}"
+    return pd.DataFrame(list(lines.values()))
 
 
 TENTH = 10  # times fewer weights, of which the first sentences speak
 SEVERAL = 3  # opponents from which a table of them tells more than the first one
 NAME = "task", "asked for", "method"  # what a net is called in both tables
+UNDER = {"binary-dropout": " under dropout"}  # of a whole net
 
 
 def _called(setting, row):
@@ -169,7 +175,7 @@ def _called(setting, row):
 
 def _decision(setting, row):
     """A row of the table of decisions: what a net is as good as."""
-    dense, other = decisions.reference(setting.table), decisions.opponent(setting.table)
+    dense, other = decisions.whole(setting.table), decisions.opponent(setting.table)
     tiny = decisions.small(setting.table, row["least"])
     one = _called(setting, row) | {
         "measure": written.measure(setting.metric),
@@ -184,7 +190,7 @@ def _decision(setting, row):
         )
 
     one["against dense"] = written.DASH if dense is None else (
-        f"{row['dense']} ({written.quality(dense['test'], setting.metric)}){further('dense')}"
+        f"{row['dense']} ({written.quality(dense['test'], setting.metric)}{UNDER.get(dense['method'], '')}){further('dense')}"
     )  # fmt: skip
     one["against a small dense net"] = written.DASH if tiny is None else (
         f"{row['small']} ({written.quality(tiny['test'], setting.metric)} at {written.fewer(tiny['compression'])})"
@@ -249,31 +255,40 @@ def _named_settings(settings):
 
 
 def _taken(decided):
-    """Which methods the nets with a tenth of the weights or fewer come from."""
+    """Which methods the nets with a tenth of the weights or fewer come from, and how many were in the race."""
     asked = f"≥ {TENTH:,}×"
     by_method = {}
     for setting, table in decided:
-        for method in table.loc[table["asked"].str.split(", ").map(lambda names: asked in names), "method"]:
-            by_method.setdefault(method, []).append(setting)
+        for row in table[table["asked"].str.split(", ").map(lambda names: asked in names)].to_dict("records"):
+            of = decisions.entrants(setting.table, TENTH)
+            by_method.setdefault(row["method"], []).append(f"{setting.task} {setting.model} (of {of})")
     order = sorted(by_method.items(), key=lambda item: -len(item[1]))
-    text = "**Which method?** Asked for a tenth of the weights or fewer, the net best on validation is one of "
-    return text + "; ".join(f"{method} on {_named_settings(settings)}" for method, settings in order) + "."
+    text = "**Which method?** Best on validation with a tenth of the weights or fewer, of so many methods with such a net: "
+    text += "; ".join(f"{method} on {', '.join(settings)}" for method, settings in order)
+    return text + ". A race of two or three says little of the others."
 
 
 def _pays(decided):
     """Where a net beats what is cheaper to have: one that was small from the start, and what is no network."""
-    text = "**Does it beat training something small?** Chance excluded, a net of the table below is better than "
+    text = "**Does it beat training something small?** At 95 %, a net of the table below is better than "
     said = []
     for column, what in (
         ("small", "the small dense net of as few weights"),
         ("other", "the best opponent that is no recurrent net"),
     ):
-        known = [(s, table[column]) for s, table in decided if len(table) and (table[column] != "").any()]
-        ahead = [s for s, verdicts in known if (verdicts == "better").any()]
-        said.append(f"{what} in {len(ahead)} of the {len(known)} settings that have one ({_named_settings(ahead)})")
+        known = [(s, table) for s, table in decided if len(table) and (table[column] != "").any()]
+        ahead = [(s, table[table[column] == "better"]) for s, table in known]
+        ahead = [(s, table[f"{column}_seeds"].max()) for s, table in ahead if len(table)]
+        parts = [f"{what} in {len(ahead)} of the {len(known)} settings that have one"]
+        for which, words in (
+            ([s for s, seeds in ahead if seeds >= SEVERAL], "over three seeds or more"),
+            ([s for s, seeds in ahead if seeds < SEVERAL], "in one run or two, which says nothing of other seeds"),
+        ):
+            parts += [f"{words}: {_named_settings(which)}"] * bool(which)
+        said.append("; ".join(parts))
     return (
         text
-        + ", and than ".join(said)
+        + ". And than ".join(said)
         + ". Elsewhere it is level or worse: there it has not earned its training, or its recurrence."
     )
 
@@ -290,7 +305,9 @@ def _level(measured, tenth):
     never = [s for s, _ in measured if s.label not in {t.label for t, _ in tenth}]
     single = [s for s, table in measured if len(table) and (table["seeds"] < 2).all()]
     text = f"**What does it cost in quality?** Of {len(measured)} settings with a dense net, a net with at most a tenth of the "
-    text += f"weights is level with it, or ahead of it, on every test in {len(level)}"
+    text += (
+        f"weights is level with the best whole one, under dropout too, or ahead of it, on every test in {len(level)}"
+    )
     text += f", and behind it in {len(lost)} ({'; '.join(lost)})" if lost else ""
     text += f"; in {len(never)} ({_named_settings(never)}) no net chosen here keeps that little" if never else ""
     return text + f". In {len(single)} settings every net of the table is of one seed ({_named_settings(single)})."
@@ -306,8 +323,8 @@ def _costs(decided):
     text = ""
     if ratios:
         text = f"The nets chosen took {min(ratios):.1f} to {max(ratios):.1f} times the training seconds of their dense net on "
-        text += f"the same kind of processor (median {np.median(ratios):.1f}, {len(ratios)} nets; older runs with their pauses, "
-        text += "a run that starts from a dense net with that). "
+        text += f"the same kind of processor (median {np.median(ratios):.1f}, {len(ratios)} nets; times of older runs have their "
+        text += "pauses in them, those of a run that starts from a dense net that one). "
     steps = [
         (setting, dense["step_us"] / row["step_us"])
         for setting, table in decided
@@ -346,7 +363,7 @@ def against_opponents(tracked):
     )
     parts = [words]
     for setting in tracked.settings:
-        if len(decisions.opponents(setting.table)) >= SEVERAL and len(decisions.decide(setting.table)):
+        if len(decisions.opponents(setting.table)) >= SEVERAL and len(setting.decided):
             parts += [f"**{setting.label}** – {written.words_of(setting.metric)}.", opponents(setting)]
     return Section("Against every opponent", parts)
 
@@ -384,7 +401,7 @@ def gates(tracked):
 def small_ones(tracked):
     """Of the networks that were chosen those small enough to be read: one neuron as formulas, a few dozen as a table."""
     parts = []
-    chosen = {(s.label, method) for s in tracked.settings for method in decisions.decide(s.table)["method"]}
+    chosen = {(s.label, method) for s in tracked.settings for method in s.decided["method"]}
     for setting, method, table in tracked.runs("gates.csv"):
         path = tracked.folder(setting, table) / "model.safetensors"
         if (setting.label, method) not in chosen or not path.exists():
