@@ -19,6 +19,7 @@ from sparsernn.bench import __main__ as command
 from sparsernn.bench import cases as bench_cases
 from sparsernn.bench import training as training_steps
 from sparsernn.engines import PRODUCTS, choose, engine_class, timing
+from sparsernn.engines.models import activation_of, recurrent_layers
 from sparsernn.nets.bidaf import BiDAF
 from sparsernn.nets.compact import compact
 from sparsernn.nets.file import save
@@ -317,6 +318,22 @@ def test_a_trained_model_is_timed_beside_the_dense_net_of_its_first_size(tmp_pat
     rows = {row["engine"]: row for row in bench.measure(case, "cpu", ROOF, 0.01)}
     assert {"dense-fp32", "compact-loop", "numba", "choose"} <= set(rows) and "compact-torch" not in rows
     assert rows["numba"]["error"] <= 1e-5 and rows["numba"]["method"] == "wgn" and rows["numba"]["density"] < 0.6
+
+
+def test_a_dense_opponent_of_our_own_has_the_activations_that_the_net_was_trained_with(tmp_path):
+    """Hard gates and clipped states cost less than what torch has in their place, and int8 runs no state without a bound."""
+    made = {
+        "topic": Classifier(30, 3, 8, 8, activation="hard"),
+        "speech": SpeechModel(20, 5, 12, layers=1, stride=4),
+    }
+    for name, model in made.items():
+        path = tmp_path / f"{name}.safetensors"
+        save(compact(randomise(model).float(), random_masks(model, 1, 0.5), example=model.example(8, 2)), path)
+        case = bench_cases.TrainedCase(path, 1, 8)
+        (own,), (torchs,) = (recurrent_layers(case.of(engine)).values() for engine in ("own-dense-int8", "dense-fp32"))
+        assert activation_of(own) == activation_of(*recurrent_layers(model).values()) != activation_of(torchs)
+        call, *_ = case.make("own-dense-int8", "cpu")
+        assert case.error("own-dense-int8", call()) < 0.3, "of the net that it runs"
 
 
 NETS = {  # what is called with sounds, and with words, letters, a question and its letters

@@ -267,8 +267,8 @@ TORCHS = {"hard": "logistic", "clipped_relu": "relu"}  # activation → the near
 
 @dataclass
 class TrainedCase(Case):
-    """A compact model of the study, called as it says (`Model.example`); the opponent is the dense net of its first size,
-    with activations that torch has."""
+    """A compact model of the study, called as it says (`Model.example`); the opponent is the dense net of its first size, in
+    torch's engines with activations that torch has."""
 
     path: Path
     batch: int
@@ -293,8 +293,16 @@ class TrainedCase(Case):
         given = dict(self.small.arguments)
         if "activation" in given:
             given["activation"] = TORCHS.get(given["activation"], given["activation"])
+        return self._whole(given)
+
+    @cached_property
+    def own_dense(self):
+        """With the activations that it was trained with, which cost less: what an engine of our own runs."""
+        return self._whole(self.small.arguments)
+
+    def _whole(self, arguments):
         torch.manual_seed(0)
-        return type(self.small)(**given).eval().requires_grad_(False)
+        return type(self.small)(**arguments).eval().requires_grad_(False)
 
     @cached_property
     def example(self):
@@ -303,7 +311,11 @@ class TrainedCase(Case):
         return (example,) if isinstance(example, torch.Tensor) else tuple(example)
 
     def of(self, name):
-        return self.dense if is_dense(name) else self.small
+        return getattr(self, self._which(name))
+
+    @staticmethod
+    def _which(name):
+        return "small" if not is_dense(name) else "own_dense" if name.startswith("own-") else "dense"
 
     def make(self, name, device):
         fast = by_engine(self.of(name), name, self.example, device, states=False)
@@ -321,13 +333,14 @@ class TrainedCase(Case):
 
     @cached_property
     def expected(self):
-        """Of the small net and of the dense one, by whether an engine runs it whole; in float64, of some sequences."""
+        """Name of a net → what it says in float64, of some sequences."""
         some = tuple(x[:, choose.compared(self.batch)] for x in self.example)
-        return {whole: choose.reference(m, some)[0] for whole, m in ((False, self.small), (True, self.dense))}
+        nets = ("small", "dense", "own_dense")
+        return {name: choose.reference(getattr(self, name), some)[0] for name in nets}
 
     def error(self, name, got):
         some = got.index_select(got.dim() - 2, choose.compared(self.batch).to(got.device)).cpu()  # logits [(T,) B, n]
-        return error(some, self.expected[is_dense(name)])
+        return error(some, self.expected[self._which(name)])
 
     def stored(self, name):
         return sum(self._by_step(name))
@@ -339,7 +352,7 @@ class TrainedCase(Case):
         return sum(int((part.weight_hh != 0).sum()) for part in _parts(model)), head
 
     def work(self, name):
-        logits, (recurrent, head) = self.expected[is_dense(name)], self._by_step(name)
+        logits, (recurrent, head) = self.expected[self._which(name)], self._by_step(name)
         answers = logits.numel() // logits.shape[-1] // logits.shape[-2] * self.batch
         moved = self.weight_bytes(name) + 8 * self.batch * self.steps
         flops = 2 * (recurrent * self.batch * self.steps + head * answers)
