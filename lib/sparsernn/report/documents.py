@@ -99,13 +99,17 @@ def filled(text, tracked):
 
 
 def rows_of(setting, results):
-    """Every finished run of a setting, a row each, best test figure first, beside the authors' where they gave some: at the
-    same epoch, or at the last before it, and at their end (of a net that loses no weight: at its best on validation)."""
-    theirs = published.of_family(results, setting.task, setting.model)
-    sign = sections.decisions.sign_of(setting.metric)
-    order = setting.rows.assign(worse=-sign * setting.rows["test"]).sort_values(["worse", "compression"], kind="stable")
-    variants = order["variant"].fillna("").groupby(order["method"]).unique().map(telling)
-    lines = [_line(row, theirs, variants[row["method"]][row["variant"] or ""]) for row in order.to_dict("records")]
+    """Every configuration of a setting, a row each, the largest first: figures are means over its seeds. Beside the authors'
+    where they gave some: at the same epoch, or at the last before it, and at their end (of a net that loses no weight: at its
+    best on validation). A row a run is in results/<profile>.csv."""
+    theirs, keys = published.of_family(results, setting.task, setting.model), sections.decisions.KEYS
+    runs = {key: part for key, part in setting.rows.assign(variant=setting.rows["variant"].fillna("")).groupby(keys)}
+    order = setting.table.sort_values(["weights_kept", "valid"], ascending=[False, True], kind="stable")
+    variants = order["variant"].groupby(order["method"]).unique().map(telling)
+    lines = [
+        _line(row, runs[tuple(row[key] for key in keys)], theirs, variants[row["method"]][row["variant"]])
+        for row in order.to_dict("records")
+    ]
     table = pd.DataFrame(lines).fillna(written.DASH)
     return table[[name for name in table if (table[name] != written.DASH).any()]]
 
@@ -123,22 +127,19 @@ def blocks_of(setting):
     return table.dropna(axis=1, how="all").fillna(written.DASH)
 
 
-def _line(row, theirs, variant):
-    """variant: what of the row's own tells it from others of its method."""
+def _line(row, runs, theirs, variant):
+    """row: a configuration; runs: the rows of its seeds; variant: what of it tells it from others of its method."""
     metric = row["metric"]
     variant = variant if len(variant) <= written.SHORTENED else f"{variant.split(',')[0]}, …"
     name = row["model"] if row["compression"] != row["compression"] else publish.other_model(row)
-    said = ", ".join(filter(None, (name, variant, f"seed {row['seed']}" if row["seed"] else "")))
+    said = ", ".join(filter(None, (name, variant)))
     line = {"method": row["method"] + (f" ({said})" if said else ""), "epochs": written.count(row["epochs"])}
-    line |= {name: written.quality(row[name], metric) for name in ("valid", "test")}
-    more = records.numbers_of(row["tests"] if isinstance(row["tests"], str) else "")
+    line |= {"valid": written.quality(row["valid"], metric), "test": written.with_interval(row)}
+    more = pd.DataFrame([records.numbers_of(one) for one in runs["tests"].fillna("")]).mean()
     line |= {f"test, {name}": written.quality(value, metric) for name, value in more.items()}
     line |= {"fewer weights": written.fewer(row["compression"]), "weights": written.count(row["weights_kept"])}
-    line |= {"words": written.count(row["vocabulary_kept"]), "live gates": row["gates_live"] or written.DASH}
-    line |= {"constant gates": row["gates_constant"] or written.DASH, "bytes": written.count(row["size_bytes"])}
-    line["multiply-adds a step"] = written.count(row["multiply_adds"])
-    error = row["compact_error"]
-    line["compact error"] = written.DASH if error != error else f"{error:.0e}" if error else "0"
+    line |= {"words": written.count(runs["vocabulary_kept"].astype(float).mean())}
+    line |= {"live gates": _over_seeds(runs["gates_live"]), "bytes": written.count(row["size_bytes"])}
     part = published.beside(theirs, row)
     end = part.tail(1)
     if (
@@ -149,6 +150,12 @@ def _line(row, theirs, variant):
     line["authors by then"] = _authors(by_then, metric) if not by_then.equals(end) else written.DASH
     line["at their end"] = _authors(end, metric)
     return line
+
+
+def _over_seeds(counts):
+    """Counts of several runs, written layer by layer (40-39), as their means; a dash where none was counted."""
+    counted = [[int(part) for part in str(one).split("-")] for one in counts if one and one == one]
+    return "-".join(f"{sum(layer) / len(counted):,.0f}" for layer in zip(*counted, strict=True)) or written.DASH
 
 
 def _authors(row, metric):
