@@ -332,34 +332,31 @@ def test_errors_spread_over_decades_are_told_apart_and_the_axis_ends_with_what_i
 def test_beside_published_compares_the_ends_and_the_last_epoch_both_have():
     curves = metric_rows(valid=0.81)
     drawn = words_of(plots.beside_published(curves, published_rows()))
-    assert drawn.endswith("sparse-vd-wgn: 0.81 at epoch 3 here, 0.83 at epoch 3 there")
+    assert drawn.endswith("here | the authors' – sparse-vd-wgn 0.81 at epoch 3 | 0.83 at epoch 3")
     later = pd.concat([curves, curves[curves["epoch"] == 3].assign(epoch=4, valid=0.9)])
     drawn = words_of(plots.beside_published(later, published_rows()))
-    assert "0.9 at epoch 4 here, 0.83 at epoch 3 there (at epoch 3: 0.81 and 0.83)" in drawn
+    assert "0.9 at epoch 4 | 0.83 at epoch 3 (at epoch 3: 0.81 | 0.83)" in drawn
+
+
+def test_of_several_plans_of_a_method_the_best_is_named_and_the_others_are_dashed():
+    curves = pd.concat([metric_rows(valid=0.81), metric_rows(valid=0.7).assign(variant="lr=0.1")])
+    figure = plots.beside_published(curves, published_rows())
+    assert words_of(figure).endswith("sparse-vd-wgn 0.81 at epoch 3 | 0.83 at epoch 3")
+    dashed = [line for line in figure.axes[0].lines if line.get_linestyle() == "--"]
+    assert dashed and all((line.get_ydata() <= 0.7).all() for line in dashed)
 
 
 def test_what_loses_no_weight_stands_beside_the_authors_at_its_best():
     curves, theirs = metric_rows("dense"), published_rows().assign(method="dense", compression=1.0, valid=[0.8, 0.7])
-    assert "dense (best): 0.75 at epoch 3 here, 0.8 at epoch 1 there" in words_of(
-        plots.beside_published(curves, theirs)
-    )
+    assert "dense (best) 0.75 at epoch 3 | 0.8 at epoch 1" in words_of(plots.beside_published(curves, theirs))
 
 
 def test_beside_published_draws_a_line_a_seed_and_tells_their_mean():
     curves = pd.concat([metric_rows(valid=0.81), metric_rows(valid=0.85).assign(seed=1)])
     figure = plots.beside_published(curves, published_rows())
-    assert "sparse-vd-wgn: 0.83 at epoch 3 here, 0.83 at epoch 3 there" in words_of(figure)
+    assert "sparse-vd-wgn 0.83 at epoch 3 | 0.83 at epoch 3" in words_of(figure)
     lines = [line for line in figure.axes[0].lines if line.get_label() == "sparse-vd-wgn, here"]
     assert len(lines) == 2 and all((np.diff(line.get_xdata()) > 0).all() for line in lines)
-
-
-def test_beside_published_tells_two_plans_of_a_method_apart():
-    curves = pd.concat([metric_rows(valid=0.81), metric_rows(valid=0.9).assign(variant="epochs=3,lr=1")])
-    figure = plots.beside_published(curves, published_rows())
-    drawn = words_of(figure)
-    assert "sparse-vd-wgn: 0.81 at epoch 3 here" in drawn and "wgn (epochs=3, …): 0.9 at epoch 3 here" in drawn
-    lines = [line for line in figure.axes[0].lines if line.get_label() == "sparse-vd-wgn, here"]
-    assert len(lines) == 2 and all((np.diff(line.get_xdata()) > 0).all() for line in lines), "no line goes back"
 
 
 def test_a_configuration_is_told_from_the_others_of_its_method_by_what_they_do_not_share():

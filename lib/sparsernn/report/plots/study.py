@@ -245,8 +245,8 @@ def chosen_finding(points, sign):
 
 @styled
 def beside_published(curves, published):
-    """Validation quality and compression by epoch, ours (full, a line a seed) beside the authors' (dotted, open markers), a
-    colour a method; a large mark at the end of each.
+    """Validation quality and compression by epoch, ours (full, a line a seed; dashed, plans that ended worse than the method's
+    best) beside the authors' (dotted, open markers), a colour a method; a large mark at the end of each.
 
     curves: `tables.tidy_metrics` of several runs of a task; published: rows of results/published.csv of that task.
     """
@@ -254,16 +254,18 @@ def beside_published(curves, published):
     published = published[published["epoch"].notna()]
     curves = curves.assign(variant=curves["variant"].fillna("") if "variant" in curves else "")
     figure, axes = subplots(9, 3.6, 1, 2)
+    plans = {method: _best_plan(part, better) for method, part in curves.groupby("method", sort=False)}
     for ax, column in zip(axes, ("valid", "compression"), strict=True):
         for method, part in curves[curves["epoch"] > 0].groupby("method", sort=False):
             if method in OPPONENTS:
                 continue
             colour, marker, _ = look(method)
-            for _, run in part.groupby(["variant", "seed"]):
+            for (variant, _), run in part.groupby(["variant", "seed"]):
+                line = "-" if variant == plans[method] else "--"
                 run = run[(run["compression"] != 1) | (column == "valid")]  # before anything is removed
                 every = None if len(run) <= 25 else 0.08  # of the figure's size
-                ax.plot(run["epoch"], run[column], color=colour, marker=marker, markevery=every, ms=3.5, lw=1.3,
-                        label=f"{method}, here")  # fmt: skip
+                ax.plot(run["epoch"], run[column], color=colour, marker=marker, markevery=every, ms=3.5, lw=1.3, ls=line,
+                        label=f"{method}, {'here' if line == '-' else 'another plan'}")  # fmt: skip
                 ax.plot(
                     run["epoch"].iloc[-1:], run[column].iloc[-1:], marker, color=colour, mec="white", ms=8, zorder=3
                 )
@@ -279,28 +281,34 @@ def beside_published(curves, published):
             ax.set_yscale("log")
             log_counts(ax.yaxis)
     unique_legend(axes[1], loc="upper left", bbox_to_anchor=(1.01, 1))
-    found = []
-    names = curves["variant"].groupby(curves["method"]).unique().map(telling)
-    for (method, variant), part in curves.groupby(["method", "variant"], sort=False):
-        said = names[method][variant].split(",")[0]
-        theirs = published[(published["method"] == method) & published["valid"].notna()]
+    found, named = [], [method for method in plans if method in set(published["method"])]
+    for method in named:
+        part, theirs = curves[(curves["method"] == method) & (curves["variant"] == plans[method])], published
+        theirs = theirs[(theirs["method"] == method) & theirs["valid"].notna()]
         if len(theirs) and method not in OPPONENTS:
             kept = theirs["compression"].nunique() == 1  # what loses no weight has its best behind it at the end
-            named = f"{method}{f' ({said}, …)' if said else ''}{' (best)' if kept else ''}: "
             series = part.groupby("epoch")["valid"].mean(), theirs.set_index("epoch")["valid"]
-            found.append(named + _ends(*series, better if kept else None))
-    title(figure, f"Validation {words} at the end – " + ("; ".join(found) or "the authors have no figure"))
+            said = _ends(*series, better if kept else None, len(named) == 1)
+            found.append(f"{method}{' (best)' if kept else ''} {said}")
+    text = f"Validation {words} at the end, here | the authors' – " + "; ".join(found)
+    title(figure, text if found else f"Validation {words}; the authors have no figure")
     return figure
 
 
-def _ends(ours, theirs, better):
-    """Two series by epoch: what each is at its end, or at its best if better says which that is; and, where these are two
-    epochs, at the last that both have."""
+def _best_plan(part, better):
+    """The variant of a method whose runs end best on validation."""
+    ends = part.sort_values("epoch").groupby(["variant", "seed"])["valid"].last().groupby("variant").mean()
+    return ends.idxmax() if better == "higher" else ends.idxmin()
+
+
+def _ends(ours, theirs, better, alone):
+    """Two series by epoch: what each is at its end, or at its best if better says which that is; and, of a method alone, where
+    these are two epochs, at the last that both have."""
     lasts = [{"higher": one.idxmax, "lower": one.idxmin, None: one.index.max}[better]() for one in (ours, theirs)]
     (here, there), common = lasts, ours.index.intersection(theirs.index)
-    text = f"{ours[here]:.3g} at epoch {here:.0f} here, {theirs[there]:.3g} at epoch {there:.0f} there"
-    if len(common) and here != there and better is None:
-        text += f" (at epoch {common.max():.0f}: {ours[common.max()]:.3g} and {theirs[common.max()]:.3g})"
+    text = f"{ours[here]:.3g} at epoch {here:.0f} | {theirs[there]:.3g} at epoch {there:.0f}"
+    if alone and len(common) and here != there and better is None:
+        text += f" (at epoch {common.max():.0f}: {ours[common.max()]:.3g} | {theirs[common.max()]:.3g})"
     return text
 
 
