@@ -2,9 +2,9 @@
 from what is tracked.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is `decisions` or `costs`, for the two of the report's
-first section, `answer` for the sentences above them, one of `speeds.TABLES`, `TRAINING` or `GOALS`, or a profile and what the
-figures of a setting are called: `short ag-news`, `short pydocs-char-bayes-512`; with `blocks` behind it, what shapes of block
-cost there, with `opponents` how its answers stand to every opponent.
+first section, `answer` for the sentences above them, `coverage` for what was run, one of `speeds.TABLES`, `TRAINING` or
+`GOALS`, or a profile and what the figures of a setting are called: `short ag-news`, `short pydocs-char-bayes-512`; with `blocks`
+behind it, what shapes of block cost there, with `opponents` how its answers stand to every opponent.
 """
 
 import itertools
@@ -25,6 +25,7 @@ from .plots.style import telling
 
 SENTENCES = "answer"  # what the sentences of the report's first section are called
 ANSWERS = "decisions", "costs"  # what the tables of the first section are called, in their order
+COVERAGE = "coverage"
 MARKED = re.compile(r"(<!-- table: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -78,6 +79,8 @@ def filled(text, tracked):
         if name in ANSWERS:
             both = [part for part in sections.answer(tracked).parts if isinstance(part, pd.DataFrame)]
             table = both[ANSWERS.index(name)]
+        elif name == COVERAGE:
+            table = sections.coverage(tracked)
         elif name in tables:
             table = rows_of(tables[name], tracked.results)
         elif (setting := tables.get(name.removesuffix(" blocks"))) is not None:
@@ -91,7 +94,7 @@ def filled(text, tracked):
         elif name in speeds.GOALS:
             table = speeds.GOALS[name](records.read_goals(tracked.results / "goals-cpu.csv"))
         else:
-            known = [SENTENCES, *ANSWERS, *tables, *speeds.TABLES, *speeds.TRAINING, *speeds.GOALS]
+            known = [SENTENCES, *ANSWERS, COVERAGE, *tables, *speeds.TABLES, *speeds.TRAINING, *speeds.GOALS]
             raise ValueError(nearest("table", name, known))
         return f"{found[1]}\n{written.markdown(table)}\n\n{found[3]}"
 

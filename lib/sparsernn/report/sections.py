@@ -458,6 +458,15 @@ def training(tracked):
     return Section("What training cost", [words, pd.DataFrame(rows)])
 
 
+def coverage(tracked):
+    """How many seeds of a method were run on a task, of its configurations the one with most, a row a method."""
+    tables = [setting.table.assign(task=setting.task) for setting in tracked.settings]
+    seeds = pd.concat(tables).groupby(["method", "task"])["seeds"].max().unstack()
+    order = seeds.notna().sum(axis=1).sort_values(ascending=False, kind="stable").index
+    found = seeds.loc[order].map(lambda n: written.DASH if n != n else f"{n:.0f}")
+    return found.rename_axis(columns=None).reset_index()
+
+
 def not_run(tracked):
     """What the study files ask for that has no finished row, and the claims that nothing speaks to."""
     rows = []
@@ -470,7 +479,9 @@ def not_run(tracked):
                          "not run": ", ".join(f"{task}: {n}" for task, n in by_task.items()) or written.DASH})  # fmt: skip
     table = papers.table(tracked.results)
     silent = table[table["verdict"] == papers.NOT_RUN].rename(columns={"says": "the papers", "here": "why"})
-    return Section("What was not run", [pd.DataFrame(rows), silent[["claim", "the papers", "why"]]])
+    parts = ["Seeds of a method on a task, of its configurations the one with most:", coverage(tracked)]
+    parts += ["What the study files ask for:", pd.DataFrame(rows), "What the papers claim and nothing here speaks to:"]
+    return Section("What was not run", [*parts, silent[["claim", "the papers", "why"]]])
 
 
 SECTIONS = (answer, fronts, against_opponents, claims, beside_authors, gates, small_ones, verdicts, training, not_run)
