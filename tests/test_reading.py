@@ -12,6 +12,7 @@ from sparsernn.nets.compact import compact
 from sparsernn.nets.masked import masked
 from sparsernn.nets.masks import Masks, close
 from sparsernn.nets.models import Classifier, LanguageModel
+from sparsernn.report import plots
 from sparsernn.report import tables as reading
 from sparsernn.tasks.base import ClassificationTask
 
@@ -117,6 +118,14 @@ def test_a_trace_keeps_of_each_kind_of_gate_the_lines_that_move_most():
     two = {key for _, part in moves.groupby("gate") for key in part.nlargest(2).index}
     assert set(zip(few["gate"], few["neuron"], strict=True)) == two and len(few) == 10 * 4
     assert set(reading.gate_trace(run, tokens, most=1)["gate"]) == set(whole["gate"]), "one of each at least"
+
+
+@pytest.mark.parametrize(("cell", "kinds"), [("RNN", {"h"}), ("GRU", {"r", "z", "n", "h"})])
+def test_a_small_net_of_any_cell_is_drawn_along_a_text(cell, kinds):
+    run = reader(randomise(LanguageModel(6, hidden=3, cell=cell), 1), {})
+    trace = reading.gate_trace(run, torch.tensor([3, 5, 4, 3]))
+    assert set(trace["gate"]) == kinds and not trace.duplicated(["step", "gate", "neuron"]).any()
+    assert set(trace["of"]) == {3 * len(kinds)} and plots.gate_trace(trace).axes
 
 
 def test_a_trace_without_a_live_gate_is_empty():

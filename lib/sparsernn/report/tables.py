@@ -240,7 +240,7 @@ def gate_trace(run, tokens, most=36):
     """Live gates of the first layer while it reads `tokens` (int64 [T]): step, word, neuron, gate, value, of.
 
     By a loop over the masked network's steps; a gate that is not live is a constant and left out. `h` is the neuron's
-    output, as another gate. Of more than `most` lines, which `of` counts, those of each kind of gate are kept that
+    output, as another gate: of an RNN the only one. Of more than `most` lines, which `of` counts, those of each kind of gate are kept that
     move most. No tokens, no rows.
     """
     columns = ["step", "word", "neuron", "gate", "value", "of"]
@@ -272,7 +272,7 @@ def gate_trace(run, tokens, most=36):
         layer.cell.advance(slices, state, new)
         state, word = new, run.task.vocabulary[tokens[step]]
         by_block = values.view(-1, layer.hidden_size)
-        rows += [(step, word, n, letters[g], by_block[block_of[g], n].item()) for g, n in live]
+        rows += [(step, word, n, letters[g], by_block[block_of[g], n].item()) for g, n in live if letters[g] != "h"]
         shown = (state[0] * output)[0]
         rows += [(step, word, n, "h", shown[n].item()) for n in sorted({n for _, n in live})]
     table = pd.DataFrame(rows, columns=columns[:-1])
