@@ -240,8 +240,8 @@ def gate_trace(run, tokens, most=36):
     """Live gates of the first layer while it reads `tokens` (int64 [T]): step, word, neuron, gate, value, of.
 
     By a loop over the masked network's steps; a gate that is not live is a constant and left out. `h` is the neuron's
-    output, as another gate: of an RNN the only one. Of more than `most` lines, which `of` counts, those of each kind of gate are kept that
-    move most. No tokens, no rows.
+    output, as another gate: of an RNN the only one. Of more than `most` lines, which `of` counts, those of each kind of gate
+    are kept that move most. No tokens, no rows.
     """
     columns = ["step", "word", "neuron", "gate", "value", "of"]
     if not len(tokens) or not hasattr(run.model, getattr(run.model, "stack", "lstm")):
