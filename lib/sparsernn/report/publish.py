@@ -286,7 +286,8 @@ def draw(profile, results, figures, study=None):
         seen = f"{every}/metrics.csv", *cut, *["results/published.csv"] * bool(len(theirs))
         keep(plots.fronts(paths, theirs), f"{stem}-fronts", shown, *seen)
         if theirs["epoch"].nunique() > 1 and not shown["method"].isin(plots.OPPONENTS).all():  # curves, not ends alone
-            keep(plots.beside_published(curves, theirs), f"{stem}-beside-authors", shown, seen[0], seen[-1])
+            alike = curves[curves["model"].isin(theirs["model"])]  # not of what was small from the start
+            keep(plots.beside_published(alike, theirs), f"{stem}-beside-authors", shown, seen[0], seen[-1])
     if len(through := timings.through_engines(results)):
         keep(plots.rounding_cost(through), "int8", through, "results/engines.csv")
     for name, draw, timed in speeds(results):
