@@ -75,6 +75,8 @@ def test_perplexity_counts_downwards(tmp_path):
 
     rows = net("dense", 129.0, 1.0), net("sparse-vd-w", 109.0, 22.0)
     assert verdicts(tmp_path, *rows)[0]["B4"] == "holds"
+    found, here = verdicts(tmp_path, net("binary-dropout", 105.0, 1.0))
+    assert found["B4"] == "holds in part" and "sparse-vd-w less binary-dropout: +0.054 bits" in here["B4"]
     assert verdicts(tmp_path, net("sparse-vd-w", 140.0, 22.0))[0]["B4"] == "does not hold"
 
 
