@@ -2,9 +2,10 @@
 from what is tracked.
 
 A table stands between `<!-- table: NAME -->` and `<!-- end -->`. NAME is `decisions` or `costs`, for the two of the report's
-first section, `answer` for the sentences above them, `coverage` for what was run, one of `speeds.TABLES`, `TRAINING` or
-`GOALS`, or a profile and what the figures of a setting are called: `short ag-news`, `short pydocs-char-bayes-512`; with `blocks`
-behind it, what shapes of block cost there, with `opponents` how its answers stand to every opponent.
+first section, `answer` for the sentences above them, `claims` for how many hold, `coverage` for what was run, one of
+`speeds.TABLES`, `TRAINING` or `GOALS`, or a profile and what the figures of a setting are called: `short ag-news`, `short
+pydocs-char-bayes-512`; with `blocks` behind it, what shapes of block cost there, with `opponents` how its answers stand to every
+opponent.
 """
 
 import itertools
@@ -25,7 +26,7 @@ from .plots.style import telling
 
 SENTENCES = "answer"  # what the sentences of the report's first section are called
 ANSWERS = "decisions", "costs"  # what the tables of the first section are called, in their order
-COVERAGE = "coverage"
+CLAIMS, COVERAGE = "claims", "coverage"
 MARKED = re.compile(r"(<!-- table: (?P<name>[^>]+?) -->\n).*?(<!-- end -->)", re.DOTALL)
 
 
@@ -76,6 +77,8 @@ def filled(text, tracked):
         if name == SENTENCES:
             parts = itertools.takewhile(lambda part: isinstance(part, str), sections.answer(tracked).parts)
             return f"{found[1]}\n" + "\n\n".join(parts) + f"\n\n{found[3]}"
+        if name == CLAIMS:
+            return f"{found[1]}\n{sections.claims(tracked).parts[0]}\n\n{found[3]}"
         if name in ANSWERS:
             both = [part for part in sections.answer(tracked).parts if isinstance(part, pd.DataFrame)]
             table = both[ANSWERS.index(name)]
@@ -94,7 +97,7 @@ def filled(text, tracked):
         elif name in speeds.GOALS:
             table = speeds.GOALS[name](records.read_goals(tracked.results / "goals-cpu.csv"))
         else:
-            known = [SENTENCES, *ANSWERS, COVERAGE, *tables, *speeds.TABLES, *speeds.TRAINING, *speeds.GOALS]
+            known = [SENTENCES, CLAIMS, *ANSWERS, COVERAGE, *tables, *speeds.TABLES, *speeds.TRAINING, *speeds.GOALS]
             raise ValueError(nearest("table", name, known))
         return f"{found[1]}\n{written.markdown(table)}\n\n{found[3]}"
 
