@@ -32,7 +32,7 @@ class Proof:
     bytes_*    parameters and buffers        bytes_file  what `save` writes
     ms_*       a forward pass of the first example without gradients, median of nine, interleaved; after: by its engine, if any
     layers     name → what became of it
-    warnings   what is worse than before, and what happens when the small model is trained on
+    warnings   what the method has not done yet, what is worse than before, and what happens when the small model is trained on
     engine     what answers for its recurrent layers (`stand_in.Tried`), or None: they do themselves
     metric     what the `metric` that was given said of the small model, by its engine
     """
@@ -138,6 +138,8 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     calibrate(small, examples)
     engine = quickest(small, examples[0])
     proof = _proof(model, before, small, examples[0], compared, layers | outside, keep_zeros, engine)
+    if study := Study.of(model):
+        proof.warnings[:0] = study.undone()
     return small, proof if metric is None else replace(proof, metric=metric(small))
 
 

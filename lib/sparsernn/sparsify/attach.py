@@ -10,6 +10,7 @@ model.eval()  # now it runs pruned
 """
 
 import sys
+import warnings
 
 import torch
 from torch import nn
@@ -84,9 +85,9 @@ def attach(
 
 def put_on(
     model, method, steps, n_examples, *, only=None, skip=None, example=None, reference=None, batch_dim=None,
-    steps_per_epoch=1, needs_recurrent=True, strict=True,
+    steps_per_epoch=1, needs_recurrent=True, warns=True,
 ):  # fmt: skip
-    """`attach` of a `Method` that is made already. strict: the last step refuses a density that was missed."""
+    """`attach` of a `Method` that is made already. warns: the last step warns of a density that was missed."""
     check("steps", int, steps, least=1), check("n_examples", int, n_examples, least=1)
     check("steps_per_epoch", int, steps_per_epoch, least=1)
     quick.remove(model)
@@ -126,7 +127,7 @@ def put_on(
         model.load_state_dict(before, strict=False)
         raise
     method.idle = False
-    return Study(model, method, left, known=example is not None, strict=strict)
+    return Study(model, method, left, known=example is not None, warns=warns)
 
 
 def _start(model, method, reference):
@@ -346,8 +347,9 @@ class Study:
     A copy of the model (copy.deepcopy, torch.save) has a study of its own: `Study.of(copy)`.
     """
 
-    def __init__(self, model, method, left, known, strict):
-        self.model, self.method, self.left, self.step, self.strict = model, method, left, 0, strict
+    def __init__(self, model, method, left, known, warns):
+        self.model, self.method, self.left, self.step, self.warns = model, method, left, 0, warns
+        self.trained = False  # whether the model ever ran as it does in training
         self.known, self.depth, self.watch, self.watching = known, 0, None, False
         self.outer = Transient()  # "frame" → that of the outermost forward, while it runs
         self.hooks = [
@@ -424,12 +426,36 @@ class Study:
             self.method.fix()
         self.step += 1
         self.method.step = self.step
-        if self.strict and self.step == self.method.steps:
-            self.method.refuse_missed()
+        if self.warns and self.step == self.method.steps and (missed := self.method.missed()):
+            warnings.warn(f"the training ended {missed}", stacklevel=2)
         if self.step == LATE and not self.method.fixed and self._left_out():
             raise ValueError(
                 f"after {LATE} steps nothing that the method learns has moved: make the optimiser of study.parameter_groups()"
             )
+
+    def undone(self):
+        """What the method was to do to the model as it stands and has not done, a line each."""
+        method, steps = self.method, self.method.steps
+        missed, asked, lines = method.missed(), getattr(method.options, "density", 0.0), []
+        if self._unannounced() and (missed or not asked):
+            lines.append(
+                "study.after_step() was never called while the model was trained: what is done there was not done"
+            )
+        if missed:
+            begun = (
+                "the training ended" if self.step >= steps else f"after step {self.step:,} of {steps:,} the model is"
+            )
+            lines.append(f"{begun} {missed}")
+        elif not asked and 0 < self.step < steps:
+            later = [f"{what} (steps {first:,} to {end:,})" for what, first, end in method.to_come(self.step)]
+            lines += (
+                [f"after step {self.step:,} of {steps:,} there is still to come: {', '.join(later)}"] if later else []
+            )
+        return lines
+
+    def _unannounced(self):
+        """Whether a training has moved what a method works on over its steps, and told it of none."""
+        return bool(self.method.schedule()) and self.trained and not self.step and self._sums() != self.start
 
     @torch.no_grad()
     def _put_back(self):
@@ -477,6 +503,7 @@ class Study:
 
     def _begin(self, *_):
         self._let_go()
+        self.trained = self.trained or self.model.training and torch.is_grad_enabled()
         if self.depth == 0:
             self.outer["frame"] = sys._getframe(1)
             self.method.now = self.method.last = object()

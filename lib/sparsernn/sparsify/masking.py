@@ -140,5 +140,9 @@ class Masking(Masked):
     def schedule(self):
         return [("pruned", *self.window)]
 
+    def to_come(self, step):
+        """Of the schedule, what is not over: masks change last when it ends."""
+        return self.schedule() if int(next(iter(self.weights.values())).changed) < self.window[1] else []
+
     def says(self):
         return f"pruned from epoch {self.options.prune_start:g} to {self.options.prune_end:.0%}"
