@@ -9,7 +9,7 @@ import torch
 from ..nets.attached import refuse_elsewhere
 from ..nets.compact import plain_copy, swapped
 from ..nets.file import packed_size
-from ..nets.found import Found, declares
+from ..nets.found import Found, declares, no_recurrent
 from ..nets.masks import Masks
 from ..nets.outside import Start, deep_copy
 from ..nets.reach import calibrate
@@ -101,10 +101,9 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     examples = _examples(example, examples)
     refuse_elsewhere(model, "compact")
     plain = plain_copy(model)
-    if not Found(plain).recurrent and not any(isinstance(module, SmallRecurrent) for module in plain.modules()):
-        raise ValueError(
-            f"{type(model).__name__} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
-        )
+    known = Found(plain)
+    if not known.recurrent and not any(isinstance(module, SmallRecurrent) for module in plain.modules()):
+        raise ValueError(no_recurrent(known))
     reference, wide, given = in_float64(deep_copy(model).eval(), plain, examples)
     study = Study.of(reference)  # of what is compared: gates in its own precision
     found, start = Found(wide), Start(wide)

@@ -18,7 +18,7 @@ from torch import nn
 from ..files import nearest
 from ..nets import quick
 from ..nets.attached import PLACE, refuse_elsewhere
-from ..nets.found import Found, is_computed, parameter_names
+from ..nets.found import Found, is_computed, no_recurrent, parameter_names
 from ..nets.layers import RECURRENT, kind_of, stand_in
 from ..nets.outside import Start, Watch, calls_of, deep_copy
 from ..nets.readers import call
@@ -97,9 +97,7 @@ def put_on(
         if left[name] == why:
             raise ValueError(f"{name}: {why}, or skip=[{name!r}]")
     if needs_recurrent and not found.recurrent:
-        raise ValueError(
-            f"{type(model).__name__} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
-        )
+        raise ValueError(no_recurrent(found))
     before = _start(model, method, reference)
     method.axes, method.shapes = found.axes(), {name: p.shape for name, p in found.parameters.items()}
     method.steps, method.steps_per_epoch, method.n_examples = steps, steps_per_epoch, n_examples
