@@ -24,6 +24,7 @@ from ..nets.outside import Start, Watch, calls_of, deep_copy
 from ..nets.readers import call
 from . import make, options_of
 from .carried import Carried, Group, Transient, Weight
+from .masking import often
 from .options import check, names_of
 from .plan import Plan
 from .rounding import rounding
@@ -87,7 +88,8 @@ def put_on(
     model, method, steps, n_examples, *, only=None, skip=None, example=None, reference=None, batch_dim=None,
     steps_per_epoch=1, needs_recurrent=True, warns=True,
 ):  # fmt: skip
-    """`attach` of a `Method` that is made already. warns: the last step warns of a density that was missed."""
+    """`attach` of a `Method` that is made already. warns: of a schedule that prunes in jumps, and at the
+    last step of a density that was missed."""
     check("steps", int, steps, least=1), check("n_examples", int, n_examples, least=1)
     check("steps_per_epoch", int, steps_per_epoch, least=1)
     quick.remove(model)
@@ -124,6 +126,8 @@ def put_on(
             _put_down(layer)
         model.load_state_dict(before, strict=False)
         raise
+    if warns and (hasty := method.hasty()):
+        warnings.warn(hasty, stacklevel=3)
     method.idle = False
     return Study(model, method, left, known=example is not None, warns=warns)
 
@@ -381,7 +385,8 @@ class Study:
         return self.method.groups
 
     def ahead(self):
-        """What is about to happen, a line each: how many weights may go, and what begins and ends at which step."""
+        """What is about to happen, a line each: how many weights may go, what begins and ends at which step, and how
+        often masks change."""
         lines, prunable = [], self.method.prunable()
         if wanted := getattr(self.method.options, "density", 0.0):
             total = sum(prunable.values())
@@ -390,6 +395,8 @@ class Study:
             f"{what}: steps {first:,} to {end:,} of {self.method.steps:,}"
             for what, first, end in self.method.schedule()
         ]
+        if changes := self.method.changes():
+            steps.append(f"masks change {often(changes)}, last at step {self.method.window[1]:,}")
         return lines + steps
 
     def parameters(self):

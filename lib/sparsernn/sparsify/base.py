@@ -182,6 +182,14 @@ class Method:
         """What happens when: [(words, first step, step after the last)], in steps of this training."""
         return []
 
+    def changes(self):
+        """How often its masks change in the training; None: it has no steps at which they do."""
+        return None
+
+    def hasty(self):
+        """In words, where what is to be pruned little by little goes in a few jumps; None: it does not."""
+        return None
+
     def to_come(self, step):
         """Of the schedule, what has not begun after so many steps."""
         return [(what, first, end) for what, first, end in self.schedule() if first > step]
