@@ -128,6 +128,16 @@ def test_consumers_that_cannot_be_found_may_be_named():
     assert "not all known" in proof.layers["stack"] and found.head.in_features == 2 * H
     named, proof = compact(model, example=words(), consumers={"stack": ["head"]})
     assert named.head.in_features == 2 * H - 5 and error(named(words(seed=5)), model.eval()(words(seed=5))) <= 1e-12
+    for given in (
+        {model.stack: [model.head]},
+        {model.stack: model.head},
+        {"stack": "head"},
+    ):  # as only= and skip= take them
+        assert compact(model, example=words(), consumers=given)[0].head.in_features == 2 * H - 5
+    with pytest.raises(ValueError, match="a Linear that is no part of the model; there are: .*head"):
+        compact(model, example=words(), consumers={"stack": [nn.Linear(2, 2)]})
+    with pytest.raises(ValueError, match="consumers of 'stakc': no recurrent layer.*; there are: words, stack"):
+        compact(model, example=words(), consumers={"stakc": ["head"]})
     with pytest.raises(ValueError, match="no such module 'haed'; there are: .*head"):
         compact(model, example=words(), consumers={"stack": ["haed"]})
     with pytest.raises(ValueError, match="skip reads 6 columns, the layer has 16 outputs"):

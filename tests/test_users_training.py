@@ -513,6 +513,20 @@ def test_a_part_of_a_model_with_a_method_is_told_apart_from_it():
         attach(whole.inner, "gradual")
 
 
+def test_two_models_that_share_an_embedding_leave_it_out_in_both():
+    one, other = model_of(), model_of()
+    other.words = one.words
+    study = attach(one)
+    with pytest.raises(
+        ValueError, match=r"where another model only shares it, give skip=\['words'\] to attach for both"
+    ):
+        attach(other)
+    study.detach()
+    for model in (one, other):
+        thin(attach(model, skip=["words"]))
+        compacted(model)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_with_a_method_is_saved_whole_and_goes_on(method):
     model, x, file = model_of(), words(), io.BytesIO()

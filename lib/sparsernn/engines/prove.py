@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import nn
 
 from ..nets.attached import refuse_elsewhere
 from ..nets.compact import plain_copy, swapped
@@ -86,7 +87,7 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     model       with a method attached: its masks and means are used; without: its zeros are (torch.nn.utils.prune's too)
     example     what the model is called with: a tensor, or a tuple or dict of arguments
     examples    a list of them, where one does not show all ways through the model
-    consumers   layer → names of the modules that alone read its output, as it is, where running examples cannot show it
+    consumers   layer → the modules that alone read its output, as it is, where running examples cannot show it; names or modules
     keep_zeros  zeros inside the small layers stay zero when it is trained on
     metric      function of a model → a task's metric; the small one's, by the engine that runs it, goes into the proof
     Both are compared in float64, from the same start, on the examples, each twice in a row, and on what is made of them: other
@@ -100,6 +101,7 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     """
     examples = _examples(example, examples)
     refuse_elsewhere(model, "compact")
+    consumers = _by_name(model, consumers or {})
     plain = plain_copy(model)
     known = Found(plain)
     if not known.recurrent and not any(isinstance(module, SmallRecurrent) for module in plain.modules()):
@@ -118,7 +120,7 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     declared = [(masks, {})] if declares(wide) else None
     if declared and consumers:
         raise ValueError(f"consumers are for models that do not say who reads whom; {type(model).__name__} has axes()")
-    for whole, ways in declared or _trials(found, masks, readings(found, start, given, consumers or {}, outside)):
+    for whole, ways in declared or _trials(found, masks, readings(found, start, given, consumers, outside)):
         candidate, _ = swapped(deep_copy(wide), found, whole, means, ways, outside)
         compared, bad = calls.compare(Start(candidate))
         if not bad:
@@ -148,6 +150,21 @@ def _examples(example, examples):
     if examples is not None and (not isinstance(examples, list) or not examples):
         raise ValueError(f"examples is {type(examples).__name__}; a list of at least one example")
     return [example] if examples is None else examples
+
+
+def _by_name(model, consumers):
+    """`consumers` with the names of modules in their places."""
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def name(of):
+        if isinstance(of, nn.Module) and id(of) not in names:
+            raise ValueError(
+                f"consumers name a {type(of).__name__} that is no part of the model; there are: {', '.join(names.values())}"
+            )
+        return names[id(of)] if isinstance(of, nn.Module) else of
+
+    each = {name(of): [given] if isinstance(given, str | nn.Module) else given for of, given in consumers.items()}
+    return {of: [name(reader) for reader in given] for of, given in each.items()}
 
 
 def _trials(found, masks, seen):

@@ -90,8 +90,8 @@ def put_on(
 ):  # fmt: skip
     """`attach` of a `Method` that is made already. warns: of a schedule that prunes in jumps, and at the
     last step of a density that was missed."""
-    check("steps", int, steps, least=1), check("n_examples", int, n_examples, least=1)
-    check("steps_per_epoch", int, steps_per_epoch, least=1)
+    steps, n_examples = check("steps", int, steps, least=1), check("n_examples", int, n_examples, least=1)
+    steps_per_epoch = check("steps_per_epoch", int, steps_per_epoch, least=1)
     quick.remove(model)
     found = Found(model)
     left = dict(found.left) | _not_wanted(found, only, skip)
