@@ -16,7 +16,10 @@ from sparsernn.sparsify.blocks import RECIPES
 from sparsernn.study.config import RunConfig
 from sparsernn.study.runs import ensure
 
-pytestmark = pytest.mark.usefixtures("as_it_was")
+pytestmark = [
+    pytest.mark.usefixtures("as_it_was"),
+    pytest.mark.filterwarnings("ignore:masks change"),  # in jumps, so that each can be worked out
+]
 
 
 class Net(nn.Module):

@@ -139,7 +139,7 @@ def test_zeros_survive_a_hundred_steps_of_an_optimiser_with_momentum(optimizer, 
 
 def test_a_dead_weight_takes_no_part_and_gets_no_gradient_even_before_it_is_set_to_zero():
     model = Net().double()
-    study = sparsernn.attach(model, "gradual", steps=10, n_examples=4, q=0.1)
+    study = sparsernn.attach(model, "gradual", steps=10, n_examples=4, q=0.1, prune_every=1)
     weight = study.weights["stack.weight_hh_l0"]
     weight.mask[0] = False
     with torch.no_grad():
@@ -188,10 +188,12 @@ def test_a_run_says_what_it_will_prune_and_when_and_refuses_to_begin_after_its_e
 
 def test_a_training_that_ends_elsewhere_than_asked_says_so():
     model = Net()
-    study = sparsernn.attach(model, "gradual", steps=30, n_examples=4, schedule="cubic", density=0.2, prune_every=5)
+    study = sparsernn.attach(model, "gradual", steps=30, n_examples=4, schedule="cubic", density=0.2, prune_every=2)
     study.method.shrink = lambda step: None  # a method that does nothing
-    with pytest.raises(ValueError, match="ended at a density of 1, not at 0.2 as asked"):
+    with pytest.warns(UserWarning, match="ended at a density of 1, not at 0.2 as asked"):
         train(model, study, 30)
+    assert study.step == 30  # the model is there to be saved
+    assert sparsernn.compact(model, IDS)[1].warnings[0].startswith("the training ended at a density of 1, not at 0.2")
 
 
 @pytest.mark.parametrize("method, given", [("gradual", {"schedule": "cubic"}), ("hard", {}), ("sparse-vd-w", {})])
@@ -206,6 +208,32 @@ def test_a_smoke_run_is_too_short_to_be_held_to_its_density(tmp_path, monkeypatc
     assert ensure(RunConfig(profile="smoke", **given)).record["compression"] == pytest.approx(1.0, abs=0.2)
     with pytest.raises(ValueError, match="not at 0.25 as asked"):
         ensure(RunConfig(profile="quick", **given))
+
+
+@pytest.mark.parametrize("method, given", [
+    ("gradual", {"schedule": "cubic", "density": 0.3}), ("gradual", {"q": 0.1}), ("blocks", {"density": 0.5, "block": "4x1"}),
+])  # fmt: skip
+def test_a_short_training_that_would_be_pruned_in_one_jump_is_told_so_with_what_would_make_it_more(method, given):
+    said = "masks change once in steps 1 to 50.* prune_every is 100; with prune_every=9 they change 6 times"
+    with pytest.warns(UserWarning, match=said):
+        study = sparsernn.attach(Net(), method, steps=100, n_examples=4, **given)
+    assert study.ahead()[-1] == "masks change once, last at step 50"
+    model = Net()
+    study, seen = sparsernn.attach(model, method, steps=100, n_examples=4, prune_every=9, **given), [1.0]
+    assert study.ahead()[-1] == "masks change 6 times, last at step 50"
+    for step in range(100):
+        train(model, study, 1)
+        if study.method.density() != seen[-1]:
+            seen, last = [*seen, study.method.density()], step + 1
+    assert len(seen) == 1 + 6 and last == 50
+
+
+def test_pruning_at_once_on_purpose_is_no_jump_to_warn_of():
+    assert (
+        sparsernn.attach(Net(), "hard", steps=100, n_examples=4, density=0.3)
+        .ahead()[-1]
+        .startswith("masks change once")
+    )
 
 
 def test_hard_pruning_happens_at_its_epochs_alone():

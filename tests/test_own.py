@@ -6,7 +6,9 @@ import pytest
 import torch
 from oracles import error, randn
 from torch import nn
+from torch.ao.quantization import quantize_dynamic
 from torch.nn.utils import prune
+from torch.nn.utils.parametrizations import weight_norm
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from sparsernn import attach, compact
@@ -126,6 +128,16 @@ def test_consumers_that_cannot_be_found_may_be_named():
     assert "not all known" in proof.layers["stack"] and found.head.in_features == 2 * H
     named, proof = compact(model, example=words(), consumers={"stack": ["head"]})
     assert named.head.in_features == 2 * H - 5 and error(named(words(seed=5)), model.eval()(words(seed=5))) <= 1e-12
+    for given in (
+        {model.stack: [model.head]},
+        {model.stack: model.head},
+        {"stack": "head"},
+    ):  # as only= and skip= take them
+        assert compact(model, example=words(), consumers=given)[0].head.in_features == 2 * H - 5
+    with pytest.raises(ValueError, match="a Linear that is no part of the model; there are: .*head"):
+        compact(model, example=words(), consumers={"stack": [nn.Linear(2, 2)]})
+    with pytest.raises(ValueError, match="consumers of 'stakc': no recurrent layer.*; there are: words, stack"):
+        compact(model, example=words(), consumers={"stakc": ["head"]})
     with pytest.raises(ValueError, match="no such module 'haed'; there are: .*head"):
         compact(model, example=words(), consumers={"stack": ["haed"]})
     with pytest.raises(ValueError, match="skip reads 6 columns, the layer has 16 outputs"):
@@ -270,6 +282,34 @@ def test_projections_are_refused_by_name():
 def test_a_model_that_cannot_be_used_is_refused_in_words(model, said):
     with pytest.raises(ValueError, match=said):
         attach(model, "sparse-vd-w", steps=10, n_examples=10)
+
+
+class OfItsOwn(nn.LSTM):
+    pass
+
+
+class Stepped(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.cell = nn.LSTMCell(4, 8)
+
+
+@pytest.mark.filterwarnings("ignore:.*quantiz")
+@pytest.mark.parametrize(("make", "said"), [
+    (lambda: nn.Sequential(nn.LSTM(4, 8, proj_size=3)), "0: proj_size is 3; projections are not supported"),
+    (lambda: nn.Sequential(OfItsOwn(4, 8)), "0: OfItsOwn is a LSTM with a class of its own"),
+    (lambda: nn.Sequential(weight_norm(nn.LSTM(4, 8), "weight_hh_l0")), r"0: its weight_hh_l0 is computed \(a parametrization"),
+    (lambda: quantize_dynamic(nn.Sequential(nn.LSTM(4, 8)), {nn.LSTM}), "0: torch.ao.*LSTM is not torch.nn's"),
+    (lambda: compact(pruned()[0], words())[0], "stack: it is small already"),
+    (Stepped, "cell: LSTMCell is a cell; nn.LSTM with the same weights"),
+])  # fmt: skip
+def test_a_recurrent_layer_that_stays_as_it_is_is_named_with_the_reason(make, said):
+    model = make()
+    with pytest.raises(ValueError, match=said):
+        attach(model, "sparse-vd-w", steps=10, n_examples=10)
+    if "small" not in said:
+        with pytest.raises(ValueError, match=said):
+            compact(model, torch.zeros(2, 3, 4))
 
 
 def test_a_second_method_and_an_unknown_one_are_refused():

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from oracles import error, randn
@@ -814,6 +815,19 @@ def test_a_whole_number_will_do_for_a_rate_and_what_was_refused_can_be_said_agai
     twice = study.penalty().item()
     study.detach()
     assert twice == pytest.approx(2 * attach(model, kl_weight=1.0).penalty().item())
+
+
+def test_numbers_of_numpy_will_do_where_python_s_do():
+    model = model_of()
+    study = attach(
+        model, steps=np.int64(100), n_examples=np.int32(50), kl_weight=np.float32(2), fine_tune=np.float64(0.5)
+    )
+    method = study.method
+    assert [type(n) for n in (method.steps, method.n_examples, method.options.kl_weight)] == [int, int, float]
+    assert method.steps == 100 and method.options.fine_tune == 0.5
+    for wrong in (True, np.bool_(True), np.float64(100)):
+        with pytest.raises(TypeError, match="steps is .*expected int"):
+            attach(model_of(), steps=wrong)
 
 
 def test_what_is_refused_after_a_look_at_the_layers_leaves_the_model_as_it_was():

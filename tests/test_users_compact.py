@@ -683,6 +683,13 @@ def test_a_file_that_cannot_be_loaded_is_refused_in_words(tmp_path):
     for other in (Net(cell=nn.GRU), Net(layers=2), Heard(), nn.Linear(2, 2)):
         with pytest.raises(ValueError):
             sparsernn.load(path, other)
+    for use in (
+        lambda: sparsernn.load(path, Net),
+        lambda: sparsernn.compact(Net, FEW),
+        lambda: sparsernn.save(Net, path),
+    ):
+        with pytest.raises(TypeError, match=r"was given the class Net; it takes a model, .* for example Net\(…\)"):
+            use()
     path.write_bytes(path.read_bytes()[:-7])
     with pytest.raises(ValueError, match=re.escape(str(path))):
         sparsernn.load(path, Net())

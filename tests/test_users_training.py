@@ -6,6 +6,7 @@ What a method adds lives in the layers, a weight is drawn once a step, a scale o
 import copy
 import io
 import os
+import re
 
 import pytest
 import torch
@@ -77,6 +78,68 @@ def step_of(model, study, optimizer, step):
 
 def adam(study, lr=1e-2):
     return torch.optim.Adam(study.parameter_groups(lr=lr))
+
+
+# ---- how far a training came
+
+
+def notes(model):
+    """What the proof says of the training, beside sizes and times."""
+    found = sparsernn.compact(model, words())[1].warnings
+    return [note for note in found if "after_step" in note or "step " in note or "the training" in note]
+
+
+@pytest.mark.parametrize("method, options, said", [
+    ("gradual", {"density": 0.2, "schedule": "cubic", "prune_every": 1}, "step 4 of 20 the model is at a density of 0"),
+    ("gradual", {"q": 0.1, "prune_every": 1}, r"step 4 of 20 there is still to come: pruned \(steps 1 to 10\)"),
+    ("hard", {"density": 0.2}, "step 4 of 20 the model is at a density of 1, not at 0.2"),
+    ("sparse-vd-w", {"density": 0.2}, r"step 4 of 20 the model is at a density of 0\.\d+, not at 0.2"),
+    ("sparse-vd-w", {"kl_full": 8.0}, r"step 4 of 20 there is still to come: penalty full \(steps 8 to 20\)"),
+    ("l0", {"fine_tune": 0.5}, r"step 4 of 20 there is still to come: fine-tuned \(steps 10 to 20\)"),
+])  # fmt: skip
+def test_a_training_that_stopped_early_is_told_how_far_it_came(method, options, said):
+    model = model_of(Short)
+    study = attach(model, method, steps=20, **options)
+    optimizer = adam(study)
+    for step in range(4):
+        step_of(model, study, optimizer, step)
+    assert re.search(said, "".join(notes(model)))
+
+
+@pytest.mark.parametrize("method, options", [("hard", {"density": 0.2}), ("sparse-vd-w", {})])
+def test_a_training_that_forgot_after_step_is_told_so(method, options):
+    model = model_of(Short)
+    study = attach(model, method, **options)
+    optimizer = adam(study)
+    study.after_step = lambda: None
+    for step in range(4):
+        step_of(model, study, optimizer, step)
+    assert notes(model)[0].startswith("study.after_step() was never called while the model was trained")
+
+
+@pytest.mark.parametrize("method, options, steps", [
+    ("hard", {"density": 0.2, "prune_end": 0.1}, 4), ("sparse-vd-w", {}, 4), ("dense", {}, 4), ("heads", {"heads": 2}, 4),
+    ("gradual", {"q": 0.1, "prune_every": 1}, 12), ("sparse-vd-w", {"kl_full": 8.0}, 0),
+])  # fmt: skip
+def test_a_training_that_has_nothing_left_to_do_is_told_nothing(method, options, steps):
+    model = model_of(Short)
+    study = attach(model, method, steps=20, **options)
+    optimizer = adam(study)
+    for step in range(steps):
+        step_of(model, study, optimizer, step)
+    assert not notes(model)
+
+
+def test_a_model_made_anew_from_a_file_is_not_taken_for_one_that_was_trained():
+    model, options = model_of(Short), {"q": 0.1, "prune_every": 1}
+    study = attach(model, "gradual", **options)
+    optimizer = adam(study)
+    for step in range(10):
+        step_of(model, study, optimizer, step)
+    again = model_of(Short)
+    attach(again, "gradual", **options)
+    again.load_state_dict(model.state_dict())
+    assert not notes(again)
 
 
 # ---- a weight is drawn once a step
@@ -450,6 +513,20 @@ def test_a_part_of_a_model_with_a_method_is_told_apart_from_it():
         attach(whole.inner, "gradual")
 
 
+def test_two_models_that_share_an_embedding_leave_it_out_in_both():
+    one, other = model_of(), model_of()
+    other.words = one.words
+    study = attach(one)
+    with pytest.raises(
+        ValueError, match=r"where another model only shares it, give skip=\['words'\] to attach for both"
+    ):
+        attach(other)
+    study.detach()
+    for model in (one, other):
+        thin(attach(model, skip=["words"]))
+        compacted(model)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_model_with_a_method_is_saved_whole_and_goes_on(method):
     model, x, file = model_of(), words(), io.BytesIO()
@@ -700,7 +777,7 @@ def test_what_a_layer_returns_may_be_changed_in_place_as_torch_s_own(cell):
     torch.manual_seed(0)
     theirs = Masked(cell)
     ours = copy.deepcopy(theirs)
-    sparsernn.attach(ours, "gradual", 30, 100, density=0.5, schedule="cubic")
+    sparsernn.attach(ours, "gradual", 30, 100, density=0.5, schedule="cubic", prune_every=2)
     for model in (ours, theirs):
         model(words()).sum().backward()
     for name, p in theirs.named_parameters():

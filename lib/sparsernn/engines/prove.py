@@ -5,11 +5,12 @@ import time
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import nn
 
 from ..nets.attached import refuse_elsewhere
 from ..nets.compact import plain_copy, swapped
 from ..nets.file import packed_size
-from ..nets.found import Found, declares
+from ..nets.found import Found, declares, no_recurrent
 from ..nets.masks import Masks
 from ..nets.outside import Start, deep_copy
 from ..nets.reach import calibrate
@@ -32,7 +33,7 @@ class Proof:
     bytes_*    parameters and buffers        bytes_file  what `save` writes
     ms_*       a forward pass of the first example without gradients, median of nine, interleaved; after: by its engine, if any
     layers     name → what became of it
-    warnings   what is worse than before, and what happens when the small model is trained on
+    warnings   what the method has not done yet, what is worse than before, and what happens when the small model is trained on
     engine     what answers for its recurrent layers (`stand_in.Tried`), or None: they do themselves
     metric     what the `metric` that was given said of the small model, by its engine
     """
@@ -86,7 +87,7 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     model       with a method attached: its masks and means are used; without: its zeros are (torch.nn.utils.prune's too)
     example     what the model is called with: a tensor, or a tuple or dict of arguments
     examples    a list of them, where one does not show all ways through the model
-    consumers   layer → names of the modules that alone read its output, as it is, where running examples cannot show it
+    consumers   layer → the modules that alone read its output, as it is, where running examples cannot show it; names or modules
     keep_zeros  zeros inside the small layers stay zero when it is trained on
     metric      function of a model → a task's metric; the small one's, by the engine that runs it, goes into the proof
     Both are compared in float64, from the same start, on the examples, each twice in a row, and on what is made of them: other
@@ -100,11 +101,11 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     """
     examples = _examples(example, examples)
     refuse_elsewhere(model, "compact")
+    consumers = _by_name(model, consumers or {})
     plain = plain_copy(model)
-    if not Found(plain).recurrent and not any(isinstance(module, SmallRecurrent) for module in plain.modules()):
-        raise ValueError(
-            f"{type(model).__name__} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
-        )
+    known = Found(plain)
+    if not known.recurrent and not any(isinstance(module, SmallRecurrent) for module in plain.modules()):
+        raise ValueError(no_recurrent(known))
     reference, wide, given = in_float64(deep_copy(model).eval(), plain, examples)
     study = Study.of(reference)  # of what is compared: gates in its own precision
     found, start = Found(wide), Start(wide)
@@ -119,7 +120,7 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     declared = [(masks, {})] if declares(wide) else None
     if declared and consumers:
         raise ValueError(f"consumers are for models that do not say who reads whom; {type(model).__name__} has axes()")
-    for whole, ways in declared or _trials(found, masks, readings(found, start, given, consumers or {}, outside)):
+    for whole, ways in declared or _trials(found, masks, readings(found, start, given, consumers, outside)):
         candidate, _ = swapped(deep_copy(wide), found, whole, means, ways, outside)
         compared, bad = calls.compare(Start(candidate))
         if not bad:
@@ -138,6 +139,8 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     calibrate(small, examples)
     engine = quickest(small, examples[0])
     proof = _proof(model, before, small, examples[0], compared, layers | outside, keep_zeros, engine)
+    if study := Study.of(model):
+        proof.warnings[:0] = study.undone()
     return small, proof if metric is None else replace(proof, metric=metric(small))
 
 
@@ -147,6 +150,21 @@ def _examples(example, examples):
     if examples is not None and (not isinstance(examples, list) or not examples):
         raise ValueError(f"examples is {type(examples).__name__}; a list of at least one example")
     return [example] if examples is None else examples
+
+
+def _by_name(model, consumers):
+    """`consumers` with the names of modules in their places."""
+    names = {id(module): name for name, module in model.named_modules()}
+
+    def name(of):
+        if isinstance(of, nn.Module) and id(of) not in names:
+            raise ValueError(
+                f"consumers name a {type(of).__name__} that is no part of the model; there are: {', '.join(names.values())}"
+            )
+        return names[id(of)] if isinstance(of, nn.Module) else of
+
+    each = {name(of): [given] if isinstance(given, str | nn.Module) else given for of, given in consumers.items()}
+    return {of: [name(reader) for reader in given] for of, given in each.items()}
 
 
 def _trials(found, masks, seen):

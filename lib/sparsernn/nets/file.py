@@ -27,6 +27,7 @@ from torch import nn
 
 from ..files import nearest, replacing
 from . import bidaf, first_format, speech  # noqa: F401 (a file may name its model)
+from .attached import refuse_no_model
 from .compact import plain_copy
 from .models import MODELS
 from .packing import an_object, indices, pack, pack_index, unpacked
@@ -46,6 +47,7 @@ def save(small, path):
     Raises ValueError for a model with a method on it, without a small layer, with an extra state, or with a weight that is
     no finite number.
     """
+    refuse_no_model(small, "save")
     if extra := next(filter(_is_extra, small.state_dict()), None):
         raise ValueError(
             f"{extra.rpartition('.')[0] or 'the model'} has an extra state (get_extra_state), which the file has no place for; "
@@ -163,6 +165,8 @@ def load(path, model=None):
     model  the model it was made of, or one built like it (untouched); None for the study's own, which the file names
     Raises ValueError, naming the file, for anything that is no such file, is damaged, or does not fit the model.
     """
+    if model is not None:
+        refuse_no_model(model, "load")
     path = Path(path)
     if path.is_dir():
         raise ValueError(f"{path} is a folder; expected a file that save wrote")

@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import torch
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from .axes import Axis, Member, each, input_axis, recurrent_axes
 from .layers import RECURRENT, Recurrent, kind_of
@@ -47,6 +48,11 @@ class Found:
                 parents = [k for k in (*RECURRENT, nn.Linear, nn.Embedding) if isinstance(module, k)]
                 if hasattr(module, "_small"):
                     self.left[name] = "it is small already"
+                elif parents and is_parametrized(module):
+                    own = ", ".join(module.parametrizations)
+                    self.left[name] = (
+                        f"its {own} is computed (a parametrization); remove_parametrizations makes it permanent"
+                    )
                 elif parents:
                     self.left[name] = (
                         f"{type(module).__name__} is a {parents[0].__name__} with {_own(type(module), parents[0])} of its own"
@@ -115,6 +121,28 @@ class Found:
                 twin = Shape(module)
                 yield input_axis(name, twin, module.input_size, axis=f"{name}.input")
                 yield from recurrent_axes(name, twin, [], prefix=f"{name}.")
+
+
+def no_recurrent(found):
+    """In words, that a model has no recurrent layer that can be thinned out: each that it has, and why it stays."""
+    model, stay = type(found.model).__name__, dict(found.refused)
+    for name, module in found.model.named_modules():
+        kind = type(module)
+        if isinstance(module, tuple(RECURRENT)) and name in found.left:
+            stay[name] = found.left[name]
+        elif isinstance(module, nn.RNNCellBase):
+            stack = f"nn.{kind.__name__.removesuffix('Cell')}"
+            stay[name] = (
+                f"{kind.__name__} is a cell; {stack} with the same weights, called a step at a time, can be thinned out"
+            )
+        elif kind_of(module) is None and kind.__name__ in (known.__name__ for known in RECURRENT):
+            stay[name] = (
+                f"{kind.__module__}.{kind.__name__} is not torch.nn's; where it was made of one (quantised), begin with that"
+            )
+    if not stay:
+        return f"{model} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
+    reasons = "; ".join(f"{name}: {why}" for name, why in stay.items())
+    return f"{model} has no recurrent layer that can be thinned out, exactly nn.LSTM, nn.GRU or nn.RNN ({reasons})"
 
 
 def _own(kind, parent):

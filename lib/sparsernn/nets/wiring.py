@@ -64,7 +64,10 @@ def readings(found, start, examples, consumers, fixed):
     readers = [name for name, module in found.layers.items() if kind_of(module) is not nn.Embedding]
     for name in consumers:
         if name not in found.layers or kind_of(found.layers[name]) is nn.Linear:
-            raise ValueError(f"consumers of {name!r}: no recurrent layer or embedding of that name")
+            known = [each for each, module in found.layers.items() if kind_of(module) is not nn.Linear]
+            raise ValueError(
+                f"consumers of {name!r}: no recurrent layer or embedding of that name; there are: {', '.join(known)}"
+            )
     result = {}
     for name, module in found.layers.items():
         if kind_of(module) is nn.Linear or name in fixed:

@@ -10,6 +10,7 @@ model.eval()  # now it runs pruned
 """
 
 import sys
+import warnings
 
 import torch
 from torch import nn
@@ -17,12 +18,13 @@ from torch import nn
 from ..files import nearest
 from ..nets import quick
 from ..nets.attached import PLACE, refuse_elsewhere
-from ..nets.found import Found, is_computed, parameter_names
+from ..nets.found import Found, is_computed, no_recurrent, parameter_names
 from ..nets.layers import RECURRENT, kind_of, stand_in
 from ..nets.outside import Start, Watch, calls_of, deep_copy
 from ..nets.readers import call
 from . import make, options_of
 from .carried import Carried, Group, Transient, Weight
+from .masking import often
 from .options import check, names_of
 from .plan import Plan
 from .rounding import rounding
@@ -84,11 +86,12 @@ def attach(
 
 def put_on(
     model, method, steps, n_examples, *, only=None, skip=None, example=None, reference=None, batch_dim=None,
-    steps_per_epoch=1, needs_recurrent=True, strict=True,
+    steps_per_epoch=1, needs_recurrent=True, warns=True,
 ):  # fmt: skip
-    """`attach` of a `Method` that is made already. strict: the last step refuses a density that was missed."""
-    check("steps", int, steps, least=1), check("n_examples", int, n_examples, least=1)
-    check("steps_per_epoch", int, steps_per_epoch, least=1)
+    """`attach` of a `Method` that is made already. warns: of a schedule that prunes in jumps, and at the
+    last step of a density that was missed."""
+    steps, n_examples = check("steps", int, steps, least=1), check("n_examples", int, n_examples, least=1)
+    steps_per_epoch = check("steps_per_epoch", int, steps_per_epoch, least=1)
     quick.remove(model)
     found = Found(model)
     left = dict(found.left) | _not_wanted(found, only, skip)
@@ -96,9 +99,7 @@ def put_on(
         if left[name] == why:
             raise ValueError(f"{name}: {why}, or skip=[{name!r}]")
     if needs_recurrent and not found.recurrent:
-        raise ValueError(
-            f"{type(model).__name__} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
-        )
+        raise ValueError(no_recurrent(found))
     before = _start(model, method, reference)
     method.axes, method.shapes = found.axes(), {name: p.shape for name, p in found.parameters.items()}
     method.steps, method.steps_per_epoch, method.n_examples = steps, steps_per_epoch, n_examples
@@ -125,8 +126,10 @@ def put_on(
             _put_down(layer)
         model.load_state_dict(before, strict=False)
         raise
+    if warns and (hasty := method.hasty()):
+        warnings.warn(hasty, stacklevel=3)
     method.idle = False
-    return Study(model, method, left, known=example is not None, strict=strict)
+    return Study(model, method, left, known=example is not None, warns=warns)
 
 
 def _start(model, method, reference):
@@ -346,8 +349,9 @@ class Study:
     A copy of the model (copy.deepcopy, torch.save) has a study of its own: `Study.of(copy)`.
     """
 
-    def __init__(self, model, method, left, known, strict):
-        self.model, self.method, self.left, self.step, self.strict = model, method, left, 0, strict
+    def __init__(self, model, method, left, known, warns):
+        self.model, self.method, self.left, self.step, self.warns = model, method, left, 0, warns
+        self.trained = False  # whether the model ever ran as it does in training
         self.known, self.depth, self.watch, self.watching = known, 0, None, False
         self.outer = Transient()  # "frame" → that of the outermost forward, while it runs
         self.hooks = [
@@ -381,7 +385,8 @@ class Study:
         return self.method.groups
 
     def ahead(self):
-        """What is about to happen, a line each: how many weights may go, and what begins and ends at which step."""
+        """What is about to happen, a line each: how many weights may go, what begins and ends at which step, and how
+        often masks change."""
         lines, prunable = [], self.method.prunable()
         if wanted := getattr(self.method.options, "density", 0.0):
             total = sum(prunable.values())
@@ -390,6 +395,8 @@ class Study:
             f"{what}: steps {first:,} to {end:,} of {self.method.steps:,}"
             for what, first, end in self.method.schedule()
         ]
+        if changes := self.method.changes():
+            steps.append(f"masks change {often(changes)}, last at step {self.method.window[1]:,}")
         return lines + steps
 
     def parameters(self):
@@ -424,12 +431,36 @@ class Study:
             self.method.fix()
         self.step += 1
         self.method.step = self.step
-        if self.strict and self.step == self.method.steps:
-            self.method.refuse_missed()
+        if self.warns and self.step == self.method.steps and (missed := self.method.missed()):
+            warnings.warn(f"the training ended {missed}", stacklevel=2)
         if self.step == LATE and not self.method.fixed and self._left_out():
             raise ValueError(
                 f"after {LATE} steps nothing that the method learns has moved: make the optimiser of study.parameter_groups()"
             )
+
+    def undone(self):
+        """What the method was to do to the model as it stands and has not done, a line each."""
+        method, steps = self.method, self.method.steps
+        missed, asked, lines = method.missed(), getattr(method.options, "density", 0.0), []
+        if self._unannounced() and (missed or not asked):
+            lines.append(
+                "study.after_step() was never called while the model was trained: what is done there was not done"
+            )
+        if missed:
+            begun = (
+                "the training ended" if self.step >= steps else f"after step {self.step:,} of {steps:,} the model is"
+            )
+            lines.append(f"{begun} {missed}")
+        elif not asked and 0 < self.step < steps:
+            later = [f"{what} (steps {first:,} to {end:,})" for what, first, end in method.to_come(self.step)]
+            lines += (
+                [f"after step {self.step:,} of {steps:,} there is still to come: {', '.join(later)}"] if later else []
+            )
+        return lines
+
+    def _unannounced(self):
+        """Whether a training has moved what a method works on over its steps, and told it of none."""
+        return bool(self.method.schedule()) and self.trained and not self.step and self._sums() != self.start
 
     @torch.no_grad()
     def _put_back(self):
@@ -477,6 +508,7 @@ class Study:
 
     def _begin(self, *_):
         self._let_go()
+        self.trained = self.trained or self.model.training and torch.is_grad_enabled()
         if self.depth == 0:
             self.outer["frame"] = sys._getframe(1)
             self.method.now = self.method.last = object()

@@ -182,6 +182,18 @@ class Method:
         """What happens when: [(words, first step, step after the last)], in steps of this training."""
         return []
 
+    def changes(self):
+        """How often its masks change in the training; None: it has no steps at which they do."""
+        return None
+
+    def hasty(self):
+        """In words, where what is to be pruned little by little goes in a few jumps; None: it does not."""
+        return None
+
+    def to_come(self, step):
+        """Of the schedule, what has not begun after so many steps."""
+        return [(what, first, end) for what, first, end in self.schedule() if first > step]
+
     def hear(self, weight, read):
         """What a matrix multiplies in a training step, float [N, in], or looks up, int [N]: a row for each sequence and
         time step, padding left out where the layer knows it. Called while `listens`."""
@@ -287,13 +299,17 @@ class Method:
         if not least * (1 - MISSED) <= wanted <= most * (1 + MISSED):
             raise ValueError(f"density is {wanted:g}; what this method can reach here is {least:.4g} to {most:.4g}")
 
+    def missed(self, masks=None):
+        """In words, where it is not at the density it was asked for; None: it is, or was asked for none."""
+        wanted = getattr(self.options, "density", 0.0)
+        if not wanted or abs((found := self.density(masks)) / wanted - 1) <= MISSED:
+            return None
+        return f"at a density of {found:.4g}, not at {wanted:g} as asked (±{MISSED:.0%})"
+
     def refuse_missed(self, masks=None):
         """Raise ValueError for a training that has not ended at the density it was asked for."""
-        wanted = getattr(self.options, "density", 0.0)
-        if wanted and abs(self.density(masks) / wanted - 1) > MISSED:
-            raise ValueError(
-                f"the training ended at a density of {self.density(masks):.4g}, not at {wanted:g} as asked (±{MISSED:.0%})"
-            )
+        if missed := self.missed(masks):
+            raise ValueError(f"the training ended {missed}")
 
     def masks_of(self, keep):
         """`Masks` of a bool tensor a scored item; everything else is kept."""

@@ -14,6 +14,7 @@ from .base import Method, Phase, Reading, Wanted
 from .options import option
 
 SIZES = Reading("log10 |w|", -6.0, 1.0, 0.25, (-3.0, -2.5, -2.0, -1.5, -1.25, -1.0, -0.75, -0.5))
+FEW = 5  # changes of the masks: fewer are jumps, not a gradual pruning
 EMBEDDING, INPUT, RECURRENT, OUTPUT = TYPES = "embedding", "input", "recurrent", "output"
 
 
@@ -23,6 +24,11 @@ class MaskingOptions(Wanted):
 
     prune_start: float = option(1.0, "epoch at which pruning begins (1704.05119: start of the second)", least=0)
     prune_end: float = option(0.5, "share of the training after which masks stay", above=0, most=1)
+
+
+def often(times):
+    """A number of times, in words."""
+    return "once" if times == 1 else f"{times:,} times"
 
 
 def type_of(weight):
@@ -139,6 +145,25 @@ class Masking(Masked):
 
     def schedule(self):
         return [("pruned", *self.window)]
+
+    def changes(self):
+        start, end = self.window
+        return -(-(end - start) // self.every)  # the last at the end
+
+    def hasty(self):
+        if not (now := getattr(self.options, "prune_every", 0)) or self.changes() >= FEW:
+            return None
+        start, end = self.window
+        if (better := max(1, (end - start) // FEW)) >= now:
+            return None
+        return (
+            f"masks change {often(self.changes())} in steps {start:,} to {end:,}, where it is pruned, for prune_every is {now}; "
+            f"with prune_every={better} they change {often(-(-(end - start) // better))}, by less each"
+        )
+
+    def to_come(self, step):
+        """Of the schedule, what is not over: masks change last when it ends."""
+        return self.schedule() if int(next(iter(self.weights.values())).changed) < self.window[1] else []
 
     def says(self):
         return f"pruned from epoch {self.options.prune_start:g} to {self.options.prune_end:.0%}"

@@ -5,6 +5,7 @@ nearest that does, a wrong type, a number that is none (NaN, infinity) or out of
 """
 
 import math
+import numbers
 import types
 from dataclasses import dataclass, field, fields
 from typing import NamedTuple
@@ -73,11 +74,13 @@ def check(name, kind, value, least=None, above=None, below=None, most=None, choi
 
 
 def typed(name, kind, value):
-    """The value if it is of that type (an int will do for a float), else TypeError in words."""
+    """The value as that type: a whole number, NumPy's too, for an int, any real one for a float; else TypeError in words."""
     kinds = kind.__args__ if isinstance(kind, types.UnionType) else (kind,)
     if type(value) in kinds:
         return value
-    if type(value) is int and float in kinds:
+    if isinstance(value, numbers.Integral) and not isinstance(value, bool) and int in kinds:  # NumPy's too
+        return int(value)
+    if isinstance(value, numbers.Real) and not isinstance(value, bool) and float in kinds:
         return float(value)
     hint = ""
     if isinstance(value, str) and float in kinds:

@@ -48,7 +48,7 @@ class RunConfig:
             ("profile", str, profile),
         ):
             typed(name, kind, value)
-        check("seed", int, seed, least=0, most=LARGEST_SEED)
+        seed = check("seed", int, seed, least=0, most=LARGEST_SEED)
         if task not in PRESETS:
             raise ValueError(nearest("task", task, PRESETS))
         only = sparsify.make(method).default_model

@@ -47,7 +47,7 @@ class Session:
             reference=finished,
             batch_dim=1,
             needs_recurrent=False,
-            strict=False,
+            warns=False,
         )
         self.method = self.study.method
         if self.plan.int8_noise and self.method.cuts:
