@@ -430,6 +430,47 @@ def test_whatever_a_model_answers_with_is_compared_by_its_kind(told):
         same(small(words(8, 9, seed)), model(words(8, 9, seed)), within)
 
 
+class Encoder(nn.Module):
+    """The PyTorch tutorial's, kept as a module of its own. told: what it returns, and whether it takes a state."""
+
+    def __init__(self, told, cell=nn.GRU):
+        super().__init__()
+        self.told, self.emb, self.rnn = told, nn.Embedding(V, E), cell(E, H, 2, batch_first=True)
+        self.head = nn.Linear(E, 3)
+
+    def forward(self, words, state=None):
+        x = self.emb(words)
+        y, last = self.rnn(x, state if "goes on" in self.told else None)
+        if "alone" in self.told:
+            return last
+        return (self.head(x.mean(1)) if "beside" in self.told else y), last
+
+
+def half_unread(told, cell):
+    """Level 1 reads half of the neurons of level 0, which do not hear of the others."""
+    (model := model_of(Encoder, told, cell)).rnn.weight_ih_l1.data[:, : H // 2] = 0
+    model.rnn.weight_hh_l0.data.view(-1, H, H)[:, H // 2 :, : H // 2] = 0
+    return model
+
+
+@pytest.mark.parametrize("told", ["outputs", "alone", "beside", "alone, goes on", "beside, goes on"])
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_a_state_that_a_model_returns_is_what_it_was(told, cell):
+    compacted(half_unread(told, cell))  # `same` compares states too
+
+
+@pytest.mark.parametrize("how", ["words alone", "a state beside"])
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_of_a_state_to_go_on_from_the_proof_says_that_it_is_another_and_how_to_keep_it(cell, how):
+    model = half_unread("goes on", cell)
+    example = FEW if how == "words alone" else {"words": FEW, "state": model(FEW)[1]}
+    small, proof = sparsernn.compact(model, example)
+    assert re.search(r"NOTE +the returned state of rnn .by \d\S+. is another.*consumers=.'rnn': \[\]", str(proof))
+    mine, theirs = small(FEW)[1], model(FEW)[1]
+    same(small(OTHER[:3], mine)[0], model(OTHER[:3], theirs)[0])
+    assert size(small) < size(compacted(model, example, consumers={"rnn": []}))
+
+
 class Keeps(Net):
     hidden, calls = None, 0
 

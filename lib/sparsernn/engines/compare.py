@@ -11,12 +11,12 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from ..files import error
 from ..nets.outside import Start, deep_copy
-from ..nets.readers import answer
+from ..nets.readers import REFUSES, answer
+from ..nets.states import states_returned
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.complex128: 1e-9, torch.complex64: 1e-5}
 TOLERANCE_ELSE = 1e-2  # of a number in half precision
 ROUNDED = ", as it is returned"
-REFUSES = (RuntimeError, ValueError, LookupError, TypeError, AssertionError, AttributeError)  # how a forward says no
 
 
 def in_float64(reference, plain, examples):
@@ -63,10 +63,12 @@ class Calls:
     """What the model answers to each call, twice in a row from the same start, and how far another is from that.
 
     start  `Start` of the model      examples  as `compact` takes them      found  the layers of its plain copy
+    to_go_on  names of the layers whose returned states are no part of the answer
     Raises ValueError if it returns no tensor, or answers otherwise when it starts from the same place again.
     """
 
-    def __init__(self, start, examples, found):
+    def __init__(self, start, examples, found, to_go_on):
+        self.start, self.to_go_on = start, to_go_on
         self.calls, self.answers, self.tolerance = [], {}, {}
         self.double = any(p.dtype == torch.float64 for p in start.model.parameters())
         names = ["the example"] if len(examples) == 1 else [f"example {n + 1}" for n in range(len(examples))]
@@ -77,7 +79,7 @@ class Calls:
             tolerance = max((TOLERANCE.get(dtype, TOLERANCE_ELSE) for dtype in dtypes.seen), default=1e-9)
             if not first[0]:
                 raise ValueError(f"the model returns no tensor for {name}, so nothing could be compared")
-            if worst := _worst(first, _answers(start, Call(name, example))):
+            if worst := _worst(first, self._answers(start, Call(name, example))):
                 raise ValueError(
                     f"the model answers otherwise the second time, by {worst:.1e}, from the same start: it keeps a state "
                     "outside of itself or draws from a generator of its own; nothing can be compared with it"
@@ -92,26 +94,52 @@ class Calls:
             self.tolerance |= {call.words: tolerance for call in self.calls if call.words not in self.tolerance}
 
     def _ask(self, start, call):
-        found = _answers(start, call)
+        found = self._answers(start, call)
         self.calls.append(call)
         self.answers[call.words] = found
         return found
+
+    def _answers(self, start, call):
+        """What a model answers to a call, and to the same once more."""
+        with start.again() as model:
+            handles = []
+            if call.layer is not None:
+                module = model.get_submodule(call.layer)
+                handles.append(module.register_forward_pre_hook(_GiveState(), with_kwargs=True))
+            try:
+                ask = partial(answer, model, call.example, behind=True, to_go_on=self.to_go_on)
+                return [[x.clone() for x in ask()] for _ in range(2)]
+            finally:
+                for handle in handles:
+                    handle.remove()
 
     def as_returned(self, small):
         """The same of the examples themselves, by the small model with its weights as they were rounded, in float64."""
         calls = [call for call in self.calls if call.words in self.examples]
         start = Start(deep_copy(small).double() if self.double else small)
-        return {call.words + ROUNDED: _worst(_answers(start, call), self.answers[call.words]) for call in calls}
+        return {call.words + ROUNDED: _worst(self._answers(start, call), self.answers[call.words]) for call in calls}
 
     def compare(self, start):
         """→ words → error of the other model, the same of those that are too large; infinite where it cannot be called."""
         errors = {}
         for call in self.calls:
             try:
-                errors[call.words] = _worst(_answers(start, call), self.answers[call.words])
+                errors[call.words] = _worst(self._answers(start, call), self.answers[call.words])
             except REFUSES:
                 errors[call.words] = float("inf")
         return errors, {words: by for words, by in errors.items() if not by <= self.tolerance[words]}
+
+    def other_states(self, start):
+        """Layer → how far its returned state is from the model's, of those in `to_go_on` where that is more than rounding."""
+        found = {}
+        for call in [call for call in self.calls if call.words in self.examples]:
+            with self.start.again() as model, start.again() as other:
+                theirs, mine = (states_returned(each, call.example) for each in (model, other))
+            for name in self.to_go_on & theirs.keys():
+                by = _worst([mine.get(name, [])], [theirs[name]])
+                if not by <= self.tolerance[call.words]:
+                    found[name] = max(by, found.get(name, 0.0))
+        return found
 
 
 def _worst(mine, theirs):
@@ -120,20 +148,6 @@ def _worst(mine, theirs):
     return max(
         (difference(x, y) for a, b in zip(mine, theirs, strict=True) for x, y in zip(a, b, strict=True)), default=0.0
     )
-
-
-def _answers(start, call):
-    """What it answers to a call, and to the same once more."""
-    with start.again() as model:
-        handles = []
-        if call.layer is not None:
-            module = model.get_submodule(call.layer)
-            handles.append(module.register_forward_pre_hook(_GiveState(), with_kwargs=True))
-        try:
-            return [[x.clone() for x in answer(model, call.example, behind=True)] for _ in range(2)]
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 class _GiveState:

@@ -5,6 +5,7 @@ import time
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import nn
 
 from ..nets.attached import refuse_elsewhere
 from ..nets.compact import plain_copy, swapped
@@ -15,6 +16,7 @@ from ..nets.outside import Start, deep_copy
 from ..nets.reach import calibrate
 from ..nets.readers import Reading, answer
 from ..nets.small import SmallEmbedding, SmallLinear, SmallRecurrent, zeros_stay
+from ..nets.states import only_to_go_on
 from ..nets.wiring import left_as_they_are, readings, wired
 from ..sparsify.attach import Study
 from .compare import ROUNDED, Calls, in_float64
@@ -26,7 +28,8 @@ from .timing import wait
 class Proof:
     """What `compact` measured: prints as a table, what is worse than before first.
 
-    error      largest of `compared`: max|small − model| / max(1, max|model|) of everything the model returns, in float64
+    error      largest of `compared`: max|small − model| / max(1, max|model|) of everything the model returns, in float64, but
+               for a final state that it returns and takes as an argument too, to go on from: a warning says where that differs
     compared   what the models were called with, in words → error
     weights_*  numbers in matrices that are not zero, before and after
     bytes_*    parameters and buffers        bytes_file  what `save` writes
@@ -86,7 +89,8 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     model       with a method attached: its masks and means are used; without: its zeros are (torch.nn.utils.prune's too)
     example     what the model is called with: a tensor, or a tuple or dict of arguments
     examples    a list of them, where one does not show all ways through the model
-    consumers   layer → names of the modules that alone read its output, as it is, where running examples cannot show it
+    consumers   layer → names of the modules that alone read its output, as it is, where running examples cannot show it; an
+                empty list: who reads it, its final state too, is no module of the model
     keep_zeros  zeros inside the small layers stay zero when it is trained on
     metric      function of a model → a task's metric; the small one's, by the engine that runs it, goes into the proof
     Both are compared in float64, from the same start, on the examples, each twice in a row, and on what is made of them: other
@@ -95,6 +99,8 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     in evaluation and without gradients, until their weights change. What the examples say of how far numbers go is noted, for
     int8 (`nets.reach.calibrate` does the same on training data).
     A layer whose readers are not all known keeps its outer width: inside it shrinks, removed neurons come out as zeros.
+    A final state that the model returns is a part of its answer, unless the model takes it as an argument too, to go on from:
+    then neurons that nothing else reads may go from it, and a warning of the proof says so.
     Raises ValueError where there is nothing to make smaller or to compare, or a method is on a part of the model (a wrapper's
     `module`) or on more than it; RuntimeError if the result were not equal.
     """
@@ -107,8 +113,9 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
         )
     reference, wide, given = in_float64(deep_copy(model).eval(), plain, examples)
     study = Study.of(reference)  # of what is compared: gates in its own precision
-    found, start = Found(wide), Start(wide)
-    calls = Calls(Start(reference), given, found)
+    found, start, consumers = Found(wide), Start(wide), consumers or {}
+    to_go_on = _all_recurrent(wide) if declares(wide) else only_to_go_on(found, start, given, consumers)
+    calls = Calls(Start(reference), given, found, to_go_on)
     outside = left_as_they_are(found, start, given)
     if study:
         masks, means = study.masks(), {name: mean.cpu() for name, mean in study.means().items()}
@@ -119,7 +126,7 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     declared = [(masks, {})] if declares(wide) else None
     if declared and consumers:
         raise ValueError(f"consumers are for models that do not say who reads whom; {type(model).__name__} has axes()")
-    for whole, ways in declared or _trials(found, masks, readings(found, start, given, consumers or {}, outside)):
+    for whole, ways in declared or _trials(found, masks, readings(found, start, given, consumers, outside, to_go_on)):
         candidate, _ = swapped(deep_copy(wide), found, whole, means, ways, outside)
         compared, bad = calls.compare(Start(candidate))
         if not bad:
@@ -138,7 +145,19 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     calibrate(small, examples)
     engine = quickest(small, examples[0])
     proof = _proof(model, before, small, examples[0], compared, layers | outside, keep_zeros, engine)
+    if states := calls.other_states(Start(candidate)):
+        told = "" if declared else f"; where you read it, say consumers={{{', '.join(f'{n!r}: []' for n in states)}}}"
+        by = ", ".join(f"{name} (by {worst:.1e})" for name, worst in states.items())
+        proof.warnings.insert(
+            0,
+            f"the returned state of {by} is another, without the neurons that nothing else reads: the model goes on from it as "
+            f"before{told}",
+        )
     return small, proof if metric is None else replace(proof, metric=metric(small))
+
+
+def _all_recurrent(model):
+    return {name for name, module in model.named_modules() if isinstance(module, nn.RNNBase)}
 
 
 def _examples(example, examples):
