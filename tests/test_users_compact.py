@@ -430,6 +430,43 @@ def test_whatever_a_model_answers_with_is_compared_by_its_kind(told):
         same(small(words(8, 9, seed)), model(words(8, 9, seed)), within)
 
 
+class Textbook(nn.Module):
+    """It makes its first state, or numbers of its words, in float32, whatever its own dtype. told: which."""
+
+    def __init__(self, told):
+        super().__init__()
+        self.told, self.rnn, self.head = (
+            told,
+            nn.GRU(E if told == "first state" else V, H, batch_first=True),
+            nn.Linear(H, 3),
+        )
+
+    def forward(self, x):
+        if self.told == "first state":
+            return self.head(self.rnn(x, torch.zeros(1, len(x), H))[0])
+        return self.head(self.rnn(F.one_hot(x, V).float())[0])
+
+
+@pytest.mark.parametrize("method", ["zeros", "sparse-vd-wgn", "sparse-vd-w", "l0", "iss", "restricted"])
+@pytest.mark.parametrize("told", ["first state", "one-hot words"])
+def test_a_model_that_makes_tensors_in_float32_is_made_small_run_and_written(told, method, tmp_path):
+    torch.manual_seed(0)
+    model, x = Textbook(told), torch.randn(2, 7, E) if told == "first state" else words(2, 7)
+    with torch.no_grad():
+        model.head.weight[:, ::2] = model.rnn.weight_hh_l0[:, ::2] = 0
+    if method != "zeros":
+        sparsernn.attach(model, method, 10, 10)
+    small, proof = sparsernn.compact(model.eval(), x)
+    assert proof.error <= 1e-5 and "not in float64" in str(proof)
+    assert proof.engine or proof.no_engine == "its layers are as fast"
+    same(small(x), model(x), 1e-5)
+    if method == "zeros":
+        choice = sparsernn.choose(small, x, seconds=0.01)
+        same(choice.make(small)(x), model(x), 1e-5)
+        if told == "first state":
+            assert sparsernn.to_c(small, tmp_path / "model.c")
+
+
 class Encoder(nn.Module):
     """The PyTorch tutorial's, kept as a module of its own. told: what it returns, and whether it takes a state."""
 

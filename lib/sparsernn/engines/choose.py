@@ -12,6 +12,7 @@ from ..nets.readers import answer, everything
 from . import available, engine_class, is_dense, timing
 from .base import Layer, oracle
 from .chain import refuse_method
+from .compare import in_float64
 from .models import recurrent_layers
 from .precision import tf32
 from .whole import by_engine
@@ -75,14 +76,13 @@ def compared(batch, most=8):
 
 @torch.no_grad()
 def reference(thing, example, states=False):
-    """In float64, on the CPU: of a layer y of the sequences `compared`, of a model its answers, with or without states."""
+    """On the CPU, in float64 (a model that insists on a dtype of its own in that one): of a layer y of the sequences `compared`,
+    of a model its answers, with or without states."""
     if isinstance(thing, Layer):
         return [oracle(thing, example[:, compared(example.shape[1]).to(example.device)].cpu())]
-    double = tree_map(
-        lambda x: x.cpu().double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, example
-    )
-    double = tree_map(lambda x: x.cpu() if isinstance(x, torch.Tensor) else x, double)
-    return run(deep_copy(thing).cpu().double().eval(), double, states)
+    here = tree_map(lambda x: x.cpu() if isinstance(x, torch.Tensor) else x, example)
+    (model,), (here,) = in_float64([deep_copy(thing).cpu().eval()], [here])
+    return run(model, here, states)
 
 
 def worst(thing, answers, expected):

@@ -19,17 +19,18 @@ TOLERANCE_ELSE = 1e-2  # of a number in half precision
 ROUNDED = ", as it is returned"
 
 
-def in_float64(reference, plain, examples):
-    """The model, its plain copy and the examples in float64; as they are where the model insists on a dtype of its own."""
+def in_float64(models, examples):
+    """Models and examples in float64; as they are where one of the models insists on a dtype of its own."""
     wide = [tree_map(_double, example) for example in examples]
-    doubled = deep_copy(reference).double(), deep_copy(plain).double()
+    doubled = [deep_copy(model).double() for model in models]
     try:
-        for example in wide:
-            with Start(doubled[0]).again() as model:
-                answer(model, example)
-        return *doubled, wide
+        for start in map(Start, doubled):
+            for example in wide:
+                with start.again() as model:
+                    answer(model, example)
+        return doubled, wide
     except REFUSES:
-        return reference, plain, examples
+        return models, examples
 
 
 def _double(x):

@@ -28,8 +28,9 @@ from .timing import wait
 class Proof:
     """What `compact` measured: prints as a table, what is worse than before first.
 
-    error      largest of `compared`: max|small − model| / max(1, max|model|) of everything the model returns, in float64, but
-               for a final state that it returns and takes as an argument too, to go on from: a warning says where that differs
+    error      largest of `compared`: max|small − model| / max(1, max|model|) of everything the model returns, in float64 (in its
+               own dtype where it insists on one), but for a final state that it returns and takes as an argument too, to go on
+               from: a warning says where that differs
     compared   what the models were called with, in words → error
     weights_*  numbers in matrices that are not zero, before and after
     bytes_*    parameters and buffers        bytes_file  what `save` writes
@@ -37,6 +38,7 @@ class Proof:
     layers     name → what became of it
     warnings   what is worse than before, and what happens when the small model is trained on
     engine     what answers for its recurrent layers (`stand_in.Tried`), or None: they do themselves
+    no_engine  why that is none, in words
     metric     what the `metric` that was given said of the small model, by its engine
     """
 
@@ -53,6 +55,7 @@ class Proof:
     warnings: list = field(default_factory=list)
     engine: Tried | None = None
     metric: object = None
+    no_engine: str = ""
 
     def __str__(self):
         smaller, faster = self.bytes_before / max(1, self.bytes_after), self.ms_before / self.ms_after
@@ -70,7 +73,7 @@ class Proof:
         return "\n".join(lines + self._engine_lines())
 
     def _engine_lines(self):
-        by, lines = self.engine, [f"{'engine':20} none: its layers are as fast"]
+        by, lines = self.engine, [f"{'engine':20} none: {self.no_engine}"]
         if by:
             step, layers = by.us[1]
             steps = f"{layers:.1f} → {step:.1f} µs a step"
@@ -93,8 +96,9 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
                 empty list: who reads it, its final state too, is no module of the model
     keep_zeros  zeros inside the small layers stay zero when it is trained on
     metric      function of a model → a task's metric; the small one's, by the engine that runs it, goes into the proof
-    Both are compared in float64, from the same start, on the examples, each twice in a row, and on what is made of them: other
-    batch sizes, lengths, words and numbers where the model takes them, and a state given to each recurrent layer.
+    Both are compared in float64 (as they are where the model insists on a dtype of its own), from the same start, on the
+    examples, each twice in a row, and on what is made of them: other batch sizes, lengths, words and numbers where the model
+    takes them, and a state given to each recurrent layer.
     On a CPU and in float32, an engine answers for the small recurrent layers where it is the faster one (`stand_in.quickest`),
     in evaluation and without gradients, until their weights change. What the examples say of how far numbers go is noted, for
     int8 (`nets.reach.calibrate` does the same on training data).
@@ -111,7 +115,7 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
         raise ValueError(
             f"{type(model).__name__} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
         )
-    reference, wide, given = in_float64(deep_copy(model).eval(), plain, examples)
+    (reference, wide), given = in_float64([deep_copy(model).eval(), plain], examples)
     study = Study.of(reference)  # of what is compared: gates in its own precision
     found, start, consumers = Found(wide), Start(wide), consumers or {}
     to_go_on = _all_recurrent(wide) if declares(wide) else only_to_go_on(found, start, given, consumers)
@@ -143,8 +147,12 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     if any(parameter.dtype != torch.float64 for parameter in small.parameters()):
         compared = compared | calls.as_returned(small)
     calibrate(small, examples)
-    engine = quickest(small, examples[0])
-    proof = _proof(model, before, small, examples[0], compared, layers | outside, keep_zeros, engine)
+    found = quickest(small, examples[0])
+    proof = _proof(model, before, small, examples[0], compared, layers | outside, keep_zeros, *found)
+    if wide is plain and not calls.double:
+        proof.warnings.append(
+            "compared in the model's own dtype, rounding and all, not in float64: its forward makes tensors of that dtype itself"
+        )
     if states := calls.other_states(Start(candidate)):
         told = "" if declared else f"; where you read it, say consumers={{{', '.join(f'{n!r}: []' for n in states)}}}"
         by = ", ".join(f"{name} (by {worst:.1e})" for name, worst in states.items())
@@ -179,7 +187,7 @@ def _trials(found, masks, seen):
     yield wired(found, masks, {name: Reading({}, complete=False, state=True) for name in seen})
 
 
-def _proof(model, before, small, example, compared, layers, keep_zeros, engine):
+def _proof(model, before, small, example, compared, layers, keep_zeros, engine, no_engine):
     made = [m for m in small.modules() if isinstance(m, SmallRecurrent | SmallEmbedding | SmallLinear)]
     zeros = sum(int((p == 0).sum()) for m in made for p in m.parameters() if p.dim() == 2)
     for module in [small.get_submodule(name) for name in layers] if keep_zeros else ():
@@ -201,7 +209,9 @@ def _proof(model, before, small, example, compared, layers, keep_zeros, engine):
             f"{zeros:,} zeros inside its layers come alive when it is trained on (keep_zeros=True keeps them)"
         )
     size = packed_size(small)
-    return Proof(max(compared.values()), compared, *counts, *sizes, size, *ms, layers, warnings, engine)
+    return Proof(
+        max(compared.values()), compared, *counts, *sizes, size, *ms, layers, warnings, engine, no_engine=no_engine
+    )
 
 
 def _weights(model):
