@@ -591,6 +591,87 @@ def test_several_examples_reach_what_one_does_not():
         same(call(small, x), call(model, x))
 
 
+class Stepped(Net):
+    """What a forward, and other methods of the same model, read of its layer differs."""
+
+    def forward(self, words):
+        return WAYS["by step"](self, words)
+
+    def encode(self, words):
+        return self.rnn(self.emb(words))[1][-1].norm(dim=-1)
+
+    def step(self, word, state=None):
+        y, state = self.rnn(self.emb(word)[:, None], state)
+        return self.head(y[:, 0]), state
+
+
+def test_an_example_may_be_a_call_of_another_method():  # generate, step, encode
+    model = model_of(Stepped, cell=nn.GRU)
+    state = randn(1, len(FEW), H)
+    ways = [lambda m: m.encode(FEW), lambda m: m.head(m.rnn(m.emb(FEW))[1][-1]), lambda m: m.step(FEW[:, 0], state)[0]]
+    for way in ways:
+        small, proof = sparsernn.compact(model, examples=[FEW, way])
+        assert (
+            proof.error <= 1e-12 and proof.compared.keys() >= {"example 1", "example 2"} and size(small) < size(model)
+        )
+        assert "example 2, one step" not in proof.compared, "with what it calls the model is its own"
+        same(way(small), way(model))
+        same(small(OTHER), model(OTHER))
+
+
+def test_a_model_that_steps_is_as_small_as_one_that_does_not():
+    model, state = model_of(Stepped, cell=nn.GRU), randn(1, len(FEW), H)
+    alone, _ = sparsernn.compact(model, FEW)
+    small, proof = sparsernn.compact(model, examples=[FEW, lambda m: m.step(FEW[:, 0], state)])
+    assert size(small) == size(alone) and "the returned state of rnn" in str(proof)
+    read, proof = sparsernn.compact(
+        model, examples=[FEW, lambda m: m.step(FEW[:, 0])]
+    )  # whoever wants the state gets it
+    same(read.step(OTHER[:, 0]), model.step(OTHER[:, 0]))
+    assert "the returned state" not in str(proof)
+
+
+def test_numbers_of_a_call_are_in_the_dtype_of_the_model():
+    model, x = model_of(Heard).float(), randn(5, 3, 8).float()
+    small, proof = sparsernn.compact(model, examples=[x, lambda m: m(x)[0], lambda m: m.head(m.rnn(x, hx=None)[0])])
+    assert proof.compared["example 2"] <= 1e-12 and size(small) < size(model) and "not in float64" not in str(proof)
+
+
+def test_a_call_is_an_example_for_engines_and_methods_too():
+    model = model_of(Stepped).float()
+    small, _ = sparsernn.compact(model, examples=[FEW, lambda m: m.step(FEW[:, 0])])
+    choice = sparsernn.choose(small, lambda m: m.step(FEW[:, 0]), seconds=0.01)
+    same(choice.make(small).step(OTHER[:, 0]), model.step(OTHER[:, 0]), 1e-5)
+    study = sparsernn.attach(model, "sparse-vd-wgn", 10, 10, example=lambda m: m.step(FEW[:, 0]))
+    assert not study.left
+
+
+def test_a_weight_that_a_cell_has_too_is_left_as_it_is():
+    class Celled(Net):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.LSTMCell(E, H)
+            for name in dict(self.cell.named_parameters()):
+                setattr(self.cell, name, getattr(self.rnn, f"{name}_l0"))
+
+        def step(self, word):
+            return self.head(self.cell(self.emb(word))[0])
+
+    model, why = model_of(Celled), "its weight_ih_l0 is also that of cell, a LSTMCell"
+    with pytest.raises(ValueError, match=f"no recurrent layer that could be thinned out: rnn: {why}"):
+        sparsernn.compact(model, FEW)
+    model.top = nn.GRU(E, H, batch_first=True).double()
+    WAYS["beside a cell"] = lambda m, w: plain(m, w) + m.head(m.top(m.emb(w))[0].mean(1))
+    model.told = "beside a cell"
+    small, proof = sparsernn.compact(pruned(model), examples=[FEW, lambda m: m.step(FEW[:, 0])])
+    assert proof.layers["rnn"] == f"left as it is: {why}" and small.cell.weight_ih is small.rnn.weight_ih_l0
+    same(small.step(OTHER[:, 0]), model.step(OTHER[:, 0]))
+    with pytest.raises(ValueError, match=f"no layer is left for the method to touch .*rnn: {why}"):
+        sparsernn.attach(model, "sparse-vd-w", 10, 10, only=["rnn"])
+    study = sparsernn.attach(model, "sparse-vd-wgn", 10, 10)
+    assert study.left == {"rnn": why} and "top.weight_hh_l0" in study.weights
+
+
 def test_the_proof_looks_beyond_the_example():
     _, proof = sparsernn.compact(model_of(layers=2, told="by step"), words(1, 1))
     assert proof.error == max(proof.compared.values()) <= 1e-12 and {"emb", "rnn", "head"} <= {*proof.layers}

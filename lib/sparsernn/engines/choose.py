@@ -98,7 +98,8 @@ def choose(thing, example, device="cpu", tolerance=None, seconds=0.6, states=Tru
     """→ `Choice` for a model, small or as it was, or for a `Layer`, called with this example.
 
     thing    a model with a recurrent layer, or `engines.base.Layer`
-    example  what a model is called with (a tensor, or a tuple or dict of arguments); of a layer x [T, B, I]
+    example  what a model is called with (a tensor, a tuple or dict of arguments, or a function that calls it); of a layer
+             x [T, B, I]
     states   whether final states that a model returns are wanted: an engine that does not hand them out is none for it then
     Every engine of the device that is within `tolerance` of float64 (None: 1e-5 on a CPU, 3e-5 on a GPU, where torch's own
     layers need that; int8 only where it is at least 1e-3) is tried three

@@ -21,7 +21,7 @@ ROUNDED = ", as it is returned"
 
 def in_float64(models, examples):
     """Models and examples in float64; as they are where one of the models insists on a dtype of its own."""
-    wide = [tree_map(_double, example) for example in examples]
+    wide = [partial(_called, example) if callable(example) else tree_map(_double, example) for example in examples]
     doubled = [deep_copy(model).double() for model in models]
     try:
         for start in map(Start, doubled):
@@ -31,6 +31,28 @@ def in_float64(models, examples):
         return doubled, wide
     except REFUSES:
         return models, examples
+
+
+def _called(example, model):
+    return example(_Doubling(model))
+
+
+class _Doubling:
+    """A model, or a part of it, in float64, in an example that calls it with numbers of its own."""
+
+    def __init__(self, thing):
+        self.thing = thing
+
+    def __getattr__(self, name):
+        found = getattr(self.thing, name)
+        return _Doubling(found) if callable(found) else found
+
+    def __getitem__(self, place):
+        return _Doubling(self.thing[place])
+
+    def __call__(self, *args, **kwargs):
+        args, kwargs = tree_map(_double, (args, kwargs))
+        return self.thing(*args, **kwargs)
 
 
 def _double(x):
@@ -188,6 +210,8 @@ def _variations(start, name, example, found):
         answer(model, example)
     for layer in found.recurrent:
         yield [Call(f"{name}, a state given to {layer}", example, layer)]
+    if callable(example):  # with what it calls the model is its own affair
+        return
     leaves, tree = tree_flatten(example)
     changed = [_other(leaf, looked_up) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
     yield [Call(f"{name}, other words and numbers", tree_unflatten(changed, tree))]

@@ -90,8 +90,9 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     """A smaller model that computes what `model` computes in evaluation, and the proof → (small, Proof).
 
     model       with a method attached: its masks and means are used; without: its zeros are (torch.nn.utils.prune's too)
-    example     what the model is called with: a tensor, or a tuple or dict of arguments
-    examples    a list of them, where one does not show all ways through the model
+    example     what the model is called with: a tensor, or a tuple or dict of arguments; or a function that calls it in another
+                way, as `lambda m: m.step(x[:, 0])`
+    examples    a list of them, where one does not show all ways through the model: other methods read its layers too
     consumers   layer → names of the modules that alone read its output, as it is, where running examples cannot show it; an
                 empty list: who reads it, its final state too, is no module of the model
     keep_zeros  zeros inside the small layers stay zero when it is trained on
@@ -112,9 +113,7 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     refuse_elsewhere(model, "compact")
     plain = plain_copy(model)
     if not Found(plain).recurrent and not any(isinstance(module, SmallRecurrent) for module in plain.modules()):
-        raise ValueError(
-            f"{type(model).__name__} has no nn.LSTM, nn.GRU or nn.RNN inside; there is nothing to thin out"
-        )
+        raise ValueError(Found(plain).nothing())
     (reference, wide), given = in_float64([deep_copy(model).eval(), plain], examples)
     study = Study.of(reference)  # of what is compared: gates in its own precision
     found, start, consumers = Found(wide), Start(wide), consumers or {}

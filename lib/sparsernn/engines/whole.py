@@ -29,7 +29,12 @@ def by_engine(model, engine, example, device="cpu", states=True):
     Raises ValueError for an unknown engine, `Unsupported` for a layer it does not run.
     """
     kind = engine_class(engine)
-    if kind.whole and torch.device(device).type in kind.devices and (found := chained(model, example)):
+    if (
+        kind.whole
+        and not callable(example)
+        and torch.device(device).type in kind.devices
+        and (found := chained(model, example))
+    ):
         chain, form, width = found
         if run := kind.whole(chain, width, states, device):
             return InOneCall(run, chain, form, (deep_copy(model), engine, example, device)).eval()

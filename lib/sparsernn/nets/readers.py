@@ -42,7 +42,9 @@ class Reading:
 
 
 def call(model, example):
-    """The model on a copy of an example: a tensor, or a tuple or dict of arguments."""
+    """The model on a copy of an example: a tensor, or a tuple or dict of arguments, or a function that calls it."""
+    if callable(example):
+        return example(model)
     example = tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, example)
     if isinstance(example, dict):
         return model(**example)

@@ -55,6 +55,8 @@ def _is_read_otherwise(found, start, examples, name, taken):
 
 def _taken_back(start, example):
     """Names of the recurrent layers that are called with a state which the model is handed in one of its arguments."""
+    if callable(example):
+        return _given_one(start, example)
     with start.again() as model, states_of(model) as states, torch.no_grad():
         returned = call(model, example)
     generator, taken = torch.Generator().manual_seed(0), set()
@@ -71,6 +73,29 @@ def _taken_back(start, example):
             with start.again() as model:
                 taken |= _called_with(model, other, [x for x in tree_leaves(given) if isinstance(x, torch.Tensor)])
     return taken
+
+
+@torch.no_grad()
+def _given_one(start, example):
+    """Names of the recurrent layers that start from a state of an example's own: it is neither zeros nor the model's."""
+    calls = {}
+
+    def look(name):
+        def see(module, args, kwargs):
+            hx = tree_leaves(args[1] if len(args) > 1 else kwargs.get("hx"))
+            made = {s.data_ptr() for mine in states.values() for s in mine} | own
+            given = [s for s in hx if isinstance(s, torch.Tensor) and s.data_ptr() not in made]
+            calls.setdefault(name, any(bool(s.any()) for s in given))
+
+        return see
+
+    with start.again() as model, states_of(model) as states:
+        own = {t.data_ptr() for t in (*model.parameters(), *model.buffers())}
+        for name, module in model.named_modules():
+            if isinstance(module, nn.RNNBase):
+                module.register_forward_pre_hook(look(name), with_kwargs=True)
+        call(model, example)
+    return {name for name, given in calls.items() if given}
 
 
 @torch.no_grad()
