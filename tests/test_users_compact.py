@@ -22,7 +22,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import prune
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -617,6 +617,52 @@ def test_an_example_may_be_a_call_of_another_method():  # generate, step, encode
         assert "example 2, one step" not in proof.compared, "with what it calls the model is its own"
         same(way(small), way(model))
         same(small(OTHER), model(OTHER))
+
+
+Batch = namedtuple("Batch", "numbers lengths")
+
+
+class Beside(Net):
+    def forward(self, words, lengths):
+        return plain(self, words) / lengths[:, None]
+
+
+class OfABatch(Heard):
+    def forward(self, batch):
+        x = (
+            batch
+            if isinstance(batch, PackedSequence)
+            else batch["numbers"]
+            if isinstance(batch, dict)
+            else batch.numbers
+        )
+        return self.head((self.rnn(x)[1][0])[-1])
+
+
+@pytest.mark.parametrize("what", ["packed", "named tuple", "a dict in a tuple"])
+def test_a_model_that_takes_one_container_is_given_it_whole(what):
+    model, x, lengths = model_of(OfABatch), randn(5, 3, 8), torch.tensor([5, 2, 4])
+    example = {
+        "packed": pack_padded_sequence(x, lengths, enforce_sorted=False),
+        "named tuple": Batch(x, lengths),
+        "a dict in a tuple": ({"numbers": x},),
+    }[what]
+    small, proof = sparsernn.compact(model, example)
+    whole = example[0] if "dict" in what else example
+    same(small(whole), model(whole))
+    assert proof.error <= 1e-12 and size(small) < size(model) and "the example, fewer steps" in proof.compared
+    choice = sparsernn.choose(small.float(), example, seconds=0.01)
+    assert choice.times and not sparsernn.attach(model, "sparse-vd-wgn", 10, 10, example=example).left
+
+
+def test_an_example_that_is_taken_apart_wrongly_is_told_how_to_give_it():
+    model, x = model_of(OfABatch), randn(5, 3, 8)
+    for example in ({"numbers": x}, (x, torch.tensor([5, 2, 4]))):
+        with pytest.raises(TypeError, match=r"argument.*one by one; to pass it as one argument, give `\(batch,\)`"):
+            sparsernn.compact(model, example)
+    two = model_of(Beside)
+    with pytest.raises(TypeError, match="a Batch is handed in as one argument; to hand in its items, give `tuple"):
+        sparsernn.compact(two, Batch(FEW, torch.tensor([5, 2, 4])))
 
 
 def test_a_model_that_steps_is_as_small_as_one_that_does_not():

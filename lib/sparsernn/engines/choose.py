@@ -8,7 +8,7 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..files import error
 from ..nets.outside import deep_copy, draws_kept
-from ..nets.readers import answer, everything
+from ..nets.readers import answer, everything, moved
 from . import available, engine_class, is_dense, timing
 from .base import Layer, oracle
 from .chain import refuse_method
@@ -80,7 +80,7 @@ def reference(thing, example, states=False):
     of a model its answers, with or without states."""
     if isinstance(thing, Layer):
         return [oracle(thing, example[:, compared(example.shape[1]).to(example.device)].cpu())]
-    here = tree_map(lambda x: x.cpu() if isinstance(x, torch.Tensor) else x, example)
+    here = moved(example, "cpu")
     (model,), (here,) = in_float64([deep_copy(thing).cpu().eval()], [here])
     return run(model, here, states)
 
@@ -129,7 +129,7 @@ def choose(thing, example, device="cpu", tolerance=None, seconds=0.6, states=Tru
 def _right(thing, example, device, tolerance, states):
     """→ name → call of the example by every engine that is within `tolerance`, name → why it is not of the others."""
     calls, refused, expected = {}, {}, reference(thing, example, states)
-    here = tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, example)
+    here = moved(example, device)
     here = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, here)
     for name in available(torch.device(device).type):
         if is_dense(name):  # the same layers as compact-torch's, or fewer digits

@@ -5,17 +5,19 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ..files import error
 from ..nets.outside import Start, deep_copy
 from ..nets.readers import REFUSES, answer
+from ..nets.small import like
 from ..nets.states import states_returned
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.complex128: 1e-9, torch.complex64: 1e-5}
 TOLERANCE_ELSE = 1e-2  # of a number in half precision
+KINDS = torch.Tensor | PackedSequence
 ROUNDED = ", as it is returned"
 
 
@@ -212,8 +214,8 @@ def _variations(start, name, example, found):
         yield [Call(f"{name}, a state given to {layer}", example, layer)]
     if callable(example):  # with what it calls the model is its own affair
         return
-    leaves, tree = tree_flatten(example)
-    changed = [_other(leaf, looked_up) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    leaves, tree = tree_flatten(example, is_leaf=lambda x: isinstance(x, PackedSequence))
+    changed = [like(leaf, partial(_other, looked_up)) if isinstance(leaf, KINDS) else leaf for leaf in leaves]
     yield [Call(f"{name}, other words and numbers", tree_unflatten(changed, tree))]
     for module, x in first[:1]:
         if isinstance(x, PackedSequence):
@@ -245,7 +247,7 @@ def _see(calls, layer, module, args, kwargs):
     calls.append((layer, args[0] if args else kwargs["input"]))
 
 
-def _other(leaf, looked_up):
+def _other(looked_up, leaf):
     """Random ids for ids that an embedding looked up, random numbers for numbers, anything else as it is."""
     generator = torch.Generator().manual_seed(1)
     if leaf.is_floating_point() and leaf.numel():
@@ -259,7 +261,15 @@ def _other(leaf, looked_up):
 
 def _resized(leaf, state, shape, batch, sequences, new):
     """A tensor for `new` sequences or steps: along the first two dimensions, if they are `shape` (`batch` is the place of the
-    sequences in it); a state or a list along its sequences; lengths follow the steps."""
+    sequences in it); a state or a list along its sequences; lengths follow the steps, packed or beside."""
+    if isinstance(leaf, PackedSequence):
+        x, lengths = pad_packed_sequence(leaf, batch_first=True)
+        places = torch.arange(new, device=x.device) % shape[batch if sequences else 1 - batch]
+        if sequences:
+            x, lengths = x[places], lengths[places.cpu()]
+        else:
+            x, lengths = x[:, places], (lengths * new / x.shape[1]).ceil().long().clamp(max=new)
+        return pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     if not isinstance(leaf, torch.Tensor) or not leaf.dim():
         return leaf
     old, dim = shape[batch if sequences else 1 - batch], None

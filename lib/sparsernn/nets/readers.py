@@ -4,6 +4,7 @@ A neuron's output is replaced by a number of its own, the same at every step and
 last step, a maximum or a mean over time leaves it as it is. Whoever then reads a column of that number reads the neuron.
 """
 
+import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 
@@ -46,9 +47,40 @@ def call(model, example):
     if callable(example):
         return example(model)
     example = tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, example)
-    if isinstance(example, dict):
-        return model(**example)
-    return model(*example) if isinstance(example, tuple) else model(example)
+    given, named = ((), example) if isinstance(example, dict) else (arguments(example), {})
+    try:
+        return model(*given, **named)
+    except TypeError as problem:
+        _say_how(model, example, given, named, problem)
+        raise
+
+
+def arguments(example):
+    """What an example that is no dict hands in: a tuple's items; anything else whole, a packed sequence or named tuple too."""
+    return example if isinstance(example, tuple) and not hasattr(example, "_fields") else (example,)
+
+
+def _say_how(model, example, given, named, problem):
+    """Raise TypeError with a hint where an example does not fit a forward's arguments."""
+    try:
+        inspect.signature(model.forward).bind(*given, **named)
+    except (TypeError, ValueError) as why:
+        kind = type(example).__name__
+        hint = f"a {kind} is handed in as one argument; to hand in its items, give `tuple(batch)`"
+        if named or example is given:
+            hint = f"the items of a {kind} are handed in one by one; to pass it as one argument, give `(batch,)`"
+        if not isinstance(example, torch.Tensor):
+            raise TypeError(f"{type(model).__name__} cannot be called with the example: {why} ({hint})") from problem
+
+
+def moved(example, device):
+    """An example with its tensors on a device; of packed sequences the sizes stay where torch wants them."""
+    kinds = torch.Tensor | PackedSequence
+    return tree_map(lambda x: x.to(device) if isinstance(x, kinds) else x, example, is_leaf=_is_packed)
+
+
+def _is_packed(x):
+    return isinstance(x, PackedSequence)
 
 
 @torch.no_grad()

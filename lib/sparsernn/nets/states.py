@@ -13,7 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .layers import kind_of
-from .readers import REFUSES, answer, call, everything, states_of, who_reads
+from .readers import REFUSES, answer, arguments, call, everything, states_of, who_reads
 
 
 @torch.no_grad()
@@ -137,7 +137,7 @@ def _handed(model, example, state):
     try:
         signature = inspect.signature(model.forward)
         given = signature.bind(**example) if isinstance(example, dict) else None
-        given = given or signature.bind(*(example if isinstance(example, tuple) else (example,)))
+        given = given or signature.bind(*arguments(example))
     except (TypeError, ValueError):  # nothing to go by
         return
     several = [n for n, p in signature.parameters.items() if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
