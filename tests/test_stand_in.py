@@ -2,6 +2,7 @@
 
 import copy
 import io
+import re
 
 import pytest
 import torch
@@ -308,13 +309,15 @@ def test_a_slower_engine_is_not_used(monkeypatch, ran):
 
 def test_a_model_in_float64_and_one_where_nothing_compiles_are_left_alone(monkeypatch):
     timed(monkeypatch, 0.02, 0.06)
-    assert sparsernn.compact(net().double(), X.double())[1].engine is None
+    proof = sparsernn.compact(net().double(), X.double())[1]
+    assert proof.engine is None and "none: they run recurrent layers in float32 on a CPU" in str(proof)
 
     def none(path=None):
         raise RuntimeError("no compiler")
 
     monkeypatch.setattr(build, "library", none)
-    assert sparsernn.compact(net(), X)[1].engine is None
+    proof = sparsernn.compact(net(), X)[1]
+    assert proof.engine is None and "c-blocks could not be tried (RuntimeError: no compiler)" in str(proof)
 
 
 def test_a_wrong_engine_is_not_used(monkeypatch):
@@ -326,7 +329,8 @@ def test_a_wrong_engine_is_not_used(monkeypatch):
         return y * 1.001, state
 
     monkeypatch.setattr(layers.Blocks, "carry", wrong)
-    assert sparsernn.compact(net(), X)[1].engine is None
+    proof = sparsernn.compact(net(), X)[1]
+    assert proof.engine is None and re.search("none: c-blocks is off by ", str(proof))
 
 
 def test_int8_is_chosen_only_by_who_allows_its_error(monkeypatch):

@@ -22,7 +22,7 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 from torch.nn.utils import prune
-from torch.nn.utils.rnn import pack_padded_sequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 from torch.optim.swa_utils import AveragedModel
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
@@ -430,6 +430,84 @@ def test_whatever_a_model_answers_with_is_compared_by_its_kind(told):
         same(small(words(8, 9, seed)), model(words(8, 9, seed)), within)
 
 
+class Textbook(nn.Module):
+    """It makes its first state, or numbers of its words, in float32, whatever its own dtype. told: which."""
+
+    def __init__(self, told):
+        super().__init__()
+        self.told, self.rnn, self.head = (
+            told,
+            nn.GRU(E if told == "first state" else V, H, batch_first=True),
+            nn.Linear(H, 3),
+        )
+
+    def forward(self, x):
+        if self.told == "first state":
+            return self.head(self.rnn(x, torch.zeros(1, len(x), H))[0])
+        return self.head(self.rnn(F.one_hot(x, V).float())[0])
+
+
+@pytest.mark.parametrize("method", ["zeros", "sparse-vd-wgn", "sparse-vd-w", "l0", "iss", "restricted"])
+@pytest.mark.parametrize("told", ["first state", "one-hot words"])
+def test_a_model_that_makes_tensors_in_float32_is_made_small_run_and_written(told, method, tmp_path):
+    torch.manual_seed(0)
+    model, x = Textbook(told), torch.randn(2, 7, E) if told == "first state" else words(2, 7)
+    with torch.no_grad():
+        model.head.weight[:, ::2] = model.rnn.weight_hh_l0[:, ::2] = 0
+    if method != "zeros":
+        sparsernn.attach(model, method, 10, 10)
+    small, proof = sparsernn.compact(model.eval(), x)
+    assert proof.error <= 1e-5 and "not in float64" in str(proof)
+    assert proof.engine or proof.no_engine == "its layers are as fast"
+    same(small(x), model(x), 1e-5)
+    if method == "zeros":
+        choice = sparsernn.choose(small, x, seconds=0.01)
+        same(choice.make(small)(x), model(x), 1e-5)
+        if told == "first state":
+            assert sparsernn.to_c(small, tmp_path / "model.c")
+
+
+class Encoder(nn.Module):
+    """The PyTorch tutorial's, kept as a module of its own. told: what it returns, and whether it takes a state."""
+
+    def __init__(self, told, cell=nn.GRU):
+        super().__init__()
+        self.told, self.emb, self.rnn = told, nn.Embedding(V, E), cell(E, H, 2, batch_first=True)
+        self.head = nn.Linear(E, 3)
+
+    def forward(self, words, state=None):
+        x = self.emb(words)
+        y, last = self.rnn(x, state if "goes on" in self.told else None)
+        if "alone" in self.told:
+            return last
+        return (self.head(x.mean(1)) if "beside" in self.told else y), last
+
+
+def half_unread(told, cell):
+    """Level 1 reads half of the neurons of level 0, which do not hear of the others."""
+    (model := model_of(Encoder, told, cell)).rnn.weight_ih_l1.data[:, : H // 2] = 0
+    model.rnn.weight_hh_l0.data.view(-1, H, H)[:, H // 2 :, : H // 2] = 0
+    return model
+
+
+@pytest.mark.parametrize("told", ["outputs", "alone", "beside", "alone, goes on", "beside, goes on"])
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_a_state_that_a_model_returns_is_what_it_was(told, cell):
+    compacted(half_unread(told, cell))  # `same` compares states too
+
+
+@pytest.mark.parametrize("how", ["words alone", "a state beside"])
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU])
+def test_of_a_state_to_go_on_from_the_proof_says_that_it_is_another_and_how_to_keep_it(cell, how):
+    model = half_unread("goes on", cell)
+    example = FEW if how == "words alone" else {"words": FEW, "state": model(FEW)[1]}
+    small, proof = sparsernn.compact(model, example)
+    assert re.search(r"NOTE +the returned state of rnn .by \d\S+. is another.*consumers=.'rnn': \[\]", str(proof))
+    mine, theirs = small(FEW)[1], model(FEW)[1]
+    same(small(OTHER[:3], mine)[0], model(OTHER[:3], theirs)[0])
+    assert size(small) < size(compacted(model, example, consumers={"rnn": []}))
+
+
 class Keeps(Net):
     hidden, calls = None, 0
 
@@ -511,6 +589,133 @@ def test_several_examples_reach_what_one_does_not():
     assert not any(re.search("reach", proof.layers[name]) for name in SIDE)
     for x in (*examples, (OTHER, "second"), (words(7, 3, 9), "more")):
         same(call(small, x), call(model, x))
+
+
+class Stepped(Net):
+    """What a forward, and other methods of the same model, read of its layer differs."""
+
+    def forward(self, words):
+        return WAYS["by step"](self, words)
+
+    def encode(self, words):
+        return self.rnn(self.emb(words))[1][-1].norm(dim=-1)
+
+    def step(self, word, state=None):
+        y, state = self.rnn(self.emb(word)[:, None], state)
+        return self.head(y[:, 0]), state
+
+
+def test_an_example_may_be_a_call_of_another_method():  # generate, step, encode
+    model = model_of(Stepped, cell=nn.GRU)
+    state = randn(1, len(FEW), H)
+    ways = [lambda m: m.encode(FEW), lambda m: m.head(m.rnn(m.emb(FEW))[1][-1]), lambda m: m.step(FEW[:, 0], state)[0]]
+    for way in ways:
+        small, proof = sparsernn.compact(model, examples=[FEW, way])
+        assert (
+            proof.error <= 1e-12 and proof.compared.keys() >= {"example 1", "example 2"} and size(small) < size(model)
+        )
+        assert "example 2, one step" not in proof.compared, "with what it calls the model is its own"
+        same(way(small), way(model))
+        same(small(OTHER), model(OTHER))
+
+
+Batch = namedtuple("Batch", "numbers lengths")
+
+
+class Beside(Net):
+    def forward(self, words, lengths):
+        return plain(self, words) / lengths[:, None]
+
+
+class OfABatch(Heard):
+    def forward(self, batch):
+        x = (
+            batch
+            if isinstance(batch, PackedSequence)
+            else batch["numbers"]
+            if isinstance(batch, dict)
+            else batch.numbers
+        )
+        return self.head((self.rnn(x)[1][0])[-1])
+
+
+@pytest.mark.parametrize("what", ["packed", "named tuple", "a dict in a tuple"])
+def test_a_model_that_takes_one_container_is_given_it_whole(what):
+    model, x, lengths = model_of(OfABatch), randn(5, 3, 8), torch.tensor([5, 2, 4])
+    example = {
+        "packed": pack_padded_sequence(x, lengths, enforce_sorted=False),
+        "named tuple": Batch(x, lengths),
+        "a dict in a tuple": ({"numbers": x},),
+    }[what]
+    small, proof = sparsernn.compact(model, example)
+    whole = example[0] if "dict" in what else example
+    same(small(whole), model(whole))
+    assert proof.error <= 1e-12 and size(small) < size(model) and "the example, fewer steps" in proof.compared
+    choice = sparsernn.choose(small.float(), example, seconds=0.01)
+    assert choice.times and not sparsernn.attach(model, "sparse-vd-wgn", 10, 10, example=example).left
+
+
+def test_an_example_that_is_taken_apart_wrongly_is_told_how_to_give_it():
+    model, x = model_of(OfABatch), randn(5, 3, 8)
+    for example in ({"numbers": x}, (x, torch.tensor([5, 2, 4]))):
+        with pytest.raises(TypeError, match=r"argument.*one by one; to pass it as one argument, give `\(batch,\)`"):
+            sparsernn.compact(model, example)
+    two = model_of(Beside)
+    with pytest.raises(TypeError, match="a Batch is handed in as one argument; to hand in its items, give `tuple"):
+        sparsernn.compact(two, Batch(FEW, torch.tensor([5, 2, 4])))
+
+
+def test_a_model_that_steps_is_as_small_as_one_that_does_not():
+    model, state = model_of(Stepped, cell=nn.GRU), randn(1, len(FEW), H)
+    alone, _ = sparsernn.compact(model, FEW)
+    small, proof = sparsernn.compact(model, examples=[FEW, lambda m: m.step(FEW[:, 0], state)])
+    assert size(small) == size(alone) and "the returned state of rnn" in str(proof)
+    read, proof = sparsernn.compact(
+        model, examples=[FEW, lambda m: m.step(FEW[:, 0])]
+    )  # whoever wants the state gets it
+    same(read.step(OTHER[:, 0]), model.step(OTHER[:, 0]))
+    assert "the returned state" not in str(proof)
+
+
+def test_numbers_of_a_call_are_in_the_dtype_of_the_model():
+    model, x = model_of(Heard).float(), randn(5, 3, 8).float()
+    small, proof = sparsernn.compact(model, examples=[x, lambda m: m(x)[0], lambda m: m.head(m.rnn(x, hx=None)[0])])
+    assert proof.compared["example 2"] <= 1e-12 and size(small) < size(model) and "not in float64" not in str(proof)
+
+
+def test_a_call_is_an_example_for_engines_and_methods_too():
+    model = model_of(Stepped).float()
+    small, _ = sparsernn.compact(model, examples=[FEW, lambda m: m.step(FEW[:, 0])])
+    choice = sparsernn.choose(small, lambda m: m.step(FEW[:, 0]), seconds=0.01)
+    same(choice.make(small).step(OTHER[:, 0]), model.step(OTHER[:, 0]), 1e-5)
+    study = sparsernn.attach(model, "sparse-vd-wgn", 10, 10, example=lambda m: m.step(FEW[:, 0]))
+    assert not study.left
+
+
+def test_a_weight_that_a_cell_has_too_is_left_as_it_is():
+    class Celled(Net):
+        def __init__(self):
+            super().__init__()
+            self.cell = nn.LSTMCell(E, H)
+            for name in dict(self.cell.named_parameters()):
+                setattr(self.cell, name, getattr(self.rnn, f"{name}_l0"))
+
+        def step(self, word):
+            return self.head(self.cell(self.emb(word))[0])
+
+    model, why = model_of(Celled), "its weight_ih_l0 is also that of cell, a LSTMCell"
+    with pytest.raises(ValueError, match=f"no recurrent layer that could be thinned out: rnn: {why}"):
+        sparsernn.compact(model, FEW)
+    model.top = nn.GRU(E, H, batch_first=True).double()
+    WAYS["beside a cell"] = lambda m, w: plain(m, w) + m.head(m.top(m.emb(w))[0].mean(1))
+    model.told = "beside a cell"
+    small, proof = sparsernn.compact(pruned(model), examples=[FEW, lambda m: m.step(FEW[:, 0])])
+    assert proof.layers["rnn"] == f"left as it is: {why}" and small.cell.weight_ih is small.rnn.weight_ih_l0
+    same(small.step(OTHER[:, 0]), model.step(OTHER[:, 0]))
+    with pytest.raises(ValueError, match=f"no layer is left for the method to touch .*rnn: {why}"):
+        sparsernn.attach(model, "sparse-vd-w", 10, 10, only=["rnn"])
+    study = sparsernn.attach(model, "sparse-vd-wgn", 10, 10)
+    assert study.left == {"rnn": why} and "top.weight_hh_l0" in study.weights
 
 
 def test_the_proof_looks_beyond_the_example():

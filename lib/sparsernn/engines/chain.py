@@ -10,20 +10,20 @@ from dataclasses import dataclass, replace
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map
 
 from ..nets.layers import kind_of
 from ..nets.outside import deep_copy
 from ..nets.small import SmallEmbedding, SmallLinear, SmallRecurrent, of_small, without_max_norm
 from .base import Layer
-from .compare import REFUSES, difference
+from .compare import REFUSES, TOLERANCE, difference, in_float64
 from .follow import Changed, followed
 from .models import layers_of, recurrent_layers
 from .parts import run
 
 SUPPORTED = "supported: (nn.Embedding) → nn.LSTM, nn.GRU or nn.RNN, forwards → nn.Linear, on the last or on every step"
 ELSE = "computes something else than its layers one after the other"
-STEPS, BATCH, SAME = 6, 3, 1e-9
+STEPS, BATCH = 6, 3
 SIZES = (1, 2), (9, 1)  # steps and sequences that are compared too: a number in the model's code fits one size alone
 
 
@@ -77,7 +77,7 @@ class Chain:
 def chain_of(model):
     """The chain that a model is. Raises ValueError, saying what is supported, for a model that is none."""
     refuse_others(model)
-    model = without_max_norm(deep_copy(model).double().cpu().eval().requires_grad_(False))
+    given, model = model, without_max_norm(deep_copy(model).double().cpu().eval().requires_grad_(False))
     embedding, layers, head = links_of(model)
     first = next(iter(layers.values()))
     one_hot = embedding is None and (
@@ -86,8 +86,8 @@ def chain_of(model):
     words = embedding.num_embeddings if embedding is not None else first.input_size if one_hot else None
     kept, table = _words(embedding, first, words)
     x = probe(words, kept, first.input_size)
-    known = [each for each in (embedding, *layers.values(), head) if each is not None]
-    answers, called = _answers(model, layers, known, x)
+    asked = Asked(given, x)
+    answers, called = _answers(asked, x)
     links = [layers[name] for name in called]
     levels, weight = _levels(links), _read(head)
     if table is not None and isinstance(links[0], SmallRecurrent) and links[0]._small.reads is not None:
@@ -104,20 +104,43 @@ def chain_of(model):
         )
         said = chain(x)
         for first, answer in answers:
-            if difference(said, answer) <= SAME and _also(model, known, found := replace(chain, first=first)):
+            if difference(said, answer) <= asked.same and _also(asked, found := replace(chain, first=first)):
                 return found
     raise ValueError(f"{type(model).__name__} {ELSE}; {SUPPORTED}")
 
 
-def _also(model, known, chain):
+class Asked:
+    """A model that says what it says to numbers like x, or ids: in float64, or in float32 where it insists on that.
+
+    same  how far its answers may be from those of its chain
+    """
+
+    def __init__(self, model, x):
+        own, self.dtype = deep_copy(model).cpu().eval(), torch.float64
+        tried = (in_float64([own], [given])[0][0] for given in (x, x.transpose(0, 1)))
+        double = next((each for each in tried if each is not own), None)
+        if double is None:
+            self.dtype = torch.float32
+        self.model = without_max_norm((double or own.float()).requires_grad_(False))
+        embedding, self.layers, head = links_of(self.model)
+        self.known = [each for each in (embedding, *self.layers.values(), head) if each is not None]
+        self.same = TOLERANCE[self.dtype]
+
+    def __call__(self, x, whole=False):
+        """What it returns for x, if its layers alone make it (`follow`): numbers in float64."""
+        said = followed(self.model, self.known, x.to(self.dtype) if x.is_floating_point() else x, whole)
+        return tree_map(lambda y: y.double() if isinstance(y, torch.Tensor) and y.is_floating_point() else y, said)
+
+
+def _also(asked, chain):
     """Whether a model says what its chain says for other numbers of steps and sequences too."""
     for steps, batch in SIZES:
-        x = probe(chain.words, chain.kept, known[0].input_size if chain.words is None else 0, steps, batch)
+        x = probe(chain.words, chain.kept, asked.known[0].input_size if chain.words is None else 0, steps, batch)
         try:
-            said = _first(followed(model, known, x.transpose(0, 1) if chain.first[0] else x, whole=False))
+            said = _first(asked(x.transpose(0, 1) if chain.first[0] else x))
         except REFUSES:
             return False
-        if not said or difference(chain(x), said[0].transpose(0, 1) if chain.first[1] else said[0]) > SAME:
+        if not said or difference(chain(x), said[0].transpose(0, 1) if chain.first[1] else said[0]) > asked.same:
             return False
     return True
 
@@ -170,20 +193,20 @@ def probe(words, kept, width, steps=STEPS, batch=BATCH):
 
 
 @torch.no_grad()
-def _answers(model, layers, known, x):
+def _answers(asked, x):
     """What the model says to x, in either layout of both, each after (whether x, whether the answer had its sequences first);
     and the names of its recurrent layers as they are called."""
-    answers, problem = [], None
+    answers, problem, layers, name = [], None, asked.layers, type(asked.model).__name__
     for turned in (False, True):
         called, handles = [], []
-        for name, layer in layers.items():
-            handles.append(layer.register_forward_pre_hook(lambda *_, to=called, name=name: to.append(name)))
+        for place, layer in layers.items():
+            handles.append(layer.register_forward_pre_hook(lambda *_, to=called, place=place: to.append(place)))
         try:
-            for y in _first(followed(model, known, x.transpose(0, 1) if turned else x, whole=False)):
+            for y in _first(asked(x.transpose(0, 1) if turned else x)):
                 answers += [((turned, False), y), ((turned, True), y.transpose(0, 1))]
             order = called
         except Changed as changed:
-            raise ValueError(f"{type(model).__name__} {ELSE} ({changed}); {SUPPORTED}") from changed
+            raise ValueError(f"{name} {ELSE} ({changed}); {SUPPORTED}") from changed
         except REFUSES as refused:
             problem = refused
         finally:
@@ -191,11 +214,9 @@ def _answers(model, layers, known, x):
                 handle.remove()
     if not answers:
         given = f"ids [{STEPS}, {BATCH}]" if x.dim() == 2 else f"numbers {list(x.shape)}"
-        raise ValueError(f"{type(model).__name__} cannot be called with {given} alone: {problem}; {SUPPORTED}")
+        raise ValueError(f"{name} cannot be called with {given} alone: {problem}; {SUPPORTED}")
     if sorted(order) != sorted(layers):
-        raise ValueError(
-            f"{type(model).__name__} calls {', '.join(order)}, not each of {', '.join(layers)} once; {SUPPORTED}"
-        )
+        raise ValueError(f"{name} calls {', '.join(order)}, not each of {', '.join(layers)} once; {SUPPORTED}")
     return answers, order
 
 

@@ -8,10 +8,11 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from ..files import error
 from ..nets.outside import deep_copy, draws_kept
-from ..nets.readers import answer, everything
+from ..nets.readers import answer, everything, moved
 from . import available, engine_class, is_dense, timing
 from .base import Layer, oracle
 from .chain import refuse_method
+from .compare import in_float64
 from .models import recurrent_layers
 from .precision import tf32
 from .whole import by_engine
@@ -75,14 +76,13 @@ def compared(batch, most=8):
 
 @torch.no_grad()
 def reference(thing, example, states=False):
-    """In float64, on the CPU: of a layer y of the sequences `compared`, of a model its answers, with or without states."""
+    """On the CPU, in float64 (a model that insists on a dtype of its own in that one): of a layer y of the sequences `compared`,
+    of a model its answers, with or without states."""
     if isinstance(thing, Layer):
         return [oracle(thing, example[:, compared(example.shape[1]).to(example.device)].cpu())]
-    double = tree_map(
-        lambda x: x.cpu().double() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, example
-    )
-    double = tree_map(lambda x: x.cpu() if isinstance(x, torch.Tensor) else x, double)
-    return run(deep_copy(thing).cpu().double().eval(), double, states)
+    here = moved(example, "cpu")
+    (model,), (here,) = in_float64([deep_copy(thing).cpu().eval()], [here])
+    return run(model, here, states)
 
 
 def worst(thing, answers, expected):
@@ -98,7 +98,8 @@ def choose(thing, example, device="cpu", tolerance=None, seconds=0.6, states=Tru
     """→ `Choice` for a model, small or as it was, or for a `Layer`, called with this example.
 
     thing    a model with a recurrent layer, or `engines.base.Layer`
-    example  what a model is called with (a tensor, or a tuple or dict of arguments); of a layer x [T, B, I]
+    example  what a model is called with (a tensor, a tuple or dict of arguments, or a function that calls it); of a layer
+             x [T, B, I]
     states   whether final states that a model returns are wanted: an engine that does not hand them out is none for it then
     Every engine of the device that is within `tolerance` of float64 (None: 1e-5 on a CPU, 3e-5 on a GPU, where torch's own
     layers need that; int8 only where it is at least 1e-3) is tried three
@@ -128,7 +129,7 @@ def choose(thing, example, device="cpu", tolerance=None, seconds=0.6, states=Tru
 def _right(thing, example, device, tolerance, states):
     """→ name → call of the example by every engine that is within `tolerance`, name → why it is not of the others."""
     calls, refused, expected = {}, {}, reference(thing, example, states)
-    here = tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, example)
+    here = moved(example, device)
     here = tree_map(lambda x: x.float() if isinstance(x, torch.Tensor) and x.is_floating_point() else x, here)
     for name in available(torch.device(device).type):
         if is_dense(name):  # the same layers as compact-torch's, or fewer digits

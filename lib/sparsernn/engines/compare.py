@@ -5,31 +5,56 @@ from functools import partial
 
 import torch
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from ..files import error
 from ..nets.outside import Start, deep_copy
-from ..nets.readers import answer
+from ..nets.readers import REFUSES, answer
+from ..nets.small import like
+from ..nets.states import states_returned
 
 TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-5, torch.complex128: 1e-9, torch.complex64: 1e-5}
 TOLERANCE_ELSE = 1e-2  # of a number in half precision
+KINDS = torch.Tensor | PackedSequence
 ROUNDED = ", as it is returned"
-REFUSES = (RuntimeError, ValueError, LookupError, TypeError, AssertionError, AttributeError)  # how a forward says no
 
 
-def in_float64(reference, plain, examples):
-    """The model, its plain copy and the examples in float64; as they are where the model insists on a dtype of its own."""
-    wide = [tree_map(_double, example) for example in examples]
-    doubled = deep_copy(reference).double(), deep_copy(plain).double()
+def in_float64(models, examples):
+    """Models and examples in float64; as they are where one of the models insists on a dtype of its own."""
+    wide = [partial(_called, example) if callable(example) else tree_map(_double, example) for example in examples]
+    doubled = [deep_copy(model).double() for model in models]
     try:
-        for example in wide:
-            with Start(doubled[0]).again() as model:
-                answer(model, example)
-        return *doubled, wide
+        for start in map(Start, doubled):
+            for example in wide:
+                with start.again() as model:
+                    answer(model, example)
+        return doubled, wide
     except REFUSES:
-        return reference, plain, examples
+        return models, examples
+
+
+def _called(example, model):
+    return example(_Doubling(model))
+
+
+class _Doubling:
+    """A model, or a part of it, in float64, in an example that calls it with numbers of its own."""
+
+    def __init__(self, thing):
+        self.thing = thing
+
+    def __getattr__(self, name):
+        found = getattr(self.thing, name)
+        return _Doubling(found) if callable(found) else found
+
+    def __getitem__(self, place):
+        return _Doubling(self.thing[place])
+
+    def __call__(self, *args, **kwargs):
+        args, kwargs = tree_map(_double, (args, kwargs))
+        return self.thing(*args, **kwargs)
 
 
 def _double(x):
@@ -63,10 +88,12 @@ class Calls:
     """What the model answers to each call, twice in a row from the same start, and how far another is from that.
 
     start  `Start` of the model      examples  as `compact` takes them      found  the layers of its plain copy
+    to_go_on  names of the layers whose returned states are no part of the answer
     Raises ValueError if it returns no tensor, or answers otherwise when it starts from the same place again.
     """
 
-    def __init__(self, start, examples, found):
+    def __init__(self, start, examples, found, to_go_on):
+        self.start, self.to_go_on = start, to_go_on
         self.calls, self.answers, self.tolerance = [], {}, {}
         self.double = any(p.dtype == torch.float64 for p in start.model.parameters())
         names = ["the example"] if len(examples) == 1 else [f"example {n + 1}" for n in range(len(examples))]
@@ -77,7 +104,7 @@ class Calls:
             tolerance = max((TOLERANCE.get(dtype, TOLERANCE_ELSE) for dtype in dtypes.seen), default=1e-9)
             if not first[0]:
                 raise ValueError(f"the model returns no tensor for {name}, so nothing could be compared")
-            if worst := _worst(first, _answers(start, Call(name, example))):
+            if worst := _worst(first, self._answers(start, Call(name, example))):
                 raise ValueError(
                     f"the model answers otherwise the second time, by {worst:.1e}, from the same start: it keeps a state "
                     "outside of itself or draws from a generator of its own; nothing can be compared with it"
@@ -92,26 +119,52 @@ class Calls:
             self.tolerance |= {call.words: tolerance for call in self.calls if call.words not in self.tolerance}
 
     def _ask(self, start, call):
-        found = _answers(start, call)
+        found = self._answers(start, call)
         self.calls.append(call)
         self.answers[call.words] = found
         return found
+
+    def _answers(self, start, call):
+        """What a model answers to a call, and to the same once more."""
+        with start.again() as model:
+            handles = []
+            if call.layer is not None:
+                module = model.get_submodule(call.layer)
+                handles.append(module.register_forward_pre_hook(_GiveState(), with_kwargs=True))
+            try:
+                ask = partial(answer, model, call.example, behind=True, to_go_on=self.to_go_on)
+                return [[x.clone() for x in ask()] for _ in range(2)]
+            finally:
+                for handle in handles:
+                    handle.remove()
 
     def as_returned(self, small):
         """The same of the examples themselves, by the small model with its weights as they were rounded, in float64."""
         calls = [call for call in self.calls if call.words in self.examples]
         start = Start(deep_copy(small).double() if self.double else small)
-        return {call.words + ROUNDED: _worst(_answers(start, call), self.answers[call.words]) for call in calls}
+        return {call.words + ROUNDED: _worst(self._answers(start, call), self.answers[call.words]) for call in calls}
 
     def compare(self, start):
         """→ words → error of the other model, the same of those that are too large; infinite where it cannot be called."""
         errors = {}
         for call in self.calls:
             try:
-                errors[call.words] = _worst(_answers(start, call), self.answers[call.words])
+                errors[call.words] = _worst(self._answers(start, call), self.answers[call.words])
             except REFUSES:
                 errors[call.words] = float("inf")
         return errors, {words: by for words, by in errors.items() if not by <= self.tolerance[words]}
+
+    def other_states(self, start):
+        """Layer → how far its returned state is from the model's, of those in `to_go_on` where that is more than rounding."""
+        found = {}
+        for call in [call for call in self.calls if call.words in self.examples]:
+            with self.start.again() as model, start.again() as other:
+                theirs, mine = (states_returned(each, call.example) for each in (model, other))
+            for name in self.to_go_on & theirs.keys():
+                by = _worst([mine.get(name, [])], [theirs[name]])
+                if not by <= self.tolerance[call.words]:
+                    found[name] = max(by, found.get(name, 0.0))
+        return found
 
 
 def _worst(mine, theirs):
@@ -120,20 +173,6 @@ def _worst(mine, theirs):
     return max(
         (difference(x, y) for a, b in zip(mine, theirs, strict=True) for x, y in zip(a, b, strict=True)), default=0.0
     )
-
-
-def _answers(start, call):
-    """What it answers to a call, and to the same once more."""
-    with start.again() as model:
-        handles = []
-        if call.layer is not None:
-            module = model.get_submodule(call.layer)
-            handles.append(module.register_forward_pre_hook(_GiveState(), with_kwargs=True))
-        try:
-            return [[x.clone() for x in answer(model, call.example, behind=True)] for _ in range(2)]
-        finally:
-            for handle in handles:
-                handle.remove()
 
 
 class _GiveState:
@@ -173,8 +212,10 @@ def _variations(start, name, example, found):
         answer(model, example)
     for layer in found.recurrent:
         yield [Call(f"{name}, a state given to {layer}", example, layer)]
-    leaves, tree = tree_flatten(example)
-    changed = [_other(leaf, looked_up) if isinstance(leaf, torch.Tensor) else leaf for leaf in leaves]
+    if callable(example):  # with what it calls the model is its own affair
+        return
+    leaves, tree = tree_flatten(example, is_leaf=lambda x: isinstance(x, PackedSequence))
+    changed = [like(leaf, partial(_other, looked_up)) if isinstance(leaf, KINDS) else leaf for leaf in leaves]
     yield [Call(f"{name}, other words and numbers", tree_unflatten(changed, tree))]
     for module, x in first[:1]:
         if isinstance(x, PackedSequence):
@@ -206,7 +247,7 @@ def _see(calls, layer, module, args, kwargs):
     calls.append((layer, args[0] if args else kwargs["input"]))
 
 
-def _other(leaf, looked_up):
+def _other(looked_up, leaf):
     """Random ids for ids that an embedding looked up, random numbers for numbers, anything else as it is."""
     generator = torch.Generator().manual_seed(1)
     if leaf.is_floating_point() and leaf.numel():
@@ -220,7 +261,15 @@ def _other(leaf, looked_up):
 
 def _resized(leaf, state, shape, batch, sequences, new):
     """A tensor for `new` sequences or steps: along the first two dimensions, if they are `shape` (`batch` is the place of the
-    sequences in it); a state or a list along its sequences; lengths follow the steps."""
+    sequences in it); a state or a list along its sequences; lengths follow the steps, packed or beside."""
+    if isinstance(leaf, PackedSequence):
+        x, lengths = pad_packed_sequence(leaf, batch_first=True)
+        places = torch.arange(new, device=x.device) % shape[batch if sequences else 1 - batch]
+        if sequences:
+            x, lengths = x[places], lengths[places.cpu()]
+        else:
+            x, lengths = x[:, places], (lengths * new / x.shape[1]).ceil().long().clamp(max=new)
+        return pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
     if not isinstance(leaf, torch.Tensor) or not leaf.dim():
         return leaf
     old, dim = shape[batch if sequences else 1 - batch], None

@@ -11,7 +11,7 @@ from ..nets.found import Found, is_computed
 from ..nets.layers import RECURRENT, kind_of
 from ..nets.norms import without_norms
 from ..nets.outside import Start, deep_copy
-from ..nets.readers import answer, everything
+from ..nets.readers import answer, everything, moved
 from ..nets.small import SMALL, SmallEmbedding, SmallLinear, SmallRecurrent, become, of_small, settle, without_max_norm
 from . import engine_class
 from .base import Layer, Unsupported
@@ -189,7 +189,7 @@ def by_layers(model, engine, example, device="cpu", states=True):
     for name in set(straight.values()):
         _put(copied, name, Ids(copied.get_submodule(name)))
     copied = copied.to(device)
-    here = tree_map(lambda x: x.to(device) if isinstance(x, torch.Tensor) else x, example)
+    here = moved(example, device)
     _ask_for_states(copied, here, everything if states else answer)
     return copied
 

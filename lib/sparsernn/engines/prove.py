@@ -16,6 +16,7 @@ from ..nets.outside import Start, deep_copy
 from ..nets.reach import calibrate
 from ..nets.readers import Reading, answer
 from ..nets.small import SmallEmbedding, SmallLinear, SmallRecurrent, zeros_stay
+from ..nets.states import only_to_go_on
 from ..nets.wiring import left_as_they_are, readings, wired
 from ..sparsify.attach import Study
 from .compare import ROUNDED, Calls, in_float64
@@ -27,7 +28,9 @@ from .timing import wait
 class Proof:
     """What `compact` measured: prints as a table, what is worse than before first.
 
-    error      largest of `compared`: max|small − model| / max(1, max|model|) of everything the model returns, in float64
+    error      largest of `compared`: max|small − model| / max(1, max|model|) of everything the model returns, in float64 (in its
+               own dtype where it insists on one), but for a final state that it returns and takes as an argument too, to go on
+               from: a warning says where that differs
     compared   what the models were called with, in words → error
     weights_*  numbers in matrices that are not zero, before and after
     bytes_*    parameters and buffers        bytes_file  what `save` writes
@@ -35,6 +38,7 @@ class Proof:
     layers     name → what became of it
     warnings   what the method has not done yet, what is worse than before, and what happens when the small model is trained on
     engine     what answers for its recurrent layers (`stand_in.Tried`), or None: they do themselves
+    no_engine  why that is none, in words
     metric     what the `metric` that was given said of the small model, by its engine
     """
 
@@ -51,6 +55,7 @@ class Proof:
     warnings: list = field(default_factory=list)
     engine: Tried | None = None
     metric: object = None
+    no_engine: str = ""
 
     def __str__(self):
         smaller, faster = self.bytes_before / max(1, self.bytes_after), self.ms_before / self.ms_after
@@ -68,7 +73,7 @@ class Proof:
         return "\n".join(lines + self._engine_lines())
 
     def _engine_lines(self):
-        by, lines = self.engine, [f"{'engine':20} none: its layers are as fast"]
+        by, lines = self.engine, [f"{'engine':20} none: {self.no_engine}"]
         if by:
             step, layers = by.us[1]
             steps = f"{layers:.1f} → {step:.1f} µs a step"
@@ -85,17 +90,22 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     """A smaller model that computes what `model` computes in evaluation, and the proof → (small, Proof).
 
     model       with a method attached: its masks and means are used; without: its zeros are (torch.nn.utils.prune's too)
-    example     what the model is called with: a tensor, or a tuple or dict of arguments
-    examples    a list of them, where one does not show all ways through the model
-    consumers   layer → the modules that alone read its output, as it is, where running examples cannot show it; names or modules
+    example     what the model is called with: a tensor, or a tuple or dict of arguments; or a function that calls it in another
+                way, as `lambda m: m.step(x[:, 0])`
+    examples    a list of them, where one does not show all ways through the model: other methods read its layers too
+    consumers   layer → the modules that alone read its output, as it is, where running examples cannot show it, names or modules;
+                an empty list: who reads it, its final state too, is no module of the model
     keep_zeros  zeros inside the small layers stay zero when it is trained on
     metric      function of a model → a task's metric; the small one's, by the engine that runs it, goes into the proof
-    Both are compared in float64, from the same start, on the examples, each twice in a row, and on what is made of them: other
-    batch sizes, lengths, words and numbers where the model takes them, and a state given to each recurrent layer.
+    Both are compared in float64 (as they are where the model insists on a dtype of its own), from the same start, on the
+    examples, each twice in a row, and on what is made of them: other batch sizes, lengths, words and numbers where the model
+    takes them, and a state given to each recurrent layer.
     On a CPU and in float32, an engine answers for the small recurrent layers where it is the faster one (`stand_in.quickest`),
     in evaluation and without gradients, until their weights change. What the examples say of how far numbers go is noted, for
     int8 (`nets.reach.calibrate` does the same on training data).
     A layer whose readers are not all known keeps its outer width: inside it shrinks, removed neurons come out as zeros.
+    A final state that the model returns is a part of its answer, unless the model takes it as an argument too, to go on from:
+    then neurons that nothing else reads may go from it, and a warning of the proof says so.
     Raises ValueError where there is nothing to make smaller or to compare, or a method is on a part of the model (a wrapper's
     `module`) or on more than it; RuntimeError if the result were not equal.
     """
@@ -106,10 +116,11 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     known = Found(plain)
     if not known.recurrent and not any(isinstance(module, SmallRecurrent) for module in plain.modules()):
         raise ValueError(no_recurrent(known))
-    reference, wide, given = in_float64(deep_copy(model).eval(), plain, examples)
+    (reference, wide), given = in_float64([deep_copy(model).eval(), plain], examples)
     study = Study.of(reference)  # of what is compared: gates in its own precision
     found, start = Found(wide), Start(wide)
-    calls = Calls(Start(reference), given, found)
+    to_go_on = _all_recurrent(wide) if declares(wide) else only_to_go_on(found, start, given, consumers)
+    calls = Calls(Start(reference), given, found, to_go_on)
     outside = left_as_they_are(found, start, given)
     if study:
         masks, means = study.masks(), {name: mean.cpu() for name, mean in study.means().items()}
@@ -120,7 +131,7 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     declared = [(masks, {})] if declares(wide) else None
     if declared and consumers:
         raise ValueError(f"consumers are for models that do not say who reads whom; {type(model).__name__} has axes()")
-    for whole, ways in declared or _trials(found, masks, readings(found, start, given, consumers, outside)):
+    for whole, ways in declared or _trials(found, masks, readings(found, start, given, consumers, outside, to_go_on)):
         candidate, _ = swapped(deep_copy(wide), found, whole, means, ways, outside)
         compared, bad = calls.compare(Start(candidate))
         if not bad:
@@ -137,11 +148,27 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     if any(parameter.dtype != torch.float64 for parameter in small.parameters()):
         compared = compared | calls.as_returned(small)
     calibrate(small, examples)
-    engine = quickest(small, examples[0])
-    proof = _proof(model, before, small, examples[0], compared, layers | outside, keep_zeros, engine)
+    found = quickest(small, examples[0])
+    proof = _proof(model, before, small, examples[0], compared, layers | outside, keep_zeros, *found)
     if study := Study.of(model):
         proof.warnings[:0] = study.undone()
+    if wide is plain and not calls.double:
+        proof.warnings.append(
+            "compared in the model's own dtype, rounding and all, not in float64: its forward makes tensors of that dtype itself"
+        )
+    if states := calls.other_states(Start(candidate)):
+        told = "" if declared else f"; where you read it, say consumers={{{', '.join(f'{n!r}: []' for n in states)}}}"
+        by = ", ".join(f"{name} (by {worst:.1e})" for name, worst in states.items())
+        proof.warnings.insert(
+            0,
+            f"the returned state of {by} is another, without the neurons that nothing else reads: the model goes on from it as "
+            f"before{told}",
+        )
     return small, proof if metric is None else replace(proof, metric=metric(small))
+
+
+def _all_recurrent(model):
+    return {name for name, module in model.named_modules() if isinstance(module, nn.RNNBase)}
 
 
 def _examples(example, examples):
@@ -178,7 +205,7 @@ def _trials(found, masks, seen):
     yield wired(found, masks, {name: Reading({}, complete=False, state=True) for name in seen})
 
 
-def _proof(model, before, small, example, compared, layers, keep_zeros, engine):
+def _proof(model, before, small, example, compared, layers, keep_zeros, engine, no_engine):
     made = [m for m in small.modules() if isinstance(m, SmallRecurrent | SmallEmbedding | SmallLinear)]
     zeros = sum(int((p == 0).sum()) for m in made for p in m.parameters() if p.dim() == 2)
     for module in [small.get_submodule(name) for name in layers] if keep_zeros else ():
@@ -200,7 +227,9 @@ def _proof(model, before, small, example, compared, layers, keep_zeros, engine):
             f"{zeros:,} zeros inside its layers come alive when it is trained on (keep_zeros=True keeps them)"
         )
     size = packed_size(small)
-    return Proof(max(compared.values()), compared, *counts, *sizes, size, *ms, layers, warnings, engine)
+    return Proof(
+        max(compared.values()), compared, *counts, *sizes, size, *ms, layers, warnings, engine, no_engine=no_engine
+    )
 
 
 def _weights(model):

@@ -16,7 +16,7 @@ from ..files import error
 from ..nets import quick
 from ..nets.layers import RECURRENT, kind_of
 from ..nets.outside import Start, deep_copy
-from ..nets.readers import answer
+from ..nets.readers import answer, everything
 from ..nets.small import OURS, of_small
 from . import available, engine_class
 from .base import Unsupported
@@ -131,37 +131,47 @@ def _wide(state, kept, width):
 
 @torch.no_grad()
 def quickest(model, example, tolerance=1e-5, seconds=0.05):
-    """→ `Tried` of the engine that is put in the place of the model's recurrent layers, None where they are left as they are.
+    """→ `Tried` of the engine that is put in the place of the model's recurrent layers, None where they are left as they are,
+    and why they are, in words.
 
     Only engines in float32, within `tolerance` of float64, and faster than the layers on the example; and they answer only for
     as many sequences, of one step and of several, as they are faster for. Tried on copies: the model has not been called when
     it gets one.
     """
-    layers, best = recurrent_layers(model), None
+    layers, best, refused = recurrent_layers(model), None, {}
     single = all(p.dtype == torch.float32 and p.is_cpu for layer in layers.values() for p in layer.parameters())
     names = [
         name for name in available("cpu") if engine_class(name).carries and engine_class(name).dtype == torch.float32
     ]
-    for name in names if layers and single else ():
+    if not (layers and names and single):
+        lacks = (
+            "there is none for this machine" if single and layers else "they run recurrent layers in float32 on a CPU"
+        )
+        return None, lacks
+    for name in names:
         try:
             found = _tried(model, name, example, tolerance, seconds)
-        except Exception:  # what does not compile or run here is one engine less; the layers run as they are
+        except Exception as problem:  # what does not compile or run here is one engine less; the layers run as they are
+            refused[name] = f"{name} could not be tried ({type(problem).__name__}: {problem!s:.200})"
             continue
-        if found and any(found.most) and found.ms < min(found.ms_layers, best.ms if best else found.ms_layers):
+        if found.error > tolerance:
+            refused[name] = f"{name} is off by {found.error:.1e}"
+        elif any(found.most) and found.ms < min(found.ms_layers, best.ms if best else found.ms_layers):
             best = found
     if best:
         run_by(model, best.engine, best.most)
-    return best
+    slower = ["its layers are as fast"] if len(refused) < len(names) else []
+    return best, "" if best else "; ".join([*slower, *refused.values()])
 
 
 def _tried(model, name, example, tolerance, seconds):
     start = Start(model)
     with start.again() as fast, start.again() as plain:
         run_by(fast, name)
-        said, expected = answer(fast, example), reference(model, example)
+        said, expected = everything(fast, example), reference(model, example, states=True)
         wrong = max((error(a, b) for a, b in zip(said, expected, strict=True) if a.is_floating_point()), default=0.0)
         if not wrong <= tolerance:
-            return None
+            return Tried(name, wrong, 0.0, 0.0, {}, None, (0, 0))
         calls = {"engine": partial(answer, fast, example), "layers": partial(answer, plain, example)}
         ms = {by: float(samples.min()) for by, samples in interleaved(calls, seconds=seconds, rounds=(3, 30)).items()}
         us, us_plain, most = {}, None, []

@@ -12,9 +12,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from ..nets.outside import deep_copy
 from . import engine_class
-from .chain import SAME, chain_of, links_of, probe
+from .chain import Asked, chain_of, probe
 from .compare import REFUSES, difference
-from .follow import followed
 from .models import ByEngine, by_layers, recurrent_layers
 
 FEW = 3  # sequences of an example that a chain is compared on
@@ -30,7 +29,12 @@ def by_engine(model, engine, example, device="cpu", states=True):
     Raises ValueError for an unknown engine, `Unsupported` for a layer it does not run.
     """
     kind = engine_class(engine)
-    if kind.whole and torch.device(device).type in kind.devices and (found := chained(model, example)):
+    if (
+        kind.whole
+        and not callable(example)
+        and torch.device(device).type in kind.devices
+        and (found := chained(model, example))
+    ):
         chain, form, width = found
         if run := kind.whole(chain, width, states, device):
             return InOneCall(run, chain, form, (deep_copy(model), engine, example, device)).eval()
@@ -72,28 +76,27 @@ def _returned(model, chain, *more):
     """How a model returns a chain's answer, alone or before the states of its only recurrent layer → its form with
     numbers in the place of tensors, the width of the states or 0; None where it returns something else, or another answer to
     one of what more is given. Raises Changed where not only its layers made what it returns."""
-    model, x = deep_copy(model).double().cpu().eval(), probe(chain.words, chain.kept, chain.inputs)
+    x = probe(chain.words, chain.kept, chain.inputs)
+    asked = Asked(model, x)
     for other in more:
-        answer, said = chain(other), tree_leaves(model(other.transpose(0, 1) if chain.first[0] else other))[0]
-        if difference(answer.transpose(0, 1) if chain.first[1] else answer, said) > SAME:
+        answer, said = chain(other), tree_leaves(asked(other.transpose(0, 1) if chain.first[0] else other))[0]
+        if difference(answer.transpose(0, 1) if chain.first[1] else answer, said) > asked.same:
             return None
-    embedding, links, head = links_of(model)
-    known = [each for each in (embedding, *links.values(), head) if each is not None]
-    leaves, tree = tree_flatten(followed(model, known, x.transpose(0, 1) if chain.first[0] else x))
+    leaves, tree = tree_flatten(asked(x.transpose(0, 1) if chain.first[0] else x, whole=True))
     said, states = chain.with_states(x)
-    if difference(said.transpose(0, 1) if chain.first[1] else said, leaves[0]) > SAME:
+    if difference(said.transpose(0, 1) if chain.first[1] else said, leaves[0]) > asked.same:
         return None
     form = tree_unflatten(range(len(leaves)), tree)
     if len(leaves) == 1:
         return form, 0
-    layers = list(links.values())
+    layers = list(asked.layers.values())
     if len(layers) != 1 or len(leaves) - 1 != len(states[0]):
         return None
     for leaf, level_states in zip(leaves[1:], zip(*states, strict=True), strict=True):
         wide = leaf.new_zeros(len(states), x.shape[1], layers[0].hidden_size)
         for to, state, places in zip(wide, level_states, chain.neurons, strict=True):
             to[:, places] = state
-        if difference(wide, leaf) > SAME:
+        if difference(wide, leaf) > asked.same:
             return None
     return form, layers[0].hidden_size
 

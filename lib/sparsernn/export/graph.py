@@ -23,7 +23,7 @@ from ..engines.models import activation_of, as_small, recurrent_layers
 from ..files import nearest, replacing
 from ..nets.layers import RECURRENT, by_time, kind_of
 from ..nets.outside import deep_copy
-from ..nets.readers import call
+from ..nets.readers import arguments, call
 from ..nets.small import SmallEmbedding, SmallRecurrent, without_max_norm
 
 OPSET = 17
@@ -331,8 +331,7 @@ def _keep_sizes(met, layer, args, kwargs):
 def _names(model, example):
     """A name for each tensor of an example: that of the argument, numbered where one argument holds several."""
     if not isinstance(example, dict):
-        given = example if isinstance(example, tuple) else (example,)
-        example = inspect.signature(model.forward).bind(*given).arguments
+        example = inspect.signature(model.forward).bind(*arguments(example)).arguments
     names = []
     for name, value in example.items():
         found = _tensors(value)

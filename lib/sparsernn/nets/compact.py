@@ -20,6 +20,7 @@ from .layers import kind_of
 from .masks import close
 from .outside import Start, deep_copy
 from .small import become, fill, renormalise
+from .states import only_to_go_on
 from .wiring import Way, left_as_they_are, readings, wired
 
 
@@ -42,7 +43,8 @@ def shrunk(model, masks, means=None, example=None):
     if not declares(small):
         start = Start(small)
         left = left_as_they_are(found, start, [example])
-        masks, ways = wired(found, masks, readings(found, start, [example], {}, left))
+        to_go_on = only_to_go_on(found, start, [example], {})
+        masks, ways = wired(found, masks, readings(found, start, [example], {}, left, to_go_on))
     swap = _Swap(found, masks, means or {}, ways, left)
     return swap.swapped(small)[0], swap.closed
 

@@ -64,6 +64,7 @@ class Found:
                 self.left[name] = self.refused[name] = why
             else:
                 self.layers[name] = module
+        self._leave_shared()
         if "" in self.layers:
             raise ValueError(f"the model is a bare {type(model).__name__}; put it inside an nn.Module of your own")
         self.canonical, self.parameters, first = {}, {}, {}
@@ -72,6 +73,19 @@ class Found:
                 parameter, full = getattr(module, own), f"{name}.{own}"
                 self.canonical[full] = first.setdefault(id(parameter), full)
                 self.parameters.setdefault(self.canonical[full], parameter)
+
+    def _leave_shared(self):
+        """Leave layers that share a parameter with a module that is none of them, an nn.LSTMCell say: who calls that reads it."""
+        others = {}
+        for name, module in self.model.named_modules():
+            inside = any(name.startswith(f"{layer}.") for layer in self.layers)
+            if name not in self.layers and not inside and not isinstance(module, nn.ParameterList | nn.ParameterDict):
+                where = f"{name or 'the model'}, a {type(module).__name__}"
+                others |= {id(p): where for p in module.parameters(recurse=False)}
+        for name, module in [*self.layers.items()]:
+            if own := next((n for n in parameter_names(module) if id(getattr(module, n)) in others), None):
+                self.left[name] = f"its {own} is also that of {others[id(getattr(module, own))]}"
+                del self.layers[name]
 
     @property
     def recurrent(self):

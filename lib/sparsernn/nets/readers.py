@@ -4,6 +4,7 @@ A neuron's output is replaced by a number of its own, the same at every step and
 last step, a maximum or a mean over time leaves it as it is. Whoever then reads a column of that number reads the neuron.
 """
 
+import inspect
 from contextlib import contextmanager
 from dataclasses import dataclass, field, fields, is_dataclass
 
@@ -13,6 +14,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .small import like
+
+REFUSES = (RuntimeError, ValueError, LookupError, TypeError, AssertionError, AttributeError)  # how a forward says no
 
 
 @dataclass
@@ -40,11 +43,44 @@ class Reading:
 
 
 def call(model, example):
-    """The model on a copy of an example: a tensor, or a tuple or dict of arguments."""
+    """The model on a copy of an example: a tensor, or a tuple or dict of arguments, or a function that calls it."""
+    if callable(example):
+        return example(model)
     example = tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, example)
-    if isinstance(example, dict):
-        return model(**example)
-    return model(*example) if isinstance(example, tuple) else model(example)
+    given, named = ((), example) if isinstance(example, dict) else (arguments(example), {})
+    try:
+        return model(*given, **named)
+    except TypeError as problem:
+        _say_how(model, example, given, named, problem)
+        raise
+
+
+def arguments(example):
+    """What an example that is no dict hands in: a tuple's items; anything else whole, a packed sequence or named tuple too."""
+    return example if isinstance(example, tuple) and not hasattr(example, "_fields") else (example,)
+
+
+def _say_how(model, example, given, named, problem):
+    """Raise TypeError with a hint where an example does not fit a forward's arguments."""
+    try:
+        inspect.signature(model.forward).bind(*given, **named)
+    except (TypeError, ValueError) as why:
+        kind = type(example).__name__
+        hint = f"a {kind} is handed in as one argument; to hand in its items, give `tuple(batch)`"
+        if named or example is given:
+            hint = f"the items of a {kind} are handed in one by one; to pass it as one argument, give `(batch,)`"
+        if not isinstance(example, torch.Tensor):
+            raise TypeError(f"{type(model).__name__} cannot be called with the example: {why} ({hint})") from problem
+
+
+def moved(example, device):
+    """An example with its tensors on a device; of packed sequences the sizes stay where torch wants them."""
+    kinds = torch.Tensor | PackedSequence
+    return tree_map(lambda x: x.to(device) if isinstance(x, kinds) else x, example, is_leaf=_is_packed)
+
+
+def _is_packed(x):
+    return isinstance(x, PackedSequence)
 
 
 @torch.no_grad()
@@ -54,33 +90,52 @@ def everything(model, example):
 
 
 @torch.no_grad()
-def answer(model, example, behind=False):
+def answer(model, example, behind=False, to_go_on=None):
     """The tensors the model returns, but for states of its recurrent layers that it hands through (of one that has the method
     `states_in`, what that finds in its output).
 
-    behind  behind a yes or no, or the number of a class, stand numbers that say more: then also what linear layers returned
+    behind    behind a yes or no, or the number of a class, stand numbers that say more: then also what linear layers returned
+    to_go_on  names of the layers whose states are left out (`states.only_to_go_on`); None: of all
     """
-    states, said = [], []
+    said = []
     handles = [
-        m.register_forward_hook(lambda module, args, output: states.extend(_states_in(module, output)))
-        for m in model.modules()
-        if isinstance(m, nn.RNNBase) or hasattr(m, "states_in")
-    ] + [
         m.register_forward_hook(lambda module, args, output: said.append(output))
         for m in model.modules()
         if behind and isinstance(m, nn.Linear)
     ]
     try:
-        leaves = everything(model, example)
+        with states_of(model) as states:
+            leaves = everything(model, example)
     finally:
         for handle in handles:
             handle.remove()
-    leaves = [x for x in leaves if not any(x is state for state in states)]
+    left_out = [state for name, found in states.items() if to_go_on is None or name in to_go_on for state in found]
+    leaves = [x for x in leaves if not any(x is state for state in left_out)]
     return leaves + said if any(not x.is_floating_point() for x in leaves) else leaves
 
 
-def _states_in(module, output):
-    return module.states_in(output) if hasattr(module, "states_in") else tree_leaves(output[1])
+@contextmanager
+def states_of(model):
+    """While it lasts, the final states of the model's recurrent layers are added to the dict it gives: name → tensors."""
+    found = {}
+
+    def look(name):
+        def see(module, args, output):
+            states = module.states_in(output) if hasattr(module, "states_in") else tree_leaves(output[1])
+            found.setdefault(name, []).extend(states)
+
+        return see
+
+    handles = [
+        m.register_forward_hook(look(name))
+        for name, m in model.named_modules()
+        if isinstance(m, nn.RNNBase) or hasattr(m, "states_in")
+    ]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def _leaves(returned):
@@ -126,10 +181,11 @@ def watched(modules, see):
             handle.remove()
 
 
-def who_reads(start, producer, consumers, example):
+def who_reads(start, producer, consumers, example, to_go_on):
     """→ `Reading` of one producer (name of a recurrent layer or an embedding); None if the example never reaches it.
 
-    start  `outside.Start` of the model      consumers  names of those that may read it
+    start     `outside.Start` of the model      consumers  names of those that may read it
+    to_go_on  names of the layers whose returned states are no part of the answer
     """
     generator, directions = torch.Generator().manual_seed(0), 1
 
@@ -175,12 +231,12 @@ def who_reads(start, producer, consumers, example):
     if not found:
         return None
     columns = {name: mapping for name, mapping in maps.items() if mapping and name not in spoiled}
-    complete = _indifferent(start, producer, columns, example, ("y", "h"))
-    state = recurrent and not _indifferent(start, producer, {}, example, ("h",))
+    complete = _indifferent(start, producer, columns, example, ("y", "h"), to_go_on)
+    state = recurrent and not _indifferent(start, producer, {}, example, ("h",), to_go_on)
     return Reading(columns, complete, state, {name: {} if name in spoiled else found for name, found in maps.items()})
 
 
-def _indifferent(start, producer, columns, example, parts):
+def _indifferent(start, producer, columns, example, parts, to_go_on):
     """Whether the model's answer is the same whatever the outputs ("y") and final states ("h") are, `columns` unseen."""
     answers, hard = [], False
     for seed in range(8):
@@ -204,7 +260,7 @@ def _indifferent(start, producer, columns, example, parts):
         with start.again() as model:
             watch = watched({name: model.get_submodule(name) for name in columns}, blind)
             with replaced(model.get_submodule(producer), scrambled), watch:
-                answers.append(answer(model, example, behind=True))
+                answers.append(answer(model, example, behind=True, to_go_on=to_go_on))
         hard = any(not x.is_floating_point() for x in answers[0])
     return all(len(a) == len(answers[0]) and all(map(_same, a, answers[0])) for a in answers[1:])
 

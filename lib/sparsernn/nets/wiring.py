@@ -55,10 +55,11 @@ def left_as_they_are(found, start, examples):
     return {name: f"left as it is: {why}" for name, why in left.items()}
 
 
-def readings(found, start, examples, consumers, fixed):
+def readings(found, start, examples, consumers, fixed, to_go_on):
     """Producer → `Reading` over all examples, of every recurrent layer and embedding that they reach and that may change.
 
-    consumers  producer → names of the modules that alone read its output, as it is: believed
+    consumers  producer → names of the modules that alone read its output, as it is: believed; none: who reads it is no module
+    to_go_on   layers whose returned states are no part of the answer (`states.only_to_go_on`)
     Raises ValueError for a producer or a consumer that is not there, or of another width.
     """
     readers = [name for name, module in found.layers.items() if kind_of(module) is not nn.Embedding]
@@ -76,7 +77,8 @@ def readings(found, start, examples, consumers, fixed):
             result[name] = _given(found, name, consumers[name], readers)
             continue
         seen = [
-            who_reads(start, name, [reader for reader in readers if reader != name], example) for example in examples
+            who_reads(start, name, [reader for reader in readers if reader != name], example, to_go_on)
+            for example in examples
         ]
         for reading in filter(None, seen):
             result[name] = result[name].and_also(reading) if name in result else reading
@@ -92,6 +94,8 @@ def _given(found, name, given, readers):
         reads = getattr(readers[reader], "in_features", getattr(readers[reader], "input_size", 0))
         if reads != width:
             raise ValueError(f"consumers of {name}: {reader} reads {reads} columns, the layer has {width} outputs")
+    if not given:
+        return Reading({}, complete=False, state=name in found.recurrent)
     columns = {column: (column, "y") for column in range(width)}
     return Reading(dict.fromkeys(given, columns), complete=True, state=False)
 

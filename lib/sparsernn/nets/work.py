@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import PackedSequence
 
-from .readers import call
+from .readers import arguments, call
 from .shared import shared_rows, without
 
 STEPS = 200  # of the sequence it is counted on: what is multiplied once a sequence counts a two-hundredth
@@ -24,7 +24,7 @@ def multiply_adds(model, example=None):
     matrix that two directions share too.
     """
     example = model.example(STEPS, 1) if example is None else example
-    example = example if isinstance(example, tuple) else (example,)
+    example = arguments(example)
     total, hooks = [], []
 
     def product(module, args, kwargs, output):

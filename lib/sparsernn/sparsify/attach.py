@@ -47,8 +47,8 @@ def attach(
     steps        optimiser steps the training will have
     n_examples   training examples as your loss counts them (its mean is over examples): the penalty is divided by it
     only, skip   layers (names or modules) that alone are touched, or that are not
-    example      what the model is called with (a tensor, a tuple or dict of arguments): a copy of it is run to find what is
-                 not called or read otherwise; without one the first step finds it, and raises
+    example      what the model is called with (a tensor, a tuple or dict of arguments, or a function that calls it): a copy of
+                 it is run to find what is not called or read otherwise; without one the first step finds it, and raises
     reference    for a method that starts from a finished run: the state_dict of that run's model
     batch_dim    the dimension of an embedding's ids that runs over sequences; None: seen on the example, and without one that
                  of the recurrent layers
@@ -94,7 +94,10 @@ def put_on(
     steps_per_epoch = check("steps_per_epoch", int, steps_per_epoch, least=1)
     quick.remove(model)
     found = Found(model)
-    left = dict(found.left) | _not_wanted(found, only, skip)
+    unwanted = _not_wanted(found, only, skip)
+    left = unwanted | {
+        name: why for name, why in found.left.items() if name not in found.refused.keys() & unwanted.keys()
+    }
     for name, why in found.refused.items():
         if left[name] == why:
             raise ValueError(f"{name}: {why}, or skip=[{name!r}]")
@@ -174,7 +177,7 @@ def _not_wanted(found, only, skip):
                 raise ValueError(nearest("layer", name, layers))
             yield from inside
 
-    layers = found.layers | {name: found.model.get_submodule(name) for name in found.refused}
+    layers = found.layers | {name: found.model.get_submodule(name) for name in found.left}
     skipped = set(names(skip)) if skip is not None else set()
     if only is not None:
         skipped |= set(layers) - set(names(only))
