@@ -692,6 +692,21 @@ def test_a_call_is_an_example_for_engines_and_methods_too():
     assert not study.left
 
 
+def test_where_nothing_can_be_made_small_each_layer_is_named_and_why(monkeypatch):
+    monkeypatch.setitem(WAYS, "decay", lambda m, w: (plain(m, w), sum(p.square().sum() for p in m.parameters())))
+    why = "left as it is: its weight is also read without a call"
+    with pytest.raises(ValueError, match=f"no layer of Net can be made smaller .emb: {why}; rnn: {why}; head: {why}"):
+        sparsernn.compact(model_of(told="decay"), FEW)
+
+
+def test_layers_that_share_a_weight_are_named_in_the_proof():
+    model = model_of(Net, "shared", second=lambda: nn.Linear(H, 3), side=lambda: nn.LSTM(E, H, batch_first=True))
+    model.side.weight_hh_l0 = model.rnn.weight_hh_l0
+    _, proof = sparsernn.compact(model, FEW)
+    assert {"emb", "rnn", "head", "second", "side"} == {*proof.layers}
+    assert proof.layers["rnn"] == proof.layers["side"] == "left as it is: it shares a weight with another layer"
+
+
 def test_a_weight_that_a_cell_has_too_is_left_as_it_is():
     class Celled(Net):
         def __init__(self):
