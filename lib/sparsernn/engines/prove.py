@@ -23,6 +23,8 @@ from .compare import ROUNDED, Calls, in_float64
 from .stand_in import Tried, quickest, run_by
 from .timing import wait
 
+SHARED = "left as it is: it shares a weight with another layer"
+
 
 @dataclass(frozen=True)
 class Proof:
@@ -145,11 +147,15 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
         )
     before = deep_copy(plain)
     small, layers = swapped(plain, Found(plain), whole, means, ways, outside)
+    layers |= outside | {name: SHARED for name in found.layers if name not in layers | outside}
+    if not any(hasattr(module, "_small") for module in small.modules()):
+        reasons = "; ".join(f"{name}: {why}" for name, why in layers.items())
+        raise ValueError(f"no layer of {type(model).__name__} can be made smaller ({reasons})")
     if any(parameter.dtype != torch.float64 for parameter in small.parameters()):
         compared = compared | calls.as_returned(small)
     calibrate(small, examples)
-    found = quickest(small, examples[0])
-    proof = _proof(model, before, small, examples[0], compared, layers | outside, keep_zeros, *found)
+    engine = quickest(small, examples[0])
+    proof = _proof(model, before, small, examples[0], compared, layers, keep_zeros, *engine)
     if study := Study.of(model):
         proof.warnings[:0] = study.undone()
     if wide is plain and not calls.double:
