@@ -19,6 +19,7 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import sparsernn
+from sparsernn.nets import layers
 
 CELLS = [nn.LSTM, nn.GRU, nn.RNN]
 V, E, H = 20, 6, 8
@@ -815,6 +816,45 @@ def test_a_whole_number_will_do_for_a_rate_and_what_was_refused_can_be_said_agai
     twice = study.penalty().item()
     study.detach()
     assert twice == pytest.approx(2 * attach(model, kl_weight=1.0).penalty().item())
+
+
+@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize("shape", [(2, E), (2, 3), (2, 7, E)], ids=str)
+def test_whole_numbers_where_an_embedding_was_forgotten_are_refused_as_torch_does(shape, cell):
+    """A layer of the library's own takes ids as one-hot input; a user's, under a method or small, must not."""
+
+    class Numbers(nn.Module):
+        def __init__(self, kind):
+            super().__init__()
+            self.stack, self.head = kind(E, H, batch_first=True), nn.Linear(H, 3)
+
+        def forward(self, x):
+            return self.head(self.stack(x)[0])
+
+    model, given = Numbers(cell).double(), torch.ones(shape).long()
+    refused = pytest.raises(
+        ValueError, match=r"RNN input dtype \(torch.int64\) does not match weight dtype \(torch.float64\)"
+    )
+    with refused:
+        model(given)
+    study = attach(model)
+    for training in (True, False):
+        with refused:
+            model.train(training)(given)
+    small, _ = sparsernn.compact(thin(study).model, randn(2, 7, E))
+    with refused, torch.no_grad():
+        small(given)
+    study.detach()
+    with refused:
+        model(given)
+    ours = Numbers(getattr(layers, cell.__name__)).double().eval()
+    thin(attach(ours))
+    for each in (ours, sparsernn.compact(ours, randn(2, 7, E))[0]):
+        if len(shape) == 2:
+            assert error(each(given), each(F.one_hot(given, E).double())) <= 1e-12
+        else:
+            with pytest.raises(ValueError, match="token ids have shape .*, expected"):
+                each(given)
 
 
 def test_numbers_of_numpy_will_do_where_python_s_do():

@@ -172,6 +172,7 @@ def by_layers(model, engine, example, device="cpu", states=True):
             layers |= {suffix: layer.reading(table) for suffix, layer in layers.items() if suffix.startswith("_l0")}
         one_hot = kind_of(module) is not type(module) and name not in straight
         put_levels(module, layers, lambda layer: kind(layer, device), one_hot)
+        module._small.takes_ids |= name in straight
     found = Found(copied)
     for name, module in list(copied.named_modules()):
         known = name in found.layers and kind_of(module) is nn.Linear and not found.is_tied(name)

@@ -126,7 +126,7 @@ class Recurrent(Carrying):
     forward(input, hx=None, scales=None, lengths=None, padding="right") → output [T, B, D·H], state
 
     input    as torch's layer takes it ([T, B, I], batch first if the layer is, unbatched, or packed), or token ids int64
-             [T, B]: then the input is one-hot and columns of `weight_ih_l0` are gathered
+             [T, B]: then the input is one-hot and columns of `weight_ih_l0` are gathered; a stand-in for torch's takes no ids
     hx       as torch's: (h, c), of GRU and RNN h alone, each [layers·D, B, H]; zeros if None
     scales   name → [B|1, n]: `input_l0 [·, I]`, `recurrent_l0 [·, H]`, `output_l0 [·, H]`, `gates_l0 [·, G·H]`,
              with torch's suffixes for further layers and the reverse direction; None: those it carries, if any
@@ -238,7 +238,23 @@ class Recurrent(Carrying):
             return outputs[0]
         return outputs[0] + outputs[1] if self.summed else torch.cat(outputs, 2)
 
+    @property
+    def takes_ids(self):
+        """Whether ids are one-hot input: not where it stands in for a layer of torch's, which refuses them."""
+        return issubclass(getattr(self.carried, "before", Recurrent), Recurrent)
+
+    def refuse_dtype(self, values):
+        """Raise ValueError for an input that is neither numbers nor ids that it takes."""
+        if values.is_floating_point() or values.is_complex() or self.takes_ids and values.dtype == torch.int64:
+            return
+        wanted = f"{self.weight_hh_l0.dtype}" + " numbers or int64 ids [T, B]" * self.takes_ids
+        raise ValueError(
+            f"RNN input dtype ({values.dtype}) does not match weight dtype ({self.weight_hh_l0.dtype}): it takes {wanted}; is an "
+            "embedding or .float() missing?"
+        )
+
     def forward(self, input, hx=None, scales=None, lengths=None, padding="right"):
+        self.refuse_dtype(input.data if isinstance(input, PackedSequence) else input)
         input, state, lengths, back = by_time(self, input, hx, lengths)
         return back(*self._forward(input, state, scales, lengths, padding))
 

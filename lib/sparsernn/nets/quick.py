@@ -45,6 +45,8 @@ class Quick:
             return False
         if values.dtype not in (torch.float32, torch.int64) or torch.is_autocast_enabled("cpu"):
             return False
+        if values.dtype == torch.int64 and not getattr(module, "takes_ids", False):
+            return False
         if watched():
             return False
         weights, asked = module._parameters, torch.is_grad_enabled()

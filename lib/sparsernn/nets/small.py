@@ -32,12 +32,13 @@ def like(output, values):
 class Kept(nn.Module):
     """What is left of a layer: `spec`, and lists of lines as buffers (`reads`, `words`, `kept_l0`, `sends`, `scale`).
 
-    reach  the largest number, without its sign, that it reads (`nets.reach`), or None where nobody looked
+    reach      the largest number, without its sign, that it reads (`nets.reach`), or None where nobody looked
+    takes_ids  whether the recurrent layer that it was took ids, as one-hot input
     """
 
     def __init__(self, spec, **sizes):
         super().__init__()
-        self.spec, self.reach = spec, None
+        self.spec, self.reach, self.takes_ids = spec, None, False
         for name, size in sizes.items():
             self.register_buffer(name, None if size is None else torch.empty(size, dtype=torch.int64, device="meta"))
 
@@ -172,9 +173,18 @@ class SmallRecurrent:
         y, finals = self._level(number, x, initial, None, *ours, None)
         return y, [torch.stack(s) for s in zip(*finals, strict=True)]
 
+    @property
+    def takes_ids(self):
+        small = self._modules["_small"]
+        return small.takes_ids or small._buffers["words"] is not None
+
     def _narrow_input(self, input):
         values, buffers = input.data if isinstance(input, PackedSequence) else input, self._modules["_small"]._buffers
+        if not values.is_floating_point():
+            self.refuse_dtype(values)
         if values.dtype == torch.int64:
+            if values.dim() != 2 and values is input:
+                raise ValueError(f"token ids have shape {tuple(values.shape)}, expected (T, B)")
             return input if buffers["words"] is None else like(input, lambda v: _look_up(buffers["lookup"], v))
         _check_width(values, self.input_size)
         return input if (reads := buffers["reads"]) is None else like(input, lambda v: v.index_select(-1, reads))
@@ -319,9 +329,11 @@ def _become_recurrent(module, kind, spec):
     if spec["kept"] is None:
         module._small = Kept(spec)
         return
+    takes_ids = getattr(module, "takes_ids", False)
     module.__class__ = SMALL[kind]
     lists = {"kept" + suffix: count for suffix, count in kept.items()} | {"sends": spec["sends"]}
     module._small = Kept(spec, reads=spec["reads"], words=spec["words"], **lists)
+    module._small.takes_ids = takes_ids
     scale = torch.empty(spec["sends"], dtype=module.weight_hh_l0.dtype, device="meta") if spec["scaled"] else None
     module._small.register_buffer("scale", scale)
 
