@@ -490,8 +490,7 @@ class Around(nn.Module):
 
 
 @pytest.mark.parametrize(("wrap", "name"), [
-    (nn.DataParallel, "module"), (AveragedModel, "module"), (lambda m: torch.compile(m, backend="eager"), "_orig_mod"),
-    (Around, "inner"),
+    (nn.DataParallel, "module"), (AveragedModel, "module"), (Around, "inner"),
 ])  # fmt: skip
 def test_a_wrapper_around_the_model_is_told_apart_from_it(wrap, name):
     model = model_of()
@@ -502,6 +501,27 @@ def test_a_wrapper_around_the_model_is_told_apart_from_it(wrap, name):
     with pytest.raises(ValueError, match=f"a method is on model.{name}, .*give attach model.{name}"):
         attach(wrapped, "gradual")
     compacted(wrapped.get_submodule(name))
+
+
+@pytest.mark.filterwarnings("ignore")  # of dynamo, about draws, which break its graph
+@pytest.mark.parametrize("first", ["attach", "compile"])
+def test_a_compiled_model_is_attached_to_trained_and_made_small_as_the_model_it_was_made_of(first):
+    model = model_of(Short)
+    if first == "attach":
+        attach(model, example=words())
+    compiled = torch.compile(model, backend="eager")
+    study = sparsernn.Study.of(compiled) if first == "attach" else attach(compiled, example=words())
+    assert study is sparsernn.Study.of(model) and study.model is model
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    step_of(compiled, study, adam(study), 0)
+    assert all(not torch.equal(before[name], parameter) for name, parameter in model.named_parameters())
+    thin(study)
+    small, proof = sparsernn.compact(compiled.eval(), words())
+    assert (
+        type(small) is Short and proof.error <= 1e-12 and error(small(words(4, 9, 3)), model(words(4, 9, 3))) <= 1e-12
+    )
+    with pytest.raises(ValueError, match="a method on it already"):
+        attach(compiled)
 
 
 def test_a_part_of_a_model_with_a_method_is_told_apart_from_it():

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from ..nets.attached import refuse_elsewhere
+from ..nets.attached import refuse_elsewhere, uncompiled
 from ..nets.compact import plain_copy, swapped
 from ..nets.file import packed_size
 from ..nets.found import Found, declares, no_recurrent
@@ -91,7 +91,8 @@ class Proof:
 def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=False, metric=None):
     """A smaller model that computes what `model` computes in evaluation, and the proof → (small, Proof).
 
-    model       with a method attached: its masks and means are used; without: its zeros are (torch.nn.utils.prune's too)
+    model       with a method attached: its masks and means are used; without: its zeros are (torch.nn.utils.prune's too);
+                of a compiled one what torch.compile was given, and the small one is not compiled
     example     what the model is called with: a tensor, or a tuple or dict of arguments; or a function that calls it in another
                 way, as `lambda m: m.step(x[:, 0])`
     examples    a list of them, where one does not show all ways through the model: other methods read its layers too
@@ -111,7 +112,7 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     Raises ValueError where there is nothing to make smaller or to compare, or a method is on a part of the model (a wrapper's
     `module`) or on more than it; RuntimeError if the result were not equal.
     """
-    examples = _examples(example, examples)
+    model, examples = uncompiled(model), _examples(example, examples)
     refuse_elsewhere(model, "compact")
     consumers = _by_name(model, consumers or {})
     plain = plain_copy(model)

@@ -5,6 +5,11 @@ from torch import nn
 PLACE = "_sparsernn_study"
 
 
+def uncompiled(model):
+    """The model that torch.compile was given, which has all of it; any other as it is."""
+    return getattr(model, "_modules", {}).get("_orig_mod", model)
+
+
 def studies(model):
     """Name → study, of the model ("") and of its parts that a method is on."""
     return {name: vars(module)[PLACE] for name, module in model.named_modules() if PLACE in vars(module)}

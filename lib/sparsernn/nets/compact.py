@@ -14,7 +14,7 @@ from torch.nn.utils import prune, remove_spectral_norm, remove_weight_norm
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
-from .attached import refuse_elsewhere, studies
+from .attached import refuse_elsewhere, studies, uncompiled
 from .found import Found, Shape, declares, parameter_names
 from .layers import kind_of
 from .masks import close
@@ -51,7 +51,7 @@ def shrunk(model, masks, means=None, example=None):
 
 def plain_copy(model):
     """A copy of the model in evaluation, without the method; what torch's own tools made of a weight is made permanent."""
-    copied = deep_copy(model)
+    copied = deep_copy(uncompiled(model))
     for study in studies(copied).values():
         study.detach()
     for module in copied.modules():

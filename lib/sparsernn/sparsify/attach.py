@@ -17,7 +17,7 @@ from torch import nn
 
 from ..files import nearest
 from ..nets import quick
-from ..nets.attached import PLACE, refuse_elsewhere
+from ..nets.attached import PLACE, refuse_elsewhere, uncompiled
 from ..nets.found import Found, is_computed, no_recurrent, parameter_names
 from ..nets.layers import RECURRENT, kind_of, stand_in
 from ..nets.outside import Start, Watch, calls_of, deep_copy
@@ -35,7 +35,7 @@ def attach(
     model, method, steps, n_examples, *, only=None, skip=None, example=None, reference=None, batch_dim=None,
     steps_per_epoch=1, **options,
 ):  # fmt: skip
-    """Put a method on `model`, in place → `Study`.
+    """Put a method on `model`, in place → `Study`; on what torch.compile made of one: on that one.
 
     Layers that are exactly nn.LSTM, nn.GRU, nn.RNN, nn.Linear or nn.Embedding become stand-ins of the same name that carry
     what the method adds; attributes, hooks, parameters and their identity stay. Left as it is, and named in `study.left`,
@@ -59,6 +59,7 @@ def attach(
     without a recurrent layer, proj_size, a second method on one model, on a part or a whole of it, a method that trains no
     network (`linear`).
     """
+    model = uncompiled(model)
     if Study.of(model) is not None:
         raise ValueError("this model has a method on it already; study.detach() takes it off")
     refuse_elsewhere(model, "attach")
@@ -367,7 +368,7 @@ class Study:
     @classmethod
     def of(cls, model):
         """The study attached to a model; None where there is none."""
-        return getattr(model, "__dict__", {}).get(PLACE)
+        return getattr(uncompiled(model), "__dict__", {}).get(PLACE)
 
     def detach(self):
         """The model as it was, with its weights as they are now."""
