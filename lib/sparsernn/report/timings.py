@@ -45,8 +45,8 @@ def fastest(table):
             }
             found.append(row | {"over_dense": ours["speedup"] / theirs["speedup"]})
     cells = pd.DataFrame(found, columns=[*keys, "engine", "median_ms", "over_fp32", "dense", "over_dense"])
-    if "method" not in cells or not (whole := cells[cells["method"] == "dense"].groupby(PLACE)).ngroups:
-        return cells
+    if not {*PLACE, "method"} <= {*cells} or not (whole := cells[cells["method"] == "dense"].groupby(PLACE)).ngroups:
+        return cells  # none of a network
     best = pd.DataFrame({"over_fp32": whole["over_fp32"].median(), "engine": whole["engine"].last()})
     beside = cells[PLACE].join(best, on=PLACE)
     over = cells["over_fp32"] / beside["over_fp32"]
