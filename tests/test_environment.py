@@ -127,18 +127,26 @@ def test_make_refuses_an_old_python_in_words(tmp_path):
 
 def test_the_lock_file_is_of_this_environment():
     """Where this fails: `make lock`, on the platform the lock file names."""
-    of, environment, pinned = lock.read()
+    of, python, environment, pinned = lock.read()
     assert environment == lock.digest(lock.wanted()), "environment.yml was changed after requirements.lock was made"
-    assert re.fullmatch(r"CPython 3\.\d+, Linux x86_64, glibc", of)
+    assert re.fullmatch(r"CPython 3\.\d+, Linux x86_64, glibc", of) and of.split()[1].startswith(
+        python.rpartition(".")[0]
+    )
     for line in lock.wanted():
         requirement = Requirement(line)
         version, sha256 = pinned[re.sub("[-_.]+", "-", requirement.name).lower()]
         assert requirement.specifier.contains(version) and len(sha256) == 64
 
 
+def test_the_lock_file_is_for_the_first_release_that_all_its_packages_allow(monkeypatch):
+    """Debian's 3.11.2 is a Python 3.11 too, and is refused soupsieve 4, which wants 3.11.5."""
+    monkeypatch.setattr(lock.platform, "python_version_tuple", lambda: ("3", "11", "7"))
+    assert lock.oldest({"", ">=3.8", ">=3.11.5"}) == "3.11.5" and lock.oldest({"<4,>=3.9"}) == "3.11.0"
+
+
 def test_the_lock_file_pins_all_that_is_needed_and_holds_no_address():
-    text, (of, _, pinned) = lock.LOCK.read_text(), lock.read()
-    assert len(pinned) == len(text.splitlines()) - 3, "three lines of comment, and a line a package"
+    text, (of, _, _, pinned) = lock.LOCK.read_text(), lock.read()
+    assert len(pinned) == len(text.splitlines()) - 4, "four lines of comment, and a line a package"
     assert not re.search(r"://|index-url|find-links", text)
     if of != lock.here():
         pytest.skip(f"the lock file is for {of}: what its packages need is known there")
@@ -167,7 +175,7 @@ def project_with_lock(folder, **changes):
         shutil.copy(ROOT / file, folder / file)
     lines = ["torch==2.0", "b==1"]
     (folder / "environment.yml").write_text(yaml.safe_dump({"dependencies": [{"pip": [*lines, "-e ./lib"]}]}))
-    header = {"platform": lock.here(), "environment": lock.digest(lines)} | changes
+    header = {"platform": lock.here(), "python": "3.11.0", "environment": lock.digest(lines)} | changes
     text = "".join(f"# {name}: {value}\n" for name, value in header.items())
     (folder / "requirements.lock").write_text(
         text + f"b==1 --hash=sha256:{'b' * 64}\ntorch==2.0 --hash=sha256:{'a' * 64}\n"
@@ -238,6 +246,7 @@ def test_make_installs_from_the_lock_file_where_it_fits_through_the_mirror_that_
             "a",
             "it is for CPython 3.9, Plan9 vax, no glibc, and this is",
         ),
+        ({"python": "9.11.5"}, "a", "some of its packages want Python 9.11.5 or newer, and this is"),
         ({}, "c", "its torch is 2.0, and pip would take another file here"),
         (None, "a", "there is none"),
     ],
