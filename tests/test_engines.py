@@ -150,10 +150,10 @@ def test_a_product_of_three_parts_rounds_as_fp32_where_factors_are_cut_to_tf32(m
     weight, bias, y = (torch.randn(*shape, generator=generator) for shape in ((40, 300), (40,), (9, 11, 300)))
     exact, cut = F.linear(y.double(), weight.double(), bias.double()), lambda x: split.parts(x)[0]
     linear = F.linear
+    in_fp32 = error(linear(y, weight, bias), exact)  # 5e-7, or what this processor's order of summing makes of it
     monkeypatch.setattr(split.F, "linear", lambda y, w, b: linear(cut(y), cut(w), b))
-    assert (
-        error(split.split_linear(weight, bias)(y), exact) <= 1e-6 < 1e-4 < error(split.F.linear(y, weight, bias), exact)
-    )
+    by_parts, in_tf32 = error(split.split_linear(weight, bias)(y), exact), error(split.F.linear(y, weight, bias), exact)
+    assert by_parts <= 3 * in_fp32 < 1e-4 < in_tf32, "three times as many numbers are summed"
     monkeypatch.setattr(split.F, "linear", linear)
     assert torch.equal(split.split_linear(weight, bias)(y[:1]), F.linear(y[:1], weight, bias)), "few rows: as they are"
     y[0, 0, 0], y[1, 0, 0] = torch.inf, torch.nan
