@@ -7,6 +7,7 @@ from oracles import error
 from torch import nn
 
 import sparsernn
+from sparsernn.nets.models import Classifier, LanguageModel
 from sparsernn.sparsify.gradual import Gradual, cubic, two_slope
 from sparsernn.sparsify.masking import largest
 from sparsernn.study.config import RunConfig, needed
@@ -150,6 +151,28 @@ def test_a_dead_weight_takes_no_part_and_gets_no_gradient_even_before_it_is_set_
     with torch.no_grad():
         weight.theta[0] = -5.0
     assert torch.equal(model(IDS), y)
+
+
+@pytest.mark.parametrize("make, name", [
+    (lambda: LanguageModel(40, 6), "lstm.weight_ih_l0"), (lambda: Classifier(40, 3, 5, 6), "embedding.weight"),
+])  # fmt: skip
+def test_masks_of_the_words_that_are_read_alone_give_what_all_masks_give(make, name, monkeypatch):
+    ids = torch.randint(0, 40, (5, 3), generator=torch.Generator().manual_seed(0))
+    found = []
+    for reads_words in (True, False):
+        torch.manual_seed(0)
+        model = make().double()
+        monkeypatch.setattr(Gradual, "draws_words", reads_words)
+        study = sparsernn.attach(model, "gradual", steps=10, n_examples=4, q=0.1, prune_every=1, batch_dim=1)
+        for weight in study.weights.values():
+            weight.mask.copy_(torch.rand(weight.mask.shape, generator=torch.Generator().manual_seed(1)) < 0.3)
+        logits, _ = model(ids)
+        logits.square().sum().backward()
+        dead = model.get_parameter(name).grad[~study.weights[name].mask]
+        assert len(dead) and not bool(dead.any())
+        found.append([logits, *(p.grad for p in model.parameters())])
+    for words, everything in zip(*found, strict=True):
+        assert error(words, everything) <= 1e-12
 
 
 def test_padding_is_left_alone():

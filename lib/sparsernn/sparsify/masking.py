@@ -50,7 +50,8 @@ def largest(sizes, count):
 class Masked(Method):
     """A mask beside every weight; a subclass says when it narrows."""
 
-    touches, reading = True, SIZES
+    touches = draws_words = True
+    reading = SIZES
 
     def prepare(self):
         for weight in self.weights.values():
@@ -63,7 +64,9 @@ class Masked(Method):
         return 1 / min(self.prunable().values()), 1.0  # every matrix is pruned by itself
 
     def draw(self, weight, lines=None):
-        return weight.theta * weight.mask
+        if lines is None:
+            return weight.theta * weight.mask
+        return weight.theta.index_select(*lines) * weight.mask.index_select(*lines)
 
     def kept(self, item):
         return item.theta * item.mask
