@@ -459,12 +459,16 @@ def training(tracked):
 
 
 def coverage(tracked):
-    """How many seeds of a method were run on a task, of its configurations the one with most, a row a method."""
+    """How many seeds of a method were run on a task, of its configurations the one with most, a row a method; in brackets the
+    configurations that have a row, one broken off on validation too, where they are several."""
     tables = [setting.table.assign(task=setting.task) for setting in tracked.settings]
-    seeds = pd.concat(tables).groupby(["method", "task"])["seeds"].max().unstack()
-    order = seeds.notna().sum(axis=1).sort_values(ascending=False, kind="stable").index
-    found = seeds.loc[order].map(lambda n: written.DASH if n != n else f"{n:.0f}")
-    return found.rename_axis(columns=None).reset_index()
+    seeds = pd.concat(tables).groupby(["method", "task"])["seeds"].max()
+    rows = pd.concat([records.read(tracked.results / f"{profile}.csv").assign(profile=profile) for profile in NEAREST])
+    tried = rows.drop_duplicates(["task", "method", "profile", "model", "variant"]).groupby(["method", "task"]).size()
+    cells = {key: f"{n:.0f} ({tried[key]})" if tried[key] > 1 else f"{n:.0f}" for key, n in seeds.items()}
+    found = pd.Series(cells).unstack()
+    order = found.notna().sum(axis=1).sort_values(ascending=False, kind="stable").index
+    return found.loc[order].fillna(written.DASH).rename_axis("method").reset_index()
 
 
 def not_run(tracked):
@@ -479,7 +483,8 @@ def not_run(tracked):
                          "not run": ", ".join(f"{task}: {n}" for task, n in by_task.items()) or written.DASH})  # fmt: skip
     table = papers.table(tracked.results)
     silent = table[table["verdict"] == papers.NOT_RUN].rename(columns={"says": "the papers", "here": "why"})
-    parts = ["Seeds of a method on a task, of its configurations the one with most:", coverage(tracked)]
+    parts = ["Seeds of a method on a task, of its configurations the one with most (in brackets: configurations):"]
+    parts.append(coverage(tracked))
     parts += ["What the study files ask for:", pd.DataFrame(rows), "What the papers claim and nothing here speaks to:"]
     return Section("What was not run", [*parts, silent[["claim", "the papers", "why"]]])
 
