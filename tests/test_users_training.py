@@ -503,7 +503,7 @@ def test_a_wrapper_around_the_model_is_told_apart_from_it(wrap, name):
     compacted(wrapped.get_submodule(name))
 
 
-@pytest.mark.filterwarnings("ignore")  # of dynamo, about draws, which break its graph
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")  # dynamo's own look where its graph is broken
 @pytest.mark.parametrize("first", ["attach", "compile"])
 def test_a_compiled_model_is_attached_to_trained_and_made_small_as_the_model_it_was_made_of(first):
     model = model_of(Short)
@@ -522,6 +522,27 @@ def test_a_compiled_model_is_attached_to_trained_and_made_small_as_the_model_it_
     )
     with pytest.raises(ValueError, match="a method on it already"):
         attach(compiled)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute:UserWarning")
+@pytest.mark.parametrize("method, options", [("sparse-vd-wn", {}), ("gradual", {"q": 0.01, "prune_every": 1})])
+def test_a_compiled_model_trains_without_being_compiled_anew_at_every_step(method, options):
+    torch._dynamo.reset()
+    made = []
+
+    def backend(graph, inputs):
+        made.append(graph)
+        return graph.forward
+
+    model = model_of(Short)
+    study = attach(model, method, example=words(), **options)
+    compiled, optimizer = torch.compile(model, backend=backend), adam(study)
+    for step in range(2):  # the first finds out more
+        step_of(compiled, study, optimizer, step)
+    so_far = len(made)
+    for step in range(2, 14):  # dynamo gives up after eight
+        step_of(compiled, study, optimizer, step)
+    assert len(made) == so_far
 
 
 def test_a_part_of_a_model_with_a_method_is_told_apart_from_it():

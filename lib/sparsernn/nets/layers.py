@@ -34,6 +34,13 @@ def word_scale(tokens, scale, batch_dim=1):
     return found.movedim(0, batch_dim).unsqueeze(-1)
 
 
+@torch._disable_dynamo
+def untraced(call, *args):
+    """call(*args), as it is: torch.compile goes on after it. What a layer computes with differs from step to step, and would be
+    compiled anew each time."""
+    return call(*args)
+
+
 class Carrying:
     """What the stand-ins share: a place for what a method adds.
 
@@ -78,6 +85,9 @@ class Linear(Carrying, nn.Linear):
     def forward(self, input):
         if self.carried is None:
             return linear(input, self.weight, self.bias)
+        return untraced(self._carrying, input)
+
+    def _carrying(self, input):
         scale = self.scale("input", input.shape[-2] if input.dim() > 1 else 1)
         x = input if scale is None else input * scale
         if self.listens:
@@ -96,6 +106,9 @@ class Embedding(Carrying, nn.Embedding):
     def forward(self, input):
         if self.carried is None:
             return super().forward(input)
+        return untraced(self._carrying, input)
+
+    def _carrying(self, input):
         if self.max_norm is not None:
             self._renormalise(input)
         if self.listens:
@@ -254,6 +267,11 @@ class Recurrent(Carrying):
         )
 
     def forward(self, input, hx=None, scales=None, lengths=None, padding="right"):
+        if self.carried is None:
+            return self._packed_or_not(input, hx, scales, lengths, padding)
+        return untraced(self._packed_or_not, input, hx, scales, lengths, padding)
+
+    def _packed_or_not(self, input, hx, scales, lengths, padding):
         self.refuse_dtype(input.data if isinstance(input, PackedSequence) else input)
         input, state, lengths, back = by_time(self, input, hx, lengths)
         return back(*self._forward(input, state, scales, lengths, padding))

@@ -330,6 +330,13 @@ def _watched(layers):
     return {name: (item.theta, [layer for layer, _ in item.owners]) for name, item in items.items()}
 
 
+def _calling(frame):
+    """The frame of the module's call that a hook is part of: between them are those that keep torch.compile out of it."""
+    while frame is not None and frame.f_globals.get("__name__") != nn.Module.__module__:
+        frame = frame.f_back
+    return frame
+
+
 def _runs(frame):
     """Whether a call is still running, in any thread."""
     for here in sys._current_frames().values():
@@ -510,11 +517,12 @@ class Study:
 
     # ---- one forward of the whole model is a scope: a sequence keeps its scales in it
 
+    @torch._disable_dynamo
     def _begin(self, *_):
         self._let_go()
         self.trained = self.trained or self.model.training and torch.is_grad_enabled()
         if self.depth == 0:
-            self.outer["frame"] = sys._getframe(1)
+            self.outer["frame"] = _calling(sys._getframe(1))
             self.method.now = self.method.last = object()
             if self.looks:
                 self.watch = self.watch or Watch(_watched(self._carrying()))
@@ -522,6 +530,7 @@ class Study:
                 self.watching = True
         self.depth += 1
 
+    @torch._disable_dynamo
     def _end(self, *_):
         self.depth -= 1
         if self.depth == 0:
