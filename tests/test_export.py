@@ -430,6 +430,24 @@ def test_my_own_model_in_c_says_what_it_said(tmp_path, cell, how):
     assert expected.std(0).max() > 0.01
 
 
+class OneHot(Mine):
+    """Of ids that it makes one-hot numbers itself."""
+
+    def forward(self, x):
+        return super().forward(nn.functional.one_hot(x, 5).to(self.out.weight))
+
+
+@needs_gcc
+@pytest.mark.parametrize("weights", ["float32", "int8"])
+def test_a_model_that_makes_ids_one_hot_itself_is_given_ids_in_c(tmp_path, weights):
+    torch.manual_seed(0)
+    model = OneHot(words=None, last=False).requires_grad_(False)
+    x = torch.randint(5, (9, 1), generator=torch.Generator().manual_seed(0))
+    program, _ = as_c(tmp_path, model, *CHECKED, weights=weights)
+    assert error(fed(program, x[:, 0])[0], model(x)[:, 0]) <= (1e-5 if weights == "float32" else 2e-2)
+    assert sparsernn.to_onnx(model, tmp_path / "model.onnx", x) <= 1e-5
+
+
 @needs_gcc
 def test_in_c_all_words_are_renormalised(tmp_path):
     model = AtMostHalf().double().eval()

@@ -130,6 +130,58 @@ def test_what_is_no_chain_is_run_layer_by_layer():
         by_engine(nn.Linear(2, 2), "c-blocks", torch.zeros(1, 2))
 
 
+class Characters(nn.Module):
+    """What tutorials write: ids made one-hot numbers in the forward. how: what it does beside."""
+
+    def __init__(self, cell=nn.LSTM, how="float"):
+        super().__init__()
+        torch.manual_seed(0)
+        self.rnn, self.out, self.how = cell(V, 6, batch_first=True), nn.Linear(6, V), how
+
+    def forward(self, x):
+        given = {
+            "float": lambda: F.one_hot(x, V).float(),
+            "to": lambda: F.one_hot(x, num_classes=V).to(self.out.weight),
+            "twice as large": lambda: F.one_hot(x, V).float() * 2,
+            "words cut off": lambda: F.one_hot(x.clamp(max=V - 2), V).float(),
+            "numbers": lambda: (x.unsqueeze(-1) == torch.arange(V)).float(),
+        }[self.how]()
+        return self.out(self.rnn(given)[0])
+
+
+@pytest.mark.parametrize("how", ["float", "to"])
+@pytest.mark.parametrize("cell", [nn.LSTM, nn.GRU, nn.RNN])
+@pytest.mark.parametrize("small", [False, True])
+def test_ids_that_a_model_makes_one_hot_itself_are_a_chain(tmp_path, cell, how, small):
+    model, x = Characters(cell, how).eval(), torch.randint(V, (4, 9), generator=torch.Generator().manual_seed(0))
+    if small:
+        with torch.no_grad():
+            model.rnn.weight_ih_l0[:, 2:7] = model.rnn.weight_hh_l0[::3] = 0
+        model, _ = sparsernn.compact(model, x)
+    expected, fast = model(x), by_engine(model, "c-blocks", x)
+    assert isinstance(fast, InOneCall) and wrong(fast(x), expected.double()) <= EXACT
+    sparsernn.to_c(model, tmp_path / "model.c")
+    assert f"one id a step, int32_t from 0 to {V - 1}" in (tmp_path / "model.c").read_text()
+    with pytest.raises(IndexError, match=f"there are {V} words"):
+        fast(x + V)
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("twice as large", "mul before its LSTM"),
+        ("words cut off", "clamp before its LSTM"),
+        ("numbers", "before its LSTM"),
+    ],
+)
+def test_ids_that_become_something_else_are_none(tmp_path, how, words):
+    model, x = Characters(how=how).eval(), torch.randint(V, (4, 9))
+    fast = by_engine(model, "c-blocks", x)
+    assert not isinstance(fast, InOneCall) and wrong(fast(x), model(x).double()) <= EXACT
+    with pytest.raises(ValueError, match=words):
+        sparsernn.to_c(model, tmp_path / "model.c")
+
+
 class Between(Mine):
     """how: what it does between its layers."""
 

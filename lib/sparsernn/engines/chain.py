@@ -74,6 +74,10 @@ class Chain:
         return F.linear(x[-1] if self.last else x, self.weight, self.bias), states
 
 
+class NotCalled(ValueError):
+    """A model that takes no such input."""
+
+
 def chain_of(model):
     """The chain that a model is. Raises ValueError, saying what is supported, for a model that is none."""
     refuse_others(model)
@@ -87,12 +91,20 @@ def chain_of(model):
     kept, table = _words(embedding, first, words)
     x = probe(words, kept, first.input_size)
     asked = Asked(given, x)
-    answers, called = _answers(asked, x)
+    try:
+        answers, called = _answers(asked, x)
+    except NotCalled:
+        if words is not None:
+            raise
+        words, kept = first.input_size, torch.arange(first.input_size)  # that it makes one-hot numbers of itself
+        x = probe(words, kept, words)
+        asked = Asked(given, x)
+        answers, called = _answers(asked, x)
     links = [layers[name] for name in called]
     levels, weight = _levels(links), _read(head)
     if table is not None and isinstance(links[0], SmallRecurrent) and links[0]._small.reads is not None:
         table = table[:, links[0]._small.reads]
-    elif words is None:
+    elif embedding is None and not one_hot:
         levels[0] = _with_inputs(levels[0], _spread(levels[0].parts["weight_ih"], links[0], links[0].input_size))
     weight = _of_neurons(weight, links[-1])
     bias = weight.new_zeros(len(weight)) if head.bias is None else head.bias.detach()
@@ -214,7 +226,7 @@ def _answers(asked, x):
                 handle.remove()
     if not answers:
         given = f"ids [{STEPS}, {BATCH}]" if x.dim() == 2 else f"numbers {list(x.shape)}"
-        raise ValueError(f"{name} cannot be called with {given} alone: {problem}; {SUPPORTED}")
+        raise NotCalled(f"{name} cannot be called with {given} alone: {problem}; {SUPPORTED}")
     if sorted(order) != sorted(layers):
         raise ValueError(f"{name} calls {', '.join(order)}, not each of {', '.join(layers)} once; {SUPPORTED}")
     return answers, order

@@ -8,6 +8,7 @@ import sys
 from contextlib import contextmanager
 
 import torch
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -30,6 +31,7 @@ class Follow(TorchDispatchMode):
     """Of every tensor that is made of the model's input: what has changed its numbers, "" where nothing but a layer has.
 
     layers  modules that may do what they like
+    Ids that become one-hot numbers are still the input.
     Raises Changed where a layer is given changed numbers, or where numbers leave torch or decide what Python does.
     """
 
@@ -37,6 +39,7 @@ class Follow(TorchDispatchMode):
         super().__init__()
         self.layers, self.inside, self.slices = layers, 0, _Slices(self)
         self.changed, self.alive = {}, []  # by id, of tensors that are kept: no other gets their ids
+        self.one_hot = set()  # by id as well: integers 0 and 1, which every type of number has
 
     @contextmanager
     def through(self, given):
@@ -95,7 +98,8 @@ class Follow(TorchDispatchMode):
     def _moves(self, name, args, result):
         """Whether an operation moves the numbers of its first tensor, whatever they are."""
         if name == "_to_copy":
-            return result.dtype == args[0].dtype or (result.dtype in IDS and args[0].dtype in IDS)
+            same = result.dtype == args[0].dtype or (result.dtype in IDS and args[0].dtype in IDS)
+            return same or (result.is_floating_point() and id(args[0]) in self.one_hot)
         beyond = name == "slice" and _beyond(args[0].shape[args[1]], *args[2:4])
         return name in MOVES and not beyond and not self.follows(args[1:])
 
@@ -123,11 +127,23 @@ class _Slices(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         if getattr(function, "__name__", "") == "_pad_packed_sequence":
             return self._padded(function, *args)
+        if function is F.one_hot:
+            return self._one_hot(*args, **(kwargs or {}))
         result = function(*args, **(kwargs or {}))
         if function in LEAVES and self.follow.follows(args):
             raise Changed(f"{function.__name__} on numbers on their way")
         if function is torch.Tensor.__getitem__ and self.follow.follows(args[0]) and _slices_beyond(*args):
             self.follow.note(result, "a slice of more than there is")
+        return result
+
+    def _one_hot(self, ids, num_classes=-1):
+        follow, known = self.follow, self.follow.follows(ids)
+        follow.inside += 1
+        result = F.one_hot(ids, num_classes)
+        follow.inside -= 1
+        if known:
+            follow.note(result, follow.changed[id(ids)])
+            follow.one_hot.add(id(result))
         return result
 
     def _padded(self, function, values, *others):
