@@ -313,6 +313,13 @@ def test_int8_that_onnx_runtime_has_not_is_refused_by_name(tmp_path, cell):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("example", [lambda model: model(tokens()), (), None])
+def test_an_example_that_gives_the_file_no_input_is_refused(tmp_path, example):
+    with pytest.raises(ValueError, match="example is (a call|without a tensor); a file takes what the model's forward"):
+        sparsernn.to_onnx(mine(), tmp_path / "model.onnx", example)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_is_no_weights_or_no_example_is_refused_in_words(tmp_path):
     with pytest.raises(ValueError, match="unknown weights 'int4'; did you mean 'int8'"):
         sparsernn.to_onnx(mine(), tmp_path / "m.onnx", tokens(), weights="int4")

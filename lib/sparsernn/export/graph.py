@@ -52,6 +52,12 @@ def to_onnx(small, path, example, weights="float32"):
     if weights not in ("float32", "int8"):
         raise ValueError(nearest("weights", weights, ("float32", "int8")))
     refuse_others(small)
+    if callable(example) or not _tensors(example):
+        given = "a call" if callable(example) else "without a tensor"
+        raise ValueError(
+            f"example is {given}; a file takes what the model's forward takes: give a tensor, or a tuple or dict of arguments. "
+            "Another method goes into a file as the forward of a module that calls it"
+        )
     model = deep_copy(small).float().cpu().eval().requires_grad_(False)
     example = tree_map(_as_given, example)
     layers = recurrent_layers(model)
