@@ -302,6 +302,17 @@ def test_a_front_shows_seeds_intervals_and_what_no_net_beats():
     assert "no sparse net within 2 %" in lonely.get_suptitle()
 
 
+def test_a_line_goes_through_what_was_small_from_the_start_and_is_the_best_so_far_on_validation():
+    small = [(0.80, 0.82, 90), (0.83, 0.81, 50), (0.82, 0.85, 20), (0.84, 0.84, 10)]  # test, validation, times fewer
+    rows = [row("few-words", test, times, valid, variant=f"words={times}") for test, valid, times in small]
+    figure = plots.cost_front(
+        decisions.configurations(pd.DataFrame([row("dense", 0.9, 1), row("a", 0.89, 30), *rows]), {})
+    )
+    lines = {line.get_label(): line for line in figure.axes[0].lines}
+    assert list(lines["small from the start"].get_ydata()) == [0.80, 0.82], "the dense net and a are none"
+    assert list(lines["small from the start"].get_xdata()) == [1000 / 90, 1000 / 20]
+
+
 def test_five_costs_are_two_rows_of_panels_with_the_legend_beside_them():
     table = decisions.configurations(pd.DataFrame([row("dense", 0.9, 1), row("a", 0.89, 20)]), {"abc": 1000})
     figure = plots.cost_front(table.assign(step_us=[2.0, 1.0], device_timed="cpu:y"))

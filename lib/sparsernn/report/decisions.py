@@ -37,7 +37,7 @@ def configurations(rows, items, mistakes=lambda row: None):
     items     data_sha256 → how many items the test of a task with an accuracy has (results/tests.csv)
     mistakes  what a row's run got wrong, item by item (`study.evaluation.mistakes`), or None
     → KEYS, metric, profile, the means of MEANS (train_seconds: the median), seeds, tests, kept and wrong (a tuple, one a seed),
-    items, item_low and item_high, seed_low and seed_high (`intervals`), device, data_note, data_sha256.
+    items, item_low and item_high, seed_low and seed_high (`intervals`), device, data_note, data_sha256, started_small.
     """
     found = []
     for keys, part in rows.assign(variant=rows["variant"].fillna("")).groupby(KEYS, sort=False):
@@ -55,7 +55,8 @@ def configurations(rows, items, mistakes=lambda row: None):
         row["item_low"], row["item_high"] = over_items(row)
         row["seed_low"], row["seed_high"] = intervals.over_seeds(row["by_seed"])
         found.append(row)
-    return pd.DataFrame(found)
+    table = pd.DataFrame(found)
+    return table.assign(started_small=were_small(table)) if found else table
 
 
 def sign_of(metric):

@@ -5,7 +5,7 @@ import math
 import numpy as np
 
 from .study import SPARSE, near_best
-from .style import OPPONENTS, log_counts, look, metric_of, say, styled, subplots, times, title
+from .style import GREY, OPPONENTS, log_counts, look, metric_of, say, styled, subplots, times, title
 
 COSTS = {
     "weights_kept": "weights kept",
@@ -29,7 +29,8 @@ def cost_front(table):
     table: `decisions.configurations`, with step_us where engines were timed and device_timed, whose times they are. Seconds
     of training are of the device that most networks were trained on, without those of a dense run that a method starts
     from.
-    Opponents that are no network are hollow.
+    Opponents that are no network are hollow. A line goes through what was small from the start: of all that cost no more, the
+    best on validation.
     """
     if table.empty:
         figure, ax = subplots(5.2, 1.6)
@@ -49,6 +50,7 @@ def cost_front(table):
     for ax, cost in zip(axes.flat, costs, strict=False):
         for row in shown[shown[cost].notna()].to_dict("records"):
             _point(ax, row, cost, 0.7 if len(shown) > CROWD else 1)
+        _way_of_the_small(ax, shown, cost, sign)
         on = devices.get(cost)
         ax.set(xscale="log", xlabel=COSTS[cost] + (f"\n({on})" if on else ""))
         if cost == "train_seconds" and (elsewhere := shown[cost].isna().sum()):
@@ -116,6 +118,18 @@ def _point(ax, row, cost, scale):
         label=row["method"],
         **fill,
     )
+
+
+def _way_of_the_small(ax, table, cost, sign):
+    """From the cheapest on, the test figure of the net that was small from the start and is the best on validation so far."""
+    nets = (
+        table[table["started_small"] & table[cost].notna()].sort_values(cost) if "started_small" in table else table[:0]
+    )
+    best = nets[(sign * nets["valid"]).cummax().diff().fillna(1) > 0]
+    if len(best) > 1:
+        ax.step(
+            best[cost], best["test"], where="post", color=GREY, lw=1, ls="--", zorder=1, label="small from the start"
+        )
 
 
 def short_counts(ax):
