@@ -68,10 +68,41 @@ def test_the_first_sentences_say_which_method_and_whether_it_beats_something_sma
     setting = sections.Setting("topics", "pydocs-topic", "lstm-64", "t", "quick", None, table)
     which, pays, quality, *_ = sections._sentences([(setting, decisions.decide(table))])
     assert "such a net: sparse-vd-w on pydocs-topic lstm-64 (of 1)." in which
-    assert "small dense net of as few weights in 1 of the 1 settings that have one; in one run or two" in pays
+    assert (
+        "small dense net that answers the same question in 1 of the 1 settings that have one; in one run or two" in pays
+    )
     assert "other seeds: pydocs-topic lstm-64. And" in pays
     assert "no recurrent net in 0 of the 1 settings that have one. Elsewhere" in pays
     assert "or ahead of it, on every test in 1." in quality
+
+
+def test_seeds_that_cross_tell_two_nets_not_apart():
+    """Ten thousand items would; two seeds each of which one fails do not, nor three against one in their midst."""
+    ours = [row("a", test, 20, valid=0.9, seed=seed) for seed, test in enumerate((0.70, 0.95))]
+    assert decided(row("dense", 0.9, 1), row("few-words", 0.86, 30), *ours)["small"].iloc[0] == "level"
+    three = [row("a", test, 20, valid=0.9, seed=seed) for seed, test in enumerate((0.70, 0.80, 0.95))]
+    other = [row("few-words", test, 30, seed=seed) for seed, test in enumerate((0.84, 0.85, 0.86))]
+    assert decided(row("dense", 0.9, 1), *other, *three)["small"].iloc[0] == "level"
+    assert decided(row("dense", 0.9, 1), row("few-words", 0.81, 30), *three)["small"].iloc[0] == "level"
+    apart = [row("a", test, 20, valid=0.9, seed=seed) for seed, test in enumerate((0.90, 0.95))]
+    assert decided(row("dense", 0.9, 1), row("few-words", 0.86, 30), *apart)["small"].iloc[0] == "better"
+
+
+def test_equal_quality_is_asked_of_what_was_small_from_the_start_too():
+    """A net of 441 weights is not set against what has 310 and is bad, but against the smallest that is as good."""
+    small = [
+        row("few-words", test, times, variant=f"words={times}") for test, times in ((0.76, 40), (0.895, 20), (0.90, 5))
+    ]
+    nets = row("dense", 0.9, 1), row("b", 0.93, 12), row("a", 0.896, 30, valid=0.895)
+    answer = decided(*nets, *small).loc["equal quality"]
+    assert answer["method"] == "a" and answer["small"] == "level"
+    none = decided(*nets, small[0]).loc["equal quality"]
+    assert none["small"] == "better", "where none is as good, the best"
+
+
+def test_a_net_without_a_figure_on_validation_is_not_the_best():
+    rows = [row("a", 0.8, 20, valid=math.nan), row("b", 0.7, 20)]
+    assert decided(row("dense", 0.9, 1), *rows)["method"].iloc[0] == "b"
 
 
 def test_a_difference_over_three_seeds_is_told_from_one_of_a_run():

@@ -13,6 +13,7 @@ from scipy import stats
 from sparsernn import records, tasks
 from sparsernn.report import claims, evidence
 from sparsernn.report.paired import difference, mean_of, over_items, p_value
+from sparsernn.report.paired import interval as over_one
 from sparsernn.sparsify.plan import Plan
 from sparsernn.study.evaluation import evaluate, examine, mistakes
 from sparsernn.study.opponents import back_off_directory, count_back_off
@@ -29,13 +30,29 @@ def counts(errors, of=None, groups=None, split="test"):
     return found if groups is None else found | {f"{split}.groups": np.array(groups)}
 
 
-def test_the_interval_is_that_of_all_draws_of_items():
-    first, second, of = np.array([[0, 2, 1, 0, 3, 1], [1, 2, 4, 1, 2, 3], [3, 5, 4, 3, 7, 6]])
-    draws = np.indices([6] * 6).reshape(6, -1)
-    gaps = (second - first)[draws].sum(0) / of[draws].sum(0)
-    gap, low, high = difference(counts(first, of), counts(second, of))
-    assert gap == pytest.approx(6 / 28)
-    assert (low, high) == pytest.approx(tuple(np.quantile(gaps, [0.025, 0.975])), abs=0.01)
+def test_an_interval_holds_no_difference_exactly_where_the_p_value_does():
+    rng, open_ = np.random.default_rng(1), []
+    for _ in range(60):
+        of = rng.integers(3, 9, 25)
+        first, second = (counts(rng.binomial(of, share), of) for share in (0.3, 0.42))
+        gap, low, high = difference(first, second)
+        assert gap == pytest.approx((second["test.errors"].sum() - first["test.errors"].sum()) / of.sum())
+        assert low < gap < high
+        open_.append(low <= 0 <= high)
+        assert open_[-1] == (p_value([first], [second]) >= 0.05)
+    assert 0 < sum(open_) < 60
+
+
+def test_of_twenty_pieces_an_interval_holds_what_is_true_as_often_as_it_says():
+    rng, held = np.random.default_rng(2), 0
+    of = np.full(20, 1000)
+    for _ in range(600):
+        first, second = (rng.gamma(4.0, 500.0, 20) for _ in range(2))
+        _, low, high = difference(counts(first, of), counts(second, of))
+        rate, least, most = over_one(counts(first, of))
+        held += int(low <= 0 <= high) + int(least <= 2.0 <= most)
+        assert rate == pytest.approx(first.sum() / of.sum())
+    assert 0.92 < held / 1200 < 0.975
 
 
 def test_pairs_tell_what_two_intervals_of_their_own_would_not():

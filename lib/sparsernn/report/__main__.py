@@ -19,7 +19,7 @@ if __name__ == "__main__":
     except (OSError, ValueError) as problem:
         sys.exit(f"make publish: {problem}")
     results, damaged = project_root() / "results", []
-    paths = publish(study["profile"], study=study, problem=damaged.append)
+    paths = publish(study["profile"], problem=damaged.append)
     for path in [*paths, *documents.write(results, project_root()), page.write(results)]:
         sys.stdout.write(f"{path}\n")
     sys.exit("\n".join(dict.fromkeys(damaged)) or 0)

@@ -73,7 +73,8 @@ def over_items(row):
 
 
 def best(table):
-    """The configuration that is best on validation; None of an empty table."""
+    """The configuration that is best on validation; None of a table without any figure there."""
+    table = table[table["valid"].notna()]
     if table.empty:
         return None
     return table.iloc[int(np.argmax(sign_of(table["metric"].iloc[0]) * table["valid"].to_numpy()))]
@@ -121,9 +122,17 @@ def entrants(table, least):
     return with_least(made_small(table), least)["method"].nunique()
 
 
+def sparsest_as_good(nets, dense):
+    """The sparsest of some nets that is as good on validation as a whole one, but for NEAR; None where none is."""
+    metric = dense["metric"]
+    slack = NEAR * (dense["valid"] if metric in ("perplexity", "bits_per_char") else 1)
+    equal = nets[sign_of(metric) * (nets["valid"] - dense["valid"]) >= -slack]
+    return None if equal.empty else equal.loc[equal["compression"].idxmax()]
+
+
 def small(table, least):
-    """What was small and dense from the start and has at least so many times fewer weights, the best on validation; the smallest
-    where none has; None where there is none at all."""
+    """What was small and dense from the start and has at least so many times fewer weights (0: any), the best on validation; the
+    smallest where none has; None where there is none at all."""
     nets = table[were_small(table)]
     if nets.empty:
         return None
@@ -134,17 +143,27 @@ def small(table, least):
 def p_value(one, other):
     """Of equal test figures of two configurations; NaN where no error is known.
 
-    Item by item where both kept what they got wrong, and from three seeds each on by the seeds' figures as well: the larger of
-    the two, since a difference has to outlast another draw of the items and another of the seeds.
+    Item by item where both kept what they got wrong, else of the figures alone, and by the seeds' figures as well
+    (`outlasting_seeds`).
     """
     ours, theirs = one["by_seed"], other["by_seed"]
-    if any(wrong is None for wrong in (*one["wrong"], *other["wrong"])) or one["data_sha256"] != other["data_sha256"]:
-        return intervals.p_value(ours, theirs, one["items"])
+    kept = all(wrong is not None for wrong in (*one["wrong"], *other["wrong"]))
     try:
-        p = paired.p_value(one["wrong"], other["wrong"])
+        same = kept and one["data_sha256"] == other["data_sha256"]
+        p = paired.p_value(one["wrong"], other["wrong"]) if same else intervals.p_value(ours, theirs, one["items"])
     except ValueError:  # other items, or too few
-        return intervals.p_value(ours, theirs, one["items"])
-    return max(p, intervals.p_value(ours, theirs)) if min(len(ours), len(theirs)) >= 3 else p
+        p = intervals.p_value(ours, theirs, one["items"])
+    return outlasting_seeds(p, ours, theirs)
+
+
+def outlasting_seeds(p, ours, theirs):
+    """The p value of a difference that has to outlast another draw of the items, whose p is given, and another of the seeds: from
+    three each on the larger of the two, with fewer 1 where not all of one side's lie on one side of all of the other's."""
+    if min(len(ours), len(theirs)) >= 3:
+        seeds = intervals.p_value(ours, theirs)
+        return p if seeds != seeds else max(p, seeds)
+    crossing = max(ours) >= min(theirs) and max(theirs) >= min(ours)
+    return 1.0 if max(len(ours), len(theirs)) > 1 and crossing else p
 
 
 def against(one, other, p):
@@ -166,14 +185,21 @@ def further(one, other):
         splits = [
             name.removesuffix(".of") for name in ours if name.endswith(".of") and name in theirs and name != "test.of"
         ]
-        ps = [paired.p_value(one["wrong"], other["wrong"], split) for split in splits]
+        by_seed = {split: [[_rate(run, split) for run in row["wrong"]] for row in (one, other)] for split in splits}
+        ps = [
+            outlasting_seeds(paired.p_value(one["wrong"], other["wrong"], split), *by_seed[split]) for split in splits
+        ]
     except ValueError:  # other items
         return []
     for split, p in zip(splits, multipletests(ps, method="holm")[1] if ps else [], strict=True):
-        rates = [run[f"{split}.errors"].sum() / run[f"{split}.of"].sum() for run in (ours, theirs)]
+        rates = [_rate(run, split) for run in (ours, theirs)]
         verdict = "level" if p >= 1 - intervals.LEVEL else "better" if rates[0] < rates[1] else "worse"
         found.append((split, *(paired.figure_of(rate, metric) for rate in rates), verdict))
     return found
+
+
+def _rate(run, split):
+    return run[f"{split}.errors"].sum() / run[f"{split}.of"].sum()
 
 
 def against_each(row, others):
@@ -202,28 +228,25 @@ def decide(table):
 
     A rung asks for the best net that was made small and has that many times fewer weights; `EQUAL` for the sparsest that is
     within NEAR of the whole one; both on validation. Questions with one answer are one row; what no net here reaches has none.
-    What was small from the start is no answer: it is set against one, the best of those that have as few weights as was asked
-    for.
+    What was small from the start is no answer: it is set against one, and answers the same question: the best of those that have
+    as few weights as was asked for, or the sparsest that is as good as the whole net (the best, where none is).
     """
     nets = made_small(table)
     dense, other, everyone = whole(table), opponent(table), opponents(table)
     asked = [(f"≥ {rung:,}×", rung, best(with_least(nets, rung))) for rung in RUNGS]
-    if dense is not None:
-        sparse, metric = with_least(nets, RUNGS[0]), dense["metric"]
-        slack = NEAR * (dense["valid"] if metric in ("perplexity", "bits_per_char") else 1)
-        equal = sparse[sign_of(metric) * (sparse["valid"] - dense["valid"]) >= -slack]
-        if not equal.empty:
-            row = equal.loc[equal["compression"].idxmax()]
-            asked.append((EQUAL, row["compression"], row))
+    if dense is not None and (row := sparsest_as_good(with_least(nets, RUNGS[0]), dense)) is not None:
+        asked.append((EQUAL, 0, row))
     answers = {}
     for question, least, row in asked:
         if row is not None:
             _, before, questions = answers.get(row.name, (row, 0, []))
-            of_rungs = before if question == EQUAL and before else least
-            answers[row.name] = row, of_rungs, [*questions, question]
+            answers[row.name] = row, least or before, [*questions, question]
     rows = []
     for row, least, questions in answers.values():
         verdicts, tiny = against_each(row, everyone), small(table, least)
+        if not least:  # asked the same: how small it may be and as good
+            same = sparsest_as_good(with_least(table[were_small(table)], RUNGS[0]), dense)
+            tiny = tiny if same is None else same
         said = {"asked": ", ".join(questions), "least": least, "other_seeds": row["seeds"]}
         for name, one in (("dense", dense), ("small", tiny), ("other", other)):
             said[name] = "" if one is None else verdicts[one.name][0]

@@ -42,9 +42,9 @@ class Evidence:
 
         model: a preset, profile: a schedule, or None for any; options: name → value of the method's options that are not their
         defaults, and of no others, or None for any; what a row has in its variant of the training's plan does not matter.
-        Of several seeds it is the first, but for the figures of MEANS; `by_seed` has the test figures of all, `gates_by_seed` and
-        `neurons_by_seed` their live gates and the neurons kept, `wrong` what each got wrong item by item (None of one that is
-        silent), `items` the items of the test where known.
+        Of several seeds it is the first, but for the figures of MEANS; `by_seed` has the test figures of all, `gates_by_seed`,
+        `neurons_by_seed` and `constants_by_seed` their live gates, the neurons kept and the constants as written, `wrong` what
+        each got wrong item by item (None of one that is silent), `items` the items of the test where known.
         """
         part = self.rows[(self.rows["task"] == task) & (self.rows["method"] == method) & self.rows["test"].notna()]
         if model is not None:
@@ -68,6 +68,7 @@ class Evidence:
         wrong = tuple(records.read_counts(folder / records.MISTAKES) for folder in folders)
         first = pd.concat([first.drop(list(MEANS)), alike[list(MEANS)].astype(float).mean()])
         seeds = {"by_seed": tuple(alike["test"]), "wrong": wrong, "items": items}
+        seeds["constants_by_seed"] = tuple(alike["gates_constant"])
         seeds |= {f"{name}_by_seed": tuple(map(_over_layers, alike[column])) for name, column in COUNTS.items()}
         return pd.concat([first, pd.Series(seeds)])
 
@@ -163,26 +164,29 @@ def interval(row):
     return (low, high) if low == low else over_items(row)
 
 
-def of_a_share(row):
-    """The same but of perplexities and bits, whose test is the authors' too: what is hard in it is so for both."""
-    low, high = intervals.over_seeds(row["by_seed"])
-    return (low, high) if low == low else intervals.over_items(row["test"], row["items"])
-
-
 def epochs_of_the_paper(row):
-    """How long the paper trains, of a run that is the beginning of its plan; None of others."""
-    preset = PRESETS.get(row["task"], {}).get(row["model"])
-    paper = preset and preset.profiles.get("paper")
-    return paper.plan.epochs if paper and cut_short(row) and row["epochs"] < paper.plan.epochs else None
+    """How long the paper trains, of a run that is the beginning of that, whatever the method's options; None of others."""
+    paper, ran, _ = _beside_the_papers(row)
+    return paper.plan.epochs if paper and ran == paper.plan and row["epochs"] < paper.plan.epochs else None
 
 
 def cut_short(row):
-    """Whether a run is the beginning of the paper's own plan, and not the whole of a plan of its own."""
+    """Whether a run is the beginning of the paper's own plan, the method's options among it, and not the whole of a plan of its
+    own."""
+    paper, plan, options = _beside_the_papers(row)
+    if not paper:
+        return True
+    theirs = paper.of(row["method"])
+    options = replace(options, kl_every=theirs.kl_every) if hasattr(theirs, "kl_every") else options
+    return (plan, options) == (paper.plan, theirs)  # but for what is done for speed
+
+
+def _beside_the_papers(row):
+    """→ the paper's profile of a row's preset, and the row's plan and options, of a plan the paper's epochs and products; None
+    each where there is none."""
     preset = PRESETS.get(row["task"], {}).get(row["model"])
     paper = preset and row["profile"] in preset.profiles and preset.profiles.get("paper")
     if not paper or row["method"] not in sparsify.names():
-        return True
-    ran, theirs = RunConfig.of_row(row), paper.of(row["method"])
-    plan = replace(ran.plan, epochs=paper.plan.epochs, products=paper.plan.products)
-    options = replace(ran.options, kl_every=theirs.kl_every) if hasattr(theirs, "kl_every") else ran.options
-    return (plan, options) == (paper.plan, theirs)  # but for what is done for speed
+        return None, None, None
+    ran = RunConfig.of_row(row)
+    return paper, replace(ran.plan, epochs=paper.plan.epochs, products=paper.plan.products), ran.options

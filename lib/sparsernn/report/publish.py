@@ -19,7 +19,7 @@ from ..bench.sweep import slug_of
 from ..files import clear, nearest, project_root, replacing
 from ..study import sums
 from ..study.asked import read_study, study_configs
-from ..study.config import PROFILES, RunConfig, begun, needed, runs_root
+from ..study.config import PROFILES, RunConfig, begun, runs_root
 from ..study.metrics import read_metrics
 from ..study.presets import PRESETS
 from ..study.runs import schedule
@@ -149,7 +149,7 @@ def owed(study, results=None):
     return [config for config in study_configs(study) if config.key in absent]
 
 
-def publish(profile, results=None, figures=None, study=None, problem=stop):
+def publish(profile, results=None, figures=None, problem=stop):
     """Upsert the finished runs of a profile into results/, copy their tables and small models, redraw every figure."""
     results, figures = Path(results or project_root() / "results"), Path(figures or project_root() / "figures")
     fresh = finished(profile, problem=problem)
@@ -159,7 +159,7 @@ def publish(profile, results=None, figures=None, study=None, problem=stop):
         _copy(runs_root() / records.run_key(record), results / "runs" / records.run_key(record), problem)
     records.upsert([*stopped(profile, problem=problem), *fresh], results / f"{profile}.csv")
     count_tests(fresh, results)
-    return draw(profile, results, figures, study)
+    return draw(profile, results, figures)
 
 
 def _copy(source, target, problem):
@@ -230,14 +230,11 @@ def costs(rows, results, timed):
     return table
 
 
-def draw(profile, results, figures, study=None):
+def draw(profile, results, figures):
     """Every figure of the study, from tracked tables alone → the files written, `<task>-<figure>.png` of the task's default
     model and what stands for it, `<task>-<model>-<figure>.png` of another.
-
-    study: as read, to be asked beside STUDIES; where some ask for runs of a task, what is drawn of it is theirs alone.
     """
     rows, written = records.read(Path(results) / f"{profile}.csv"), []
-    asking = [one for one in ([study] if study else []) + studies() if one["profile"] == profile]
     timed = timings.timing_rows(results, "")
 
     def keep(figure, name, rows, *tables):
@@ -248,13 +245,14 @@ def draw(profile, results, figures, study=None):
         finished = part[part["test"].notna()]  # trials stop at validation
         if finished.empty:
             continue
-        shown = of_the_study(finished, asking)
         part = part[part["data_sha256"].isin(finished["data_sha256"])]
-        part = part.assign(asked=part.index.isin(shown.index))
+        part = part.assign(asked=part["test"].notna())
         table = f"results/{profile}.csv"
-        keep(plots.cost_front(costs(shown, results, timed)), f"{stem}-front", shown, table, "results/timings-*.csv")
+        keep(
+            plots.cost_front(costs(finished, results, timed)), f"{stem}-front", finished, table, "results/timings-*.csv"
+        )
         if (finished["tests"].fillna("") != "").any():
-            keep(plots.tests_front(shown), f"{stem}-tests", shown, table)
+            keep(plots.tests_front(finished), f"{stem}-tests", finished, table)
         if len(finished) < len(part):
             keep(plots.front(part, quality="valid"), f"{stem}-tried", part, table)
         else:  # of trials that have become runs
@@ -265,29 +263,31 @@ def draw(profile, results, figures, study=None):
                 smaller = finished[(finished["method"] == "dense") & (finished["compression"] > 1)]
                 drawn = pd.concat([same[same["shape"] != ""], smaller.assign(shape="dense")])
                 keep(plots.pattern_curves(drawn), f"{task}-{model}-blocks", drawn, table)
-        curves = _curves(profile, task, shown, results)
+        curves = _curves(profile, task, finished, results)
         if curves.empty:  # what is finished was counted, not trained
             continue
         every = f"results/runs/{task}/*/*/{profile}-*"
-        keep(plots.training_curves(curves), f"{stem}-training", shown, f"{every}/metrics.csv")
+        keep(plots.training_curves(curves), f"{stem}-training", finished, f"{every}/metrics.csv")
 
         for name, what, draw, worth in OF_A_RUN:
-            for method, found in per_method(profile, shown, name, results):
+            for method, found in per_method(profile, finished, name, results):
                 if not worth(found):
                     (Path(figures) / f"{stem}-{method}-{what}.png").unlink(missing_ok=True)
                 else:
                     key = records.run_key(
                         found.iloc[0][[*records.KEY[:3], "variant", "seed"]].to_dict() | {"profile": profile}
                     )
-                    one = shown[[records.run_key(row) == key for row in shown.to_dict("records")]]
+                    one = finished[[records.run_key(row) == key for row in finished.to_dict("records")]]
                     keep(draw(found), f"{stem}-{method}-{what}", one, f"results/runs/{key}/{name}")
-        paths, theirs = paths_of(profile, task, shown, results), published.of_family(results, task, family)
-        cut = [f"{every}/thresholds.csv"] * any(True for _ in per_method(profile, shown, "thresholds.csv", results))
+        paths, theirs = paths_of(profile, task, finished, results), published.of_family(results, task, family)
+        cut = [f"{every}/thresholds.csv"] * any(True for _ in per_method(profile, finished, "thresholds.csv", results))
         seen = f"{every}/metrics.csv", *cut, *["results/published.csv"] * bool(len(theirs))
-        keep(plots.fronts(paths, theirs), f"{stem}-fronts", shown, *seen)
-        if theirs["epoch"].nunique() > 1 and not shown["method"].isin(plots.OPPONENTS).all():  # curves, not ends alone
+        keep(plots.fronts(paths, theirs), f"{stem}-fronts", finished, *seen)
+        if (
+            theirs["epoch"].nunique() > 1 and not finished["method"].isin(plots.OPPONENTS).all()
+        ):  # curves, not ends alone
             alike = curves[curves["model"].isin(theirs["model"])]  # not of what was small from the start
-            keep(plots.beside_published(alike, theirs), f"{stem}-beside-authors", shown, seen[0], seen[-1])
+            keep(plots.beside_published(alike, theirs), f"{stem}-beside-authors", finished, seen[0], seen[-1])
     if len(through := timings.through_engines(results)):
         keep(plots.rounding_cost(through), "int8", through, "results/engines.csv")
     for name, draw, timed in speeds(results):
@@ -390,18 +390,6 @@ def studies(names=None):
     return [read_study(path) for path in paths if path.exists()]
 
 
-def of_the_study(rows, asking):
-    """The rows of the runs that studies ask for, and start from, and of opponents; all of them where none of these is asked for.
-    asking: studies as read; all that name the rows' task speak for it."""
-    task = rows["task"].iloc[0]
-    asked = [config for one in asking if task in one["tasks"] for config in study_configs(one) if config.task == task]
-    wanted = {config.key for one in asked for config in (one, *needed(one))}
-    asked = rows[
-        [records.run_key(row) in wanted or row["method"] in plots.OPPONENTS for row in rows.to_dict("records")]
-    ]
-    return rows if asked["method"].isin(plots.OPPONENTS).all() else asked
-
-
 def _curves(profile, task, rows, results):
     """metrics.csv of all runs of a task, with what their records know."""
     paths = [Path(results) / "runs" / records.run_key(row) / "metrics.csv" for row in rows.to_dict("records")]
@@ -414,8 +402,8 @@ def _curves(profile, task, rows, results):
 
 def per_method(profile, shown, name, results):
     """(method, table) of one run of each method among the rows `shown` that left a table: of the model itself, or of one that
-    stands for it; of the plan that is the best there on validation, at the density of the first variant, its first seed. The
-    table has the run's task, model, method, variant and seed."""
+    stands for it; of the plan of most seeds, of several the best there on validation, at the density of the first variant, its
+    first seed. The table has the run's task, model, method, variant and seed."""
     found = {}
     for row in shown.to_dict("records"):
         path = Path(results) / "runs" / records.run_key(row) / name
@@ -426,8 +414,10 @@ def per_method(profile, shown, name, results):
         variants = models[min(models)]
         same = [variant for variant in sorted(variants) if _density(variant) == _density(min(variants))]
         firsts = [min(variants[variant], key=lambda run: run[0]) for variant in same]
-        worth = [decisions.sign_of(row["metric"]) * row["valid"] for _, row, _ in firsts]
-        _, row, table = firsts[worth.index(max(worth, key=lambda one: (one == one, one)))]
+        seeds = [len(variants[variant]) for variant in same]
+        valid = [decisions.sign_of(row["metric"]) * row["valid"] for _, row, _ in firsts]
+        worth = [(many, one == one, one) for many, one in zip(seeds, valid, strict=True)]
+        _, row, table = firsts[worth.index(max(worth))]
         yield method, table.assign(**{column: row[column] for column in records.KEY if column != "profile"})
 
 

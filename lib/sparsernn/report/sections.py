@@ -95,20 +95,18 @@ class Tracked:
 
 
 def tracked(results=None):
-    """The finished rows that the study files ask for, or all of a task they do not speak of, in `results` (the project's)."""
+    """The finished rows in `results` (the project's), every plan among them that was run to its end and tested."""
     results = Path(results or project_root() / "results")
-    asking = publish.studies()
     timed, settings = timings.timing_rows(results, ""), []
     for profile in reversed(NEAREST):
         for task, family, stem, rows in publish.families(records.read(results / f"{profile}.csv")):
             finished = rows[rows["test"].notna()]
             if finished.empty:
                 continue
-            shown = publish.of_the_study(finished, [study for study in asking if study["profile"] == profile])
-            table = publish.costs(shown, results, timed)
+            table = publish.costs(finished, results, timed)
             nets = table[~table["method"].isin(plots.OPPONENTS)]
             label = task if nets.empty else f"{task}, {family}"
-            settings.append(Setting(f"{label} ({profile})", task, family, stem, profile, shown, table))
+            settings.append(Setting(f"{label} ({profile})", task, family, stem, profile, finished, table))
     return Tracked(results, settings, timed)
 
 
@@ -123,16 +121,17 @@ def answer(tracked):
     how = (
         "How it was decided: among configurations with that many times fewer weights the one best on validation; "
         f"“{decisions.EQUAL}” is the sparsest within a hundredth of the dense net there. A small dense net was small from "
-        "the start: of those with as few weights as was asked for the best on validation, or the smallest. The dense net "
-        "is the best on validation with nothing left out, under dropout too. Level: chance at 95 % explains the "
-        "difference, which is not to say that there is none; item by item where it is kept what each cost both nets "
-        "(McNemar's test of mistakes, else a paired t test), p values of a net corrected for the number of its opponents "
-        "(Holm). From three seeds on a difference has to outlast another draw of them too; of one or two it is of these "
-        "runs. Ahead and behind: the losses of single items are not stored, and only the two figures are compared. "
-        "Intervals: Student's t over seeds from three on, else over the items of the test (Wilson's of an accuracy, a "
-        "bootstrap of others). Items of a language model are pieces of text. Weights are counted as the papers count "
-        "them; multiply-adds are those with a weight that is not zero, so that looking up a word is none. In brackets the"
-        " schedule: quick is minutes, short what a CPU affords of the papers' own."
+        "the start: of those with as few weights as was asked for the best on validation, or the smallest; asked for "
+        "equal quality the sparsest that is as good, or the best. The dense net is the best on validation with nothing "
+        "left out, under dropout too. Level: chance at 95 % explains the difference, which is not to say that there is "
+        "none; item by item where it is kept what each cost both nets (McNemar's test of mistakes, else a paired t test),"
+        " p values of a net corrected for the number of its opponents (Holm). From three seeds on a difference has to "
+        "outlast another draw of them too; of one or two it is of these runs, and none where their seeds cross. Ahead and"
+        " behind: the losses of single items are not stored, and only the two figures are compared. Intervals: Student's "
+        "t over seeds from three on, else over the items of the test (Wilson's of an accuracy, Student's t of others). "
+        "Items of a language model are pieces of text. Weights are counted as the papers count them; multiply-adds are "
+        "those with a weight that is not zero, so that looking up a word is none. In brackets the schedule: quick is "
+        "minutes, short what a CPU affords of the papers' own."
     )
     parts = [
         *_sentences(decided),
@@ -273,7 +272,7 @@ def _pays(decided):
     text = "**Does it beat training something small?** At 95 %, a net of the table below is better than "
     said = []
     for column, what in (
-        ("small", "the small dense net of as few weights"),
+        ("small", "the small dense net that answers the same question"),
         ("other", "the best opponent that is no recurrent net"),
     ):
         known = [(s, table) for s, table in decided if len(table) and (table[column] != "").any()]
@@ -382,8 +381,13 @@ def beside_authors(tracked):
 def claims(tracked):
     """What the papers say, what was measured here, and the verdict."""
     table = papers.table(tracked.results)
-    counts = table["verdict"].str.split(",").str[0].value_counts()
-    text = "; ".join(f"{verdict}: {number}" for verdict, number in counts.items())
+    plain, elsewhere = table["verdict"].str.split(",").str[0], table["verdict"].str.contains(",")
+    counts, others = plain.value_counts(), plain[elsewhere].value_counts()
+    said = {
+        verdict: f", {others[verdict]} of them on other data than the papers'" if verdict in others else ""
+        for verdict in counts.index
+    }
+    text = "; ".join(f"{verdict}: {number}{said[verdict]}" for verdict, number in counts.items())
     shown = table.rename(columns={"says": "the papers", "here": "here"})[["claim", "the papers", "here", "verdict"]]
     return Section(
         "What the papers claim", [f"{len(table)} claims. {text}.", shown[shown["verdict"] != papers.NOT_RUN]]
