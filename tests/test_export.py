@@ -292,6 +292,68 @@ def test_a_model_that_a_trace_does_not_show_is_not_written(tmp_path):
     assert (tmp_path / "m.onnx").read_text() == "the old one" and len(list(tmp_path.iterdir())) == 1
 
 
+class Halved(Single):
+    """A convolution that halves the steps, in front of what reads them."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn.batch_first, self.front = True, nn.Conv1d(5, 5, 3, stride=2, padding=1)
+
+    def forward(self, x):
+        return super().forward(self.front(x.transpose(1, 2)).transpose(1, 2))
+
+
+class Looped(Single):
+    """A step at a time, in a loop of Python."""
+
+    def forward(self, x):
+        said, state = [], None
+        for step in range(x.shape[0]):
+            y, state = self.rnn(x[step : step + 1], state)
+            said.append(y)
+        return self.out(torch.cat(said))
+
+
+@pytest.mark.parametrize("model, shape, said", [
+    (Halved, (4, 12, 5), r"T \(steps\) is not free in the file, which takes x \[B, 12, 5\]; for other numbers write"),
+    (Looped, (7, 4, 5), r"T \(steps\) and B \(sequences\) are not free in the file, which takes x \[7, 4, 5\]"),
+])  # fmt: skip
+def test_a_file_of_as_many_steps_as_the_example_has_says_so(tmp_path, model, shape, said):
+    torch.manual_seed(0)
+    model, x = model().requires_grad_(False), torch.randn(shape)
+    with pytest.warns(UserWarning, match=said) as caught:
+        sparsernn.to_onnx(model, tmp_path / "m.onnx", x)
+    assert caught[0].filename == __file__
+    assert error(asked(tmp_path / "m.onnx", x)[0], model(x).double()) <= 1e-5
+
+
+class OneStep(Single):
+    """What a loop around the file feeds: one step, from a state to a state."""
+
+    def forward(self, x, h):
+        y, h = self.rnn(x[None], h)
+        return self.out(y[0]), h
+
+
+def test_a_model_of_one_step_is_a_file_without_a_word_about_steps(tmp_path):
+    model, x, h = OneStep().requires_grad_(False), torch.randn(4, 5), torch.randn(1, 4, 6)
+    sparsernn.to_onnx(model, tmp_path / "m.onnx", (x, h))
+    assert error(asked(tmp_path / "m.onnx", x[:3], h[:, :3])[0], model(x[:3], h[:, :3])[0].double()) <= 1e-5
+
+
+class Counted(Single):
+    def forward(self, x):
+        return self.out(self.rnn(x, x.new_zeros(1, int(x.shape[1]), 6))[0])
+
+
+def test_a_size_that_python_counts_is_refused_in_words_and_not_written(tmp_path, capfd):
+    with pytest.raises(
+        ValueError, match=r"Counted takes x \[15, 6, 5\], the file does not: .*by len\(x\).*say x.shape\[0\] instead"
+    ):
+        sparsernn.to_onnx(Counted(), tmp_path / "m.onnx", torch.randn(7, 4, 5))
+    assert not list(tmp_path.iterdir()) and not capfd.readouterr().err
+
+
 @pytest.mark.parametrize(
     "model", [lambda: mine(), lambda: mine(layers=2, bidirectional=True), lambda: STUDY["classifier"]("LSTM")]
 )

@@ -1,10 +1,12 @@
 """Below everything else: where the project is, files that are the old ones or the new ones and never half of one, what an
-unknown name is answered with, and the one measure of error."""
+unknown name is answered with, where a warning points, and the one measure of error."""
 
 import fcntl
 import os
 import re
+import sys
 import tempfile
+import warnings
 from contextlib import contextmanager, suppress
 from difflib import get_close_matches
 from pathlib import Path
@@ -73,6 +75,14 @@ def clear(folder, name=None):
             with suppress(OSError), open(path, "rb") as file:  # one that is being written is locked
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 path.unlink()
+
+
+def warn(said):
+    """A UserWarning at the line that led here from outside of this library and of torch, whose decorators stand between."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] in (__package__, "torch"):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(said, stacklevel=level)
 
 
 def nearest(what, given, allowed):

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from ..engines.chain import refuse_others
 from ..engines.compare import REFUSES, difference
 from ..engines.models import activation_of, as_small, recurrent_layers
-from ..files import nearest, replacing
+from ..files import nearest, replacing, warn
 from ..nets.layers import RECURRENT, by_time, kind_of
 from ..nets.outside import deep_copy
 from ..nets.readers import arguments, call
@@ -43,11 +43,13 @@ def to_onnx(small, path, example, weights="float32"):
     small    what `compact` returned, or any model with recurrent layers that torch can trace
     example  what it is called with, as `compact` takes it: a tensor, or a tuple or dict of arguments. Inputs have the names
              of the arguments, outputs are `output`, `output_1`, …; a state that is given becomes an input too. T steps and
-             B sequences are free in all of them
+             B sequences are free where they are a dimension of an input. A warning names those that are not: a convolution with
+             a stride reads an input of other steps than the layers do, and a loop over steps is unrolled as often as it ran
     weights  "float32", or "int8": ONNX Runtime's dynamic quantisation, of LSTM layers only
     The error is max|onnx − model| / max(1, max|model|) of everything returned, on the example and with other words, with more
     steps and sequences, with one step and with one sequence, where the model takes them.
-    Raises ValueError for what cannot be exported, RuntimeError where float32 is off by more than 1e-5 (nothing is written).
+    Raises ValueError for what cannot be exported, or what a trace ties to the example's sizes, RuntimeError where float32 is
+    off by more than 1e-5 (nothing is written).
     """
     if weights not in ("float32", "int8"):
         raise ValueError(nearest("weights", weights, ("float32", "int8")))
@@ -76,6 +78,8 @@ def to_onnx(small, path, example, weights="float32"):
             f"in ONNX Runtime the file differs from the model by {worst:.1e}: what {type(small).__name__} does depends on "
             "numbers or sizes that a trace does not show"
         )
+    if fixed := axes.fixed(example):
+        warn(f"{fixed}; for other numbers write another file, with such an example")
     with replacing(path) as temporary:
         temporary.write_bytes(content)
     return worst
@@ -254,6 +258,7 @@ class Axes:
     """Which dimensions of what a model takes and returns run over steps (T) and sequences (B).
 
     inputs, outputs   name → {dimension: "T" or "B"}       steps, batch  those of the example
+    turns             whether a layer was called more than once: the forward may loop over steps
     words             of each look-up of ids how many words there are, and the ids
     They are known by their size, at the first recurrent layer that is called.
     """
@@ -276,6 +281,7 @@ class Axes:
         if not met or not said:
             raise ValueError(f"{type(model).__name__} runs no recurrent layer, or returns no tensor, for the example")
         self.steps, self.batch, self.batch_first, self.rows, self.hidden = met[0]
+        self.turns = len(met) > len(layers)
         names = _names(model, example)
         self.inputs = dict(zip(names, map(self._of, _tensors(example)), strict=True))
         self.outputs = {f"output_{n}" if n else "output": self._of(tensor) for n, tensor in enumerate(said)}
@@ -291,6 +297,18 @@ class Axes:
         if shape[:1] == (batch,):
             return {0: "B"}
         return {0: "T"} if shape[:1] == (steps,) else {}
+
+    def fixed(self, example):
+        """In words, which of T and B are no dimension of any input, so that the file takes the example's alone; "": none."""
+        free = {letter for axes in self.inputs.values() for letter in axes.values()}
+        may = {"T": ("steps", self.steps > 1 or self.turns), "B": ("sequences", self.batch is not None)}
+        if not (lost := [f"{letter} ({may[letter][0]})" for letter in may if may[letter][1] and letter not in free]):
+            return ""
+        shapes = [
+            f"{name} [{', '.join(axes.get(dim, str(size)) for dim, size in enumerate(tensor.shape))}]"
+            for (name, axes), tensor in zip(self.inputs.items(), _tensors(example), strict=True)
+        ]
+        return f"{' and '.join(lost)} {'is' if len(lost) == 1 else 'are'} not free in the file, which takes {', '.join(shapes)}"
 
     def resized(self, example, steps, batch):
         """The example with other numbers of steps and sequences; lengths follow the steps."""
@@ -349,10 +367,13 @@ def _names(model, example):
 
 
 def _errors(model, example, axes, content):
-    """The error of the file on the example, and on other words and sizes where the model takes them."""
-    from onnxruntime import InferenceSession
+    """The error of the file on the example, and on other words and sizes where the model takes them. Raises ValueError where
+    ONNX Runtime does not run it on them."""
+    from onnxruntime import InferenceSession, SessionOptions
 
-    session = InferenceSession(content, providers=["CPUExecutionProvider"])
+    options = SessionOptions()
+    options.log_severity_level = 4  # what it refuses is raised, once
+    session = InferenceSession(content, options, providers=["CPUExecutionProvider"])
     used = {each.name for each in session.get_inputs()}
     steps, batch = axes.steps, axes.batch or 1
     sizes = [(steps, batch), (2 * steps + 1, batch + 2), (steps, 1), (1, batch)]
@@ -366,7 +387,15 @@ def _errors(model, example, axes, content):
                 raise
             continue
         given = {name: x.numpy() for name, x in zip(axes.inputs, _tensors(other), strict=True) if name in used}
-        for mine, theirs in zip(session.run(None, given), answers, strict=True):
+        try:
+            said = session.run(None, given)
+        except Exception as problem:  # its errors have no class of their own
+            shapes = ", ".join(f"{name} {list(x.shape)}" for name, x in given.items())
+            raise ValueError(
+                f"{type(model).__name__} takes {shapes}, the file does not: a trace holds on to sizes that Python counts, by "
+                f"len(x) or int(…) for example; say x.shape[0] instead ({problem})"
+            ) from problem
+        for mine, theirs in zip(said, answers, strict=True):
             yield difference(torch.as_tensor(mine), theirs)
 
 
