@@ -186,8 +186,9 @@ def test_one_neuron_that_is_left_does_not_end_the_penalty():
     assert study.method.pressure == 1 and study.penalty() > 0
     with torch.no_grad():
         study.groups["hidden_l0"].log_sigma[0] = 5.0
-    with pytest.warns(UserWarning, match="hidden_l0 would keep none of its neurons at step 8 of 40"):
+    with pytest.warns(UserWarning, match="hidden_l0 would keep none of its neurons at step 8 of 40") as said:
         study.method.after_step(7)
+    assert said[0].filename == __file__
     assert study.method.pressure == 0 and study.penalty() == 0
 
 

@@ -10,12 +10,11 @@ model.eval()  # now it runs pruned
 """
 
 import sys
-import warnings
 
 import torch
 from torch import nn
 
-from ..files import nearest
+from ..files import nearest, warn
 from ..nets import quick
 from ..nets.attached import PLACE, refuse_elsewhere, uncompiled
 from ..nets.found import Found, is_computed, no_recurrent, parameter_names
@@ -131,7 +130,7 @@ def put_on(
         model.load_state_dict(before, strict=False)
         raise
     if warns and (hasty := method.hasty()):
-        warnings.warn(hasty, stacklevel=3)
+        warn(hasty)
     method.idle = False
     return Study(model, method, left, known=example is not None, warns=warns)
 
@@ -443,7 +442,7 @@ class Study:
         self.step += 1
         self.method.step = self.step
         if self.warns and self.step == self.method.steps and (missed := self.method.missed()):
-            warnings.warn(f"the training ended {missed}", stacklevel=2)
+            warn(f"the training ended {missed}")
         if self.step == LATE and not self.method.fixed and self._left_out():
             raise ValueError(
                 f"after {LATE} steps nothing that the method learns has moved: make the optimiser of study.parameter_groups()"

@@ -11,10 +11,10 @@ density, which scores far from it (a penalty drives them there) make a small ste
 """
 
 import math
-import warnings
 
 import torch
 
+from ..files import warn
 from ..nets.masks import close
 from .base import Method, Phase
 
@@ -142,10 +142,9 @@ class Pressed(Method):
         closed = close(masks, self.read_elsewhere(masks))
         if gone := [axis.name for axis in masks.of_kind("hidden") if not closed.groups[axis.name].any()]:
             self.items()[0].pressure.zero_()
-            warnings.warn(
+            warn(
                 f"{gone[0]} would keep none of its neurons at step {step:,} of {self.steps:,}: from here on it is trained "
-                "without the penalty. Lower the penalty's weight, let it rise later, or ask for a density",
-                stacklevel=3,
+                "without the penalty. Lower the penalty's weight, let it rise later, or ask for a density"
             )
 
     @staticmethod
