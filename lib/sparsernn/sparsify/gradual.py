@@ -63,7 +63,7 @@ def cubic(step, start, end, density):
 class ByThreshold(Masking):
     """Masks that shrink by a threshold a type of weight, which ends at q; with a density asked for, by rank."""
 
-    or_else = "q="
+    or_else = "q=, or density="
 
     def start_from(self, finished):
         self.finished = finished["dense"]
@@ -107,6 +107,11 @@ class Gradual(ByThreshold):
     weights are taken of those that are here, so that what is left in the end is that density."""
 
     Options = GradualOptions
+
+    @property
+    def or_else(self):
+        by_density = "schedule='cubic', which goes by density alone"
+        return by_density if self.options.density else f"q=, or density= with {by_density}"
 
     def needs(self):
         return ("dense",) if self.options.schedule == "two-slope" and not self.options.q else ()
