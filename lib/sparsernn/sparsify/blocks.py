@@ -76,7 +76,11 @@ class Blocks(Masking):
         given = len(shares_of(self.options.gate_densities))
         for weight in self.chosen():
             if given not in (0, len(gates := gates_of(weight))) and gates:
-                raise ValueError(f"gate_densities has {given} numbers; {weight.name} has gates {', '.join(gates)}")
+                of = ", as a GRU has gates (and as RECIPES say them: they are those of GRUs)" if given == 3 else ""
+                raise ValueError(
+                    f"gate_densities has {given} numbers{of}; {weight.name} has gates {', '.join(gates)}: give {len(gates)}, "
+                    "whose mean is density, or leave gate_densities out"
+                )
 
     @property
     def every(self):
