@@ -19,7 +19,9 @@ from torch.nn.utils import parametrizations, prune
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import sparsernn
+from sparsernn.files import project_root
 from sparsernn.nets import layers
+from sparsernn.sparsify.blocks import RECIPES
 
 CELLS = [nn.LSTM, nn.GRU, nn.RNN]
 V, E, H = 20, 6, 8
@@ -924,3 +926,57 @@ def test_what_readme_and_cards_name_is_there_after_import_sparsernn_alone():
     said += "len(sparsernn.sparsify.blocks.RECIPES) > 1, sparsernn.sparsify.block_shapes.__name__)"
     done = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["dense", "True", "True", "sparsernn.sparsify.block_shapes"]
+
+
+class WithAGru(nn.Module):
+    def __init__(self, kind=nn.GRU):
+        super().__init__()
+        self.words, self.stack, self.head = nn.Embedding(11, 6), kind(6, 8, batch_first=True), nn.Linear(8, 3)
+
+    def forward(self, words):
+        return self.head(self.stack(self.words(words))[0].mean(1))
+
+
+@pytest.mark.parametrize("method, options", [("one-shot", {}), ("hard", {}), ("gradual", {"density": 0.3})])
+@pytest.mark.parametrize("given, kind, said", [
+    (lambda good: WithAGru(), TypeError, r"reference is a model, a WithAGru; .*give its state_dict\(\)"),
+    (lambda good: "best.pt", TypeError, "reference is a path, 'best.pt'; .*what torch.load makes of it"),
+    (lambda good: [*good.values()], TypeError, "reference is of type list; it has to be the state_dict"),
+    (lambda good: {"model": good, "step": 3}, ValueError, r"no words.weight; it stands in reference\['model'\]: give that"),
+    (
+        lambda good: {f"module.{name}": value for name, value in good.items()}, ValueError,
+        "no words.weight; it has module.words.weight: give the state_dict of what is module there",
+    ),
+    (lambda good: {"nonsense": 1}, ValueError, "reference has no words.weight but nonsense"),
+    (lambda good: WithAGru(nn.LSTM).state_dict(), ValueError, r"stack.weight_ih_l0 is \[32, 6\] in reference, \[24, 6\] in the"),
+])  # fmt: skip
+def test_a_finished_run_given_in_another_way_is_asked_for_in_words(given, kind, said, method, options):
+    model = WithAGru()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    with pytest.raises(kind, match=said):
+        attach(model, method, reference=given(WithAGru().state_dict()), **options)
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], value) for name, value in before.items())
+
+
+def test_a_finished_run_that_the_method_would_not_read_is_refused():
+    for method, options in (("blocks", {"density": 0.5}), ("gradual", {"density": 0.3, "schedule": "cubic"})):
+        with pytest.raises(ValueError, match="these options, starts from no finished run .*: leave reference= out"):
+            attach(WithAGru(), method, reference={"nonsense": 1}, **options)
+
+
+def test_a_density_alone_is_told_of_the_schedule_that_goes_by_it():
+    with pytest.raises(
+        ValueError, match="give attach reference=, .* or schedule='cubic', which goes by density alone$"
+    ):
+        attach(WithAGru(), "gradual", density=0.1)
+    readme = (project_root() / "README.md").read_text()
+    said = re.search(r'# or ("gradual", density=[^…]*), …', readme)[1]
+    study = eval(f"attach(WithAGru(), {said}, steps=2000)", {"attach": attach, "WithAGru": WithAGru})
+    assert study.method.options.density == 0.1
+
+
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_a_recipe_of_a_gru_says_so_to_an_lstm(recipe):
+    with pytest.raises(ValueError, match="3 numbers, as a GRU has gates .*RECIPES.*has gates i, f, g, o: give 4"):
+        attach(WithAGru(nn.LSTM), "blocks", steps=100_000, **RECIPES[recipe])

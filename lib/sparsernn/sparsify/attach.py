@@ -10,6 +10,8 @@ model.eval()  # now it runs pruned
 """
 
 import sys
+from collections.abc import Mapping
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -48,7 +50,7 @@ def attach(
     only, skip   layers (names or modules) that alone are touched, or that are not
     example      what the model is called with (a tensor, a tuple or dict of arguments, or a function that calls it): a copy of
                  it is run to find what is not called or read otherwise; without one the first step finds it, and raises
-    reference    for a method that starts from a finished run: the state_dict of that run's model
+    reference    for a method that starts from a finished run: the state_dict of that run's model; for any other none
     batch_dim    the dimension of an embedding's ids that runs over sequences; None: seen on the example, and without one that
                  of the recurrent layers
     steps_per_epoch  what options that count in epochs are multiplied with; 1: they count in steps
@@ -140,13 +142,22 @@ def _start(model, method, reference):
     where it now holds the first one's weights."""
     needs = method.needs()
     if not needs:
+        if reference:
+            raise ValueError(
+                "this method, with these options, starts from no finished run and reads no reference: leave reference= out"
+            )
         return {}
+    if reference is not None:
+        _refuse_no_state(reference)
     given = reference if reference and set(needs) <= set(reference) else dict.fromkeys(needs, reference)
     if missing := [name for name in needs if not given.get(name)]:
         raise ValueError(
             f"this method starts from a finished run of {missing[0]!r}: give attach reference=, the state_dict of its model"
             + (method.or_else and f", or {method.or_else}")
         )
+    for name in needs:
+        _refuse_no_state(given[name])
+        _refuse_other_state(given[name], model)
     method.start_from({name: _copied(given[name]) for name in needs})  # a state_dict may be the model's own tensors
     if not method.continues:
         return {}
@@ -157,6 +168,38 @@ def _start(model, method, reference):
         model.load_state_dict(before)
         raise ValueError(f"the finished run's model is another one: {problem}") from None
     return before
+
+
+def _refuse_no_state(reference):
+    """Raise TypeError for what is no state_dict, with how to get one of it."""
+    if isinstance(reference, Mapping):
+        return
+    what, instead = f"of type {type(reference).__name__}", "torch.load of a file that holds one, for example"
+    if isinstance(reference, nn.Module):
+        what, instead = f"a model, a {type(reference).__name__}", "its state_dict()"
+    elif isinstance(reference, str | Path):
+        what, instead = f"a path, {str(reference)!r}", "what torch.load makes of it, if that is one"
+    raise TypeError(f"reference is {what}; it has to be the state_dict of a finished run's model: give {instead}")
+
+
+def _refuse_other_state(state, model):
+    """Raise ValueError for the state_dict of another model: a name it lacks, or another shape."""
+    for name, parameter in model.named_parameters():
+        if not isinstance(found := state.get(name), torch.Tensor):
+            inside = [key for key, value in state.items() if isinstance(value, Mapping) and name in value]
+            longer = [key.removesuffix(name) for key in state if str(key).endswith(f".{name}")]
+            if inside:
+                instead = f"; it stands in reference[{inside[0]!r}]: give that"
+            elif longer:
+                instead = f"; it has {longer[0] + name}: give the state_dict of what is {longer[0].rstrip('.')} there"
+            else:
+                instead = f" but {', '.join(map(str, list(state)[:3])) or 'nothing'}{', …' if len(state) > 3 else ''}"
+            raise ValueError(f"the finished run's model is another one: reference has no {name}{instead}")
+        if found.shape != parameter.shape:
+            raise ValueError(
+                f"the finished run's model is another one: {name} is {list(found.shape)} in reference, {list(parameter.shape)} "
+                "in the model"
+            )
 
 
 def _copied(state):
