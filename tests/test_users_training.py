@@ -545,6 +545,34 @@ def test_a_compiled_model_trains_without_being_compiled_anew_at_every_step(metho
     assert len(made) == so_far
 
 
+@pytest.mark.parametrize("trace", [
+    pytest.param(lambda model, x: torch.jit.trace(model, x), marks=pytest.mark.filterwarnings("ignore")),
+    lambda model, x: torch.export.export(model, (x,)),
+], ids=["jit.trace", "export"])  # fmt: skip
+def test_a_trace_of_a_model_with_a_method_is_told_what_can_be_traced(trace):
+    model, x = model_of().eval(), words()
+    study = attach(model, "sparse-vd-wgn", example=x)
+    with pytest.raises(
+        ValueError, match=r"with a method on it cannot be traced: trace what sparsernn.compact\(model, example=x\)"
+    ):
+        trace(model, x)
+    thin(study)
+    small, _ = sparsernn.compact(model, x)
+    assert trace(small, x) is not None
+
+
+def test_a_warning_after_a_step_points_at_the_line_of_the_training():
+    model = model_of()
+    study = attach(model, "sparse-vd-wn", steps=1, density=0.2, example=words())
+    with torch.no_grad():
+        for group in study.groups.values():
+            group.log_sigma.fill_(5.0)
+    with pytest.warns(UserWarning) as said:
+        study.after_step()
+    assert {"would keep none" in str(one.message) or "the training ended" in str(one.message) for one in said} == {True}
+    assert len(said) == 2 and {one.filename for one in said} == {__file__}
+
+
 def test_a_part_of_a_model_with_a_method_is_told_apart_from_it():
     whole = Around(model_of())
     attach(whole, example=words())

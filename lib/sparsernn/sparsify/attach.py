@@ -561,6 +561,11 @@ class Study:
 
     @torch._disable_dynamo
     def _begin(self, *_):
+        if torch.compiler.is_exporting() or torch.jit.is_tracing() and not torch.onnx.is_in_onnx_export():
+            raise ValueError(
+                f"a {type(self.model).__name__} with a method on it cannot be traced: trace what "
+                "sparsernn.compact(model, example=x) returns, or take the method off first with study.detach()"
+            )
         self._let_go()
         self.trained = self.trained or self.model.training and torch.is_grad_enabled()
         if self.depth == 0:
