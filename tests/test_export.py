@@ -864,6 +864,14 @@ def test_a_model_that_is_no_chain_is_refused_and_not_written(tmp_path, how):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_model_of_two_arguments_is_refused_by_what_it_lacks(tmp_path):
+    with pytest.raises(
+        ValueError, match=r"OneStep cannot be called with numbers \[.*, 5\] alone: .*missing .* argument: 'h'"
+    ):
+        sparsernn.to_c(OneStep(), tmp_path / "m.c")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [

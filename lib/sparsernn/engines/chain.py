@@ -93,13 +93,16 @@ def chain_of(model):
     asked = Asked(given, x)
     try:
         answers, called = _answers(asked, x)
-    except NotCalled:
+    except NotCalled as refused:
         if words is not None:
             raise
         words, kept = first.input_size, torch.arange(first.input_size)  # that it makes one-hot numbers of itself
         x = probe(words, kept, words)
         asked = Asked(given, x)
-        answers, called = _answers(asked, x)
+        try:
+            answers, called = _answers(asked, x)
+        except NotCalled:
+            raise refused from None  # of numbers, which is what its first layer takes
     links = [layers[name] for name in called]
     levels, weight = _levels(links), _read(head)
     if table is not None and isinstance(links[0], SmallRecurrent) and links[0]._small.reads is not None:
