@@ -321,6 +321,81 @@ def test_a_small_layer_is_called_in_any_way_that_torch_knows(cell, batch_first):
             small.stack(*wrong)
 
 
+class GoesOn(nn.Module):
+    """Numbers, a stack that may be told where to go on from, an answer and the state."""
+
+    def __init__(self, cell, layers, bidirectional, batch_first):
+        super().__init__()
+        self.rnn = cell(8, H, layers, batch_first=batch_first, bidirectional=bidirectional)
+        self.head = nn.Linear(H * (1 + bidirectional), 3)
+
+    def forward(self, x, state=None):
+        y, state = self.rnn(x, state)
+        return self.head(y.data if isinstance(y, PackedSequence) else y), state
+
+
+def said(net, *given):
+    """What it says that it is wrong."""
+    with pytest.raises((RuntimeError, ValueError, IndexError)) as caught:
+        net(*given)
+    return f"{caught.type.__name__}: {caught.value}"
+
+
+def ways_to_run(model, tmp_path, built, example):
+    """A small model as compact returns it, by an engine, copied, and loaded."""
+    small = sparsernn.compact(model, example)[0]
+    stand_in.run_by(fast := copy.deepcopy(small), "c-blocks")
+    sparsernn.save(small, tmp_path / "small")
+    return small, fast, copy.deepcopy(small), sparsernn.load(tmp_path / "small", built)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("layers, bidirectional", [(1, False), (2, True)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_state_left_over_from_another_batch_is_refused_as_torch_refuses_it(
+    cell, layers, bidirectional, batch_first, tmp_path
+):
+    shape = cell, layers, bidirectional, batch_first
+    model, rows, pair = model_of(GoesOn, *shape).float(), layers * (1 + bidirectional), cell is nn.LSTM
+    nets = ways_to_run(model, tmp_path, GoesOn(*shape), torch.randn(4, 6, 8))
+
+    def x(batch, steps):
+        return torch.randn(*((batch, steps) if batch_first else (steps, batch)), 8)
+
+    def state(*sizes, c=None, dtype=None):
+        h = torch.randn(*sizes, H)
+        return (h, torch.randn(*(c or sizes), H).to(dtype)) if pair else h.to(dtype)
+
+    few, lengths = x(3, 5), torch.tensor([5, 4, 2])
+    wrong = [
+        (x(64, 20), state(rows, 1)),
+        (x(1, 5), state(rows, 9)),
+        (x(4, 1), state(rows, 1)),
+        (few, state(rows + 1, 3)),
+    ]
+    wrong += [(few, state(3)), (few[0], state(rows, 1)), (few[0], state(rows - 1)), (few, torch.randn(rows, 3, H + 1))]
+    wrong += [(few.double(), None), (few.double(), state(rows, 3)), (few[..., 1:], None), (few[None], None)]
+    wrong += [(few, state(rows, 3, c=(rows, 2))), (x(3, 1), state(rows, 3, c=(rows, 2)))] * pair
+    wrong += [(few, (torch.randn(rows, 3, H),)), (few, (torch.randn(rows, 3, H),) * 3)] * pair
+    for grad, given in itertools.product((True, False), wrong):
+        with torch.set_grad_enabled(grad):
+            assert {said(net, *given) for net in nets} == {said(model, *given)}
+    for grad, steps in itertools.product((True, False), (1, 5)):
+        with torch.set_grad_enabled(grad):
+            words = {said(net, x(3, steps), state(rows, 3, dtype=torch.double)) for net in nets}
+        assert (
+            "not the same dtype, found input tensor with torch.float32 and hidden tensor with torch.float64"
+            in words.pop()
+        )
+        assert not words
+    packed = pack_padded_sequence(few, lengths, batch_first, enforce_sorted=False)
+    for net in nets:
+        same(net(packed, more := state(rows, 5))[0], model(packed, more)[0], 1e-5)  # torch takes those that it needs
+        for sort in (True, False):
+            packed = pack_padded_sequence(few, lengths, batch_first, enforce_sorted=sort)
+            assert f"size ({rows}, 3, {H}), got [{rows}, 2, {H}]" in said(net, packed, state(rows, 2))
+
+
 @pytest.mark.parametrize("bad", [-1, V, V + 7])
 def test_a_word_that_there_is_not_raises_as_nn_embedding_does(bad):
     small = compacted(model_of())
