@@ -149,9 +149,8 @@ def quickest(model, example, tolerance=1e-5, seconds=0.05):
         name for name in available("cpu") if engine_class(name).carries and engine_class(name).dtype == torch.float32
     ]
     if not (layers and names and single):
-        lacks = (
-            "there is none for this machine" if single and layers else "they run recurrent layers in float32 on a CPU"
-        )
+        alone = "engines run recurrent layers in float32 on a CPU alone"
+        lacks = "there is none for this machine" if single and layers else alone
         return None, lacks
     for name in names:
         try:
