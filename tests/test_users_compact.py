@@ -752,6 +752,37 @@ def test_a_model_that_steps_is_as_small_as_one_that_does_not():
     assert "the returned state" not in str(proof)
 
 
+HANDED = {  # from a step to the next
+    "as it is": lambda state, x: state,
+    "reset": lambda state, x: tuple(s * (x[:, :1] > -1)[None] for s in state),
+    "changed places": lambda state, x: state[::-1],
+    "turned": lambda state, x: tuple(s.flip(-1) for s in state),
+}
+
+
+class Loops(nn.Module):
+    """Goes over its steps itself. told: how it hands the layer's state on."""
+
+    def __init__(self, told):
+        super().__init__()
+        self.rnn, self.head, self.told = nn.LSTM(8, H, 2, batch_first=True), nn.Linear(H, 3), told
+
+    def forward(self, x):
+        said, state = [], None
+        for step in [x] if self.told == "at once" else x.split(1, 1):
+            y, state = self.rnn(step, state)
+            said.append(y)
+            state = HANDED.get(self.told, HANDED["as it is"])(state, step[:, 0])
+        return self.head(torch.cat(said, 1))
+
+
+@pytest.mark.parametrize("told", HANDED)
+def test_a_loop_over_steps_is_as_small_as_one_call_over_all_of_them(told):
+    x, other = randn(4, 6, 8, seed=2), randn(2, 3, 8)
+    whole, small = (compacted(model_of(Loops, how), x, other, smaller=how != "turned") for how in ("at once", told))
+    assert size(small) == size(whole) if told != "turned" else size(small) > size(whole)
+
+
 def test_numbers_of_a_call_are_in_the_dtype_of_the_model():
     model, x = model_of(Heard).float(), randn(5, 3, 8).float()
     small, proof = sparsernn.compact(model, examples=[x, lambda m: m(x)[0], lambda m: m.head(m.rnn(x, hx=None)[0])])
