@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections import namedtuple
-from dataclasses import is_dataclass, make_dataclass
+from dataclasses import is_dataclass, make_dataclass, replace
 from functools import partial
 
 import pytest
@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import sparsernn
-from sparsernn.engines import available, base, engine_class, stand_in
+from sparsernn.engines import available, base, engine_class, prove, stand_in
 from sparsernn.engines.whole import by_engine
 
 W = 2 * H
@@ -957,6 +957,23 @@ def test_what_is_larger_or_slower_is_said_first():
         first = str(proof).splitlines()[: sum(worse.values())]
         assert all(is_so == (word in " ".join(first)) for word, is_so in worse.items())
         assert not re.search(r"\b0\.\d+×", str(proof))
+
+
+def test_the_time_before_is_that_of_the_model_without_the_method(monkeypatch):
+    model, timed = model_of().float(), []
+    sparsernn.attach(model, "iss", 10, 10, example=FEW)
+    monkeypatch.setattr(prove, "_milliseconds", lambda *nets: (timed.append(nets[0]), (2.0, 0.5, 2.5))[1])
+    proof = sparsernn.compact(model.eval(), FEW)[1]
+    assert type(timed[0].rnn) is nn.LSTM and sparsernn.Study.of(timed[0]) is None and sparsernn.Study.of(model)
+    same(timed[0](OTHER), model(OTHER), 1e-5)
+    told = str(
+        replace(proof, engine=stand_in.Tried("c-blocks", 1e-7, 0.5, 2.5, {1: (3.0, 9.0)}, None, (8, 8)), warnings=[])
+    )
+    assert re.search(
+        r"2.000 → 0.500 \(4.0× faster by the engine\)\n +2.000 → 2.500 by the small layers themselves", told
+    )
+    assert "in place in this model alone; one that is loaded or copied needs sparsernn.choose again" in told
+    assert "without its engine, it is slower on the example: 2.000 → 2.500 ms" in str(proof)
 
 
 @pytest.mark.parametrize("cell", CELLS)
