@@ -523,6 +523,17 @@ def test_the_small_model_is_equal_and_its_file_holds_every_number_once(cell, rat
 
 
 @every_cell
+def test_the_proof_of_a_small_model_counts_rows_that_are_shared_once(cell):
+    model = Net(cell, 6, 8, bidirectional=True)
+    gates = CELLS[cell][1]
+    attach(model, sharing=0.5)
+    small, proof = sparsernn.compact(model.eval(), randn(4, 3, 6))
+    head, pool = model.head.weight.numel(), 2 * (pool_size(gates, 8, 8, 0.5) - (4 + 2 * gates * 4))
+    narrower = 2 * gates * 4 * 2  # rows of their own of W_ih have 6 columns, not 8
+    assert proof.weights_before == 2 * gates * 8 * (6 + 8) + head and proof.weights_after == pool - narrower + head
+
+
+@every_cell
 def test_a_large_file_is_within_three_tenths_of_its_floor(cell, tmp_path):
     model = Net(cell, 100, 128)
     attach(model, sharing=0.9)

@@ -310,7 +310,7 @@ def test_a_slower_engine_is_not_used(monkeypatch, ran):
 def test_a_model_in_float64_and_one_where_nothing_compiles_are_left_alone(monkeypatch):
     timed(monkeypatch, 0.02, 0.06)
     proof = sparsernn.compact(net().double(), X.double())[1]
-    assert proof.engine is None and "none: they run recurrent layers in float32 on a CPU" in str(proof)
+    assert proof.engine is None and "none: engines run recurrent layers in float32 on a CPU alone" in str(proof)
 
     def none(path=None):
         raise RuntimeError("no compiler")

@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections import namedtuple
-from dataclasses import is_dataclass, make_dataclass
+from dataclasses import is_dataclass, make_dataclass, replace
 from functools import partial
 
 import pytest
@@ -28,7 +28,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 import sparsernn
-from sparsernn.engines import available, base, engine_class, stand_in
+from sparsernn.engines import available, base, engine_class, prove, stand_in
 from sparsernn.engines.whole import by_engine
 
 W = 2 * H
@@ -319,6 +319,81 @@ def test_a_small_layer_is_called_in_any_way_that_torch_knows(cell, batch_first):
     for wrong in ((torch.cat([right] * 2, -1),), (right, narrow), (right, model.state(17))):
         with pytest.raises((RuntimeError, ValueError)):
             small.stack(*wrong)
+
+
+class GoesOn(nn.Module):
+    """Numbers, a stack that may be told where to go on from, an answer and the state."""
+
+    def __init__(self, cell, layers, bidirectional, batch_first):
+        super().__init__()
+        self.rnn = cell(8, H, layers, batch_first=batch_first, bidirectional=bidirectional)
+        self.head = nn.Linear(H * (1 + bidirectional), 3)
+
+    def forward(self, x, state=None):
+        y, state = self.rnn(x, state)
+        return self.head(y.data if isinstance(y, PackedSequence) else y), state
+
+
+def said(net, *given):
+    """What it says that it is wrong."""
+    with pytest.raises((RuntimeError, ValueError, IndexError)) as caught:
+        net(*given)
+    return f"{caught.type.__name__}: {caught.value}"
+
+
+def ways_to_run(model, tmp_path, built, example):
+    """A small model as compact returns it, by an engine, copied, and loaded."""
+    small = sparsernn.compact(model, example)[0]
+    stand_in.run_by(fast := copy.deepcopy(small), "c-blocks")
+    sparsernn.save(small, tmp_path / "small")
+    return small, fast, copy.deepcopy(small), sparsernn.load(tmp_path / "small", built)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+@pytest.mark.parametrize("layers, bidirectional", [(1, False), (2, True)])
+@pytest.mark.parametrize("cell", CELLS)
+def test_a_state_left_over_from_another_batch_is_refused_as_torch_refuses_it(
+    cell, layers, bidirectional, batch_first, tmp_path
+):
+    shape = cell, layers, bidirectional, batch_first
+    model, rows, pair = model_of(GoesOn, *shape).float(), layers * (1 + bidirectional), cell is nn.LSTM
+    nets = ways_to_run(model, tmp_path, GoesOn(*shape), torch.randn(4, 6, 8))
+
+    def x(batch, steps):
+        return torch.randn(*((batch, steps) if batch_first else (steps, batch)), 8)
+
+    def state(*sizes, c=None, dtype=None):
+        h = torch.randn(*sizes, H)
+        return (h, torch.randn(*(c or sizes), H).to(dtype)) if pair else h.to(dtype)
+
+    few, lengths = x(3, 5), torch.tensor([5, 4, 2])
+    wrong = [
+        (x(64, 20), state(rows, 1)),
+        (x(1, 5), state(rows, 9)),
+        (x(4, 1), state(rows, 1)),
+        (few, state(rows + 1, 3)),
+    ]
+    wrong += [(few, state(3)), (few[0], state(rows, 1)), (few[0], state(rows - 1)), (few, torch.randn(rows, 3, H + 1))]
+    wrong += [(few.double(), None), (few.double(), state(rows, 3)), (few[..., 1:], None), (few[None], None)]
+    wrong += [(few, state(rows, 3, c=(rows, 2))), (x(3, 1), state(rows, 3, c=(rows, 2)))] * pair
+    wrong += [(few, (torch.randn(rows, 3, H),)), (few, (torch.randn(rows, 3, H),) * 3)] * pair
+    for grad, given in itertools.product((True, False), wrong):
+        with torch.set_grad_enabled(grad):
+            assert {said(net, *given) for net in nets} == {said(model, *given)}
+    for grad, steps in itertools.product((True, False), (1, 5)):
+        with torch.set_grad_enabled(grad):
+            words = {said(net, x(3, steps), state(rows, 3, dtype=torch.double)) for net in nets}
+        assert (
+            "not the same dtype, found input tensor with torch.float32 and hidden tensor with torch.float64"
+            in words.pop()
+        )
+        assert not words
+    packed = pack_padded_sequence(few, lengths, batch_first, enforce_sorted=False)
+    for net in nets:
+        same(net(packed, more := state(rows, 5))[0], model(packed, more)[0], 1e-5)  # torch takes those that it needs
+        for sort in (True, False):
+            packed = pack_padded_sequence(few, lengths, batch_first, enforce_sorted=sort)
+            assert f"size ({rows}, 3, {H}), got [{rows}, 2, {H}]" in said(net, packed, state(rows, 2))
 
 
 @pytest.mark.parametrize("bad", [-1, V, V + 7])
@@ -677,6 +752,37 @@ def test_a_model_that_steps_is_as_small_as_one_that_does_not():
     assert "the returned state" not in str(proof)
 
 
+HANDED = {  # from a step to the next
+    "as it is": lambda state, x: state,
+    "reset": lambda state, x: tuple(s * (x[:, :1] > -1)[None] for s in state),
+    "changed places": lambda state, x: state[::-1],
+    "turned": lambda state, x: tuple(s.flip(-1) for s in state),
+}
+
+
+class Loops(nn.Module):
+    """Goes over its steps itself. told: how it hands the layer's state on."""
+
+    def __init__(self, told):
+        super().__init__()
+        self.rnn, self.head, self.told = nn.LSTM(8, H, 2, batch_first=True), nn.Linear(H, 3), told
+
+    def forward(self, x):
+        said, state = [], None
+        for step in [x] if self.told == "at once" else x.split(1, 1):
+            y, state = self.rnn(step, state)
+            said.append(y)
+            state = HANDED.get(self.told, HANDED["as it is"])(state, step[:, 0])
+        return self.head(torch.cat(said, 1))
+
+
+@pytest.mark.parametrize("told", HANDED)
+def test_a_loop_over_steps_is_as_small_as_one_call_over_all_of_them(told):
+    x, other = randn(4, 6, 8, seed=2), randn(2, 3, 8)
+    whole, small = (compacted(model_of(Loops, how), x, other, smaller=how != "turned") for how in ("at once", told))
+    assert size(small) == size(whole) if told != "turned" else size(small) > size(whole)
+
+
 def test_numbers_of_a_call_are_in_the_dtype_of_the_model():
     model, x = model_of(Heard).float(), randn(5, 3, 8).float()
     small, proof = sparsernn.compact(model, examples=[x, lambda m: m(x)[0], lambda m: m.head(m.rnn(x, hx=None)[0])])
@@ -851,6 +957,23 @@ def test_what_is_larger_or_slower_is_said_first():
         first = str(proof).splitlines()[: sum(worse.values())]
         assert all(is_so == (word in " ".join(first)) for word, is_so in worse.items())
         assert not re.search(r"\b0\.\d+×", str(proof))
+
+
+def test_the_time_before_is_that_of_the_model_without_the_method(monkeypatch):
+    model, timed = model_of().float(), []
+    sparsernn.attach(model, "iss", 10, 10, example=FEW)
+    monkeypatch.setattr(prove, "_milliseconds", lambda *nets: (timed.append(nets[0]), (2.0, 0.5, 2.5))[1])
+    proof = sparsernn.compact(model.eval(), FEW)[1]
+    assert type(timed[0].rnn) is nn.LSTM and sparsernn.Study.of(timed[0]) is None and sparsernn.Study.of(model)
+    same(timed[0](OTHER), model(OTHER), 1e-5)
+    told = str(
+        replace(proof, engine=stand_in.Tried("c-blocks", 1e-7, 0.5, 2.5, {1: (3.0, 9.0)}, None, (8, 8)), warnings=[])
+    )
+    assert re.search(
+        r"2.000 → 0.500 \(4.0× faster by the engine\)\n +2.000 → 2.500 by the small layers themselves", told
+    )
+    assert "in place in this model alone; one that is loaded or copied needs sparsernn.choose again" in told
+    assert "without its engine, it is slower on the example: 2.000 → 2.500 ms" in str(proof)
 
 
 @pytest.mark.parametrize("cell", CELLS)

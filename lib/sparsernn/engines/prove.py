@@ -2,6 +2,7 @@
 
 import statistics
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -9,12 +10,13 @@ from torch import nn
 
 from ..nets.attached import refuse_elsewhere, uncompiled
 from ..nets.compact import plain_copy, swapped
-from ..nets.file import packed_size
+from ..nets.file import packed_size, shared_in
 from ..nets.found import Found, declares, no_recurrent
 from ..nets.masks import Masks
 from ..nets.outside import Start, deep_copy
 from ..nets.reach import calibrate
 from ..nets.readers import Reading, answer
+from ..nets.shared import without
 from ..nets.small import SmallEmbedding, SmallLinear, SmallRecurrent, zeros_stay
 from ..nets.states import only_to_go_on
 from ..nets.wiring import left_as_they_are, readings, wired
@@ -34,9 +36,10 @@ class Proof:
                own dtype where it insists on one), but for a final state that it returns and takes as an argument too, to go on
                from: a warning says where that differs
     compared   what the models were called with, in words → error
-    weights_*  numbers in matrices that are not zero, before and after
+    weights_*  numbers in matrices that are not zero, before and after; after: rows that several gates share (`restricted`) once
     bytes_*    parameters and buffers        bytes_file  what `save` writes
-    ms_*       a forward pass of the first example without gradients, median of nine, interleaved; after: by its engine, if any
+    ms_*       a forward pass of the first example without gradients, median of nine, interleaved; before: the model as it runs
+               without the method; after: by its engine, if any; layers: by the small layers themselves, as any copy runs
     layers     name → what became of it
     warnings   what the method has not done yet, what is worse than before, and what happens when the small model is trained on
     engine     what answers for its recurrent layers (`stand_in.Tried`), or None: they do themselves
@@ -53,6 +56,7 @@ class Proof:
     bytes_file: int
     ms_before: float
     ms_after: float
+    ms_layers: float
     layers: dict
     warnings: list = field(default_factory=list)
     engine: Tried | None = None
@@ -60,7 +64,7 @@ class Proof:
     no_engine: str = ""
 
     def __str__(self):
-        smaller, faster = self.bytes_before / max(1, self.bytes_after), self.ms_before / self.ms_after
+        smaller, engine = self.bytes_before / max(1, self.bytes_after), self.engine is not None
         lines = [f"{'NOTE':20} {warning}" for warning in self.warnings]
         lines += [f"{name:20} {what}" for name, what in self.layers.items()]
         lines += [
@@ -69,10 +73,14 @@ class Proof:
             f"{'bytes':20} {self.bytes_before:,} → {self.bytes_after:,}"
             + (f" ({smaller:.1f}× smaller)" if smaller > 1 else ""),
             f"{'bytes in a file':20} {self.bytes_file:,}",
-            f"{'milliseconds':20} {self.ms_before:.3f} → {self.ms_after:.3f}"
-            + (f" ({faster:.1f}× faster)" if faster > 1.05 else ""),
+            f"{'milliseconds':20} {self._times(self.ms_after, ' by the engine' * engine)}",
         ]
+        lines += [f"{'':20} {self._times(self.ms_layers)} by the small layers themselves"] * engine
         return "\n".join(lines + self._engine_lines())
+
+    def _times(self, ms, by=""):
+        faster = self.ms_before / ms
+        return f"{self.ms_before:.3f} → {ms:.3f}" + (f" ({faster:.1f}× faster{by})" if faster > 1.05 else by)
 
     def _engine_lines(self):
         by, lines = self.engine, [f"{'engine':20} none: {self.no_engine}"]
@@ -84,6 +92,7 @@ class Proof:
                 f"{'engine':20} {by.engine} while gradients are off, for up to {by.most[1]} sequences"
                 f" ({by.most[0] or 'none'} of a single step); error {by.error:.1e}",
                 f"{'':20} {1e3 * by.ms_layers:.1f} → {1e3 * by.ms:.1f} µs the example, {steps}{plain}",
+                f"{'':20} in place in this model alone; one that is loaded or copied needs sparsernn.choose again",
             ]
         return lines + ([] if self.metric is None else [f"{'metric':20} {self.metric}"])
 
@@ -104,8 +113,9 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
     examples, each twice in a row, and on what is made of them: other batch sizes, lengths, words and numbers where the model
     takes them, and a state given to each recurrent layer.
     On a CPU and in float32, an engine answers for the small recurrent layers where it is the faster one (`stand_in.quickest`),
-    in evaluation and without gradients, until their weights change. What the examples say of how far numbers go is noted, for
-    int8 (`nets.reach.calibrate` does the same on training data).
+    in evaluation and without gradients, until their weights change. It is in no file and in no copy (`load`, pickle, deepcopy):
+    these run by the layers, until `sparsernn.choose` finds them an engine.
+    What the examples say of how far numbers go is noted, for int8 (`nets.reach.calibrate` does the same on training data).
     A layer whose readers are not all known keeps its outer width: inside it shrinks, removed neurons come out as zeros.
     A final state that the model returns is a part of its answer, unless the model takes it as an argument too, to go on from:
     then neurons that nothing else reads may go from it, and a warning of the proof says so.
@@ -156,7 +166,7 @@ def compact(model, example=None, *, examples=None, consumers=None, keep_zeros=Fa
         compared = compared | calls.as_returned(small)
     calibrate(small, examples)
     engine = quickest(small, examples[0])
-    proof = _proof(model, before, small, examples[0], compared, layers, keep_zeros, *engine)
+    proof = _proof(before, small, examples[0], compared, layers, keep_zeros, *engine)
     if study := Study.of(model):
         proof.warnings[:0] = study.undone()
     if wide is plain and not calls.double:
@@ -212,12 +222,12 @@ def _trials(found, masks, seen):
     yield wired(found, masks, {name: Reading({}, complete=False, state=True) for name in seen})
 
 
-def _proof(model, before, small, example, compared, layers, keep_zeros, engine, no_engine):
+def _proof(before, small, example, compared, layers, keep_zeros, engine, no_engine):
     made = [m for m in small.modules() if isinstance(m, SmallRecurrent | SmallEmbedding | SmallLinear)]
     zeros = sum(int((p == 0).sum()) for m in made for p in m.parameters() if p.dim() == 2)
     for module in [small.get_submodule(name) for name in layers] if keep_zeros else ():
         module.register_forward_pre_hook(zeros_stay)
-    ms = _milliseconds(deep_copy(model).eval(), small, example, engine)
+    ms = _milliseconds(before, small, example, engine)
     counts, sizes = (_weights(before), _weights(small)), (_bytes(before), _bytes(small))
     rounding = max((by for words, by in compared.items() if words.endswith(ROUNDED)), default=0.0)
     warnings = []
@@ -226,9 +236,14 @@ def _proof(model, before, small, example, compared, layers, keep_zeros, engine, 
             f"in the model's own dtype the multiplied weights are rounded: the answer moves by {rounding:.1e}"
         )
     if sizes[1] > sizes[0]:
-        warnings.append(f"the small model is larger: {sizes[0]:,} → {sizes[1]:,} bytes")
+        where = " in memory, where rows that gates share are copies" if shared_in(small) else ""
+        warnings.append(f"the small model is larger{where}: {sizes[0]:,} → {sizes[1]:,} bytes")
     if ms[1] > 1.05 * ms[0]:
         warnings.append(f"the small model is slower on the example: {ms[0]:.3f} → {ms[1]:.3f} ms")
+    elif ms[2] > 1.2 * ms[0]:  # more than what two measurements of one layer differ by
+        warnings.append(
+            f"loaded or copied, without its engine, it is slower on the example: {ms[0]:.3f} → {ms[2]:.3f} ms"
+        )
     if zeros and not keep_zeros:
         warnings.append(
             f"{zeros:,} zeros inside its layers come alive when it is trained on (keep_zeros=True keeps them)"
@@ -240,7 +255,10 @@ def _proof(model, before, small, example, compared, layers, keep_zeros, engine, 
 
 
 def _weights(model):
-    tensors = {id(t): t for t in (*model.parameters(), *model.buffers())}.values()
+    """Numbers in matrices that are not zero; of a small model rows that gates share once, as its file has them."""
+    shared = shared_in(model)
+    tensors = {id(t): (name, t) for name, t in (*model.named_parameters(), *model.named_buffers())}.values()
+    tensors = [without(t, shared[name]) if name in shared else t for name, t in tensors]
     return sum(int((t != 0).sum()) for t in tensors if t.dim() == 2 and t.is_floating_point())
 
 
@@ -252,17 +270,20 @@ def _bytes(model):
 
 @torch.no_grad()
 def _milliseconds(model, small, example, engine, rounds=9):
-    starts = {name: Start(each) for name, each in (("model", model), ("small", small))}
+    """→ of the model, of the small one, by its engine if there is one, and of the small one by its layers."""
+    starts = {"model": Start(model), "small": Start(small)} | ({"layers": Start(small)} if engine else {})
     taken = {name: [] for name in starts}
-    with starts["model"].again() as one, starts["small"].again() as other:
+    with ExitStack() as stack:
+        copies = {name: stack.enter_context(start.again()) for name, start in starts.items()}
         if engine:  # a copy has none
-            run_by(other, engine.engine, engine.most)
-        device = next((t.device for t in answer(one, example)), "cpu")
+            run_by(copies["small"], engine.engine, engine.most)
+        device = next((t.device for t in answer(copies["model"], example)), "cpu")
         for _ in range(rounds):
-            for name, each in (("model", one), ("small", other)):
+            for name, each in copies.items():
                 wait(device)
                 begin = time.perf_counter()
                 answer(each, example)
                 wait(device)
                 taken[name].append(1e3 * (time.perf_counter() - begin))
-    return tuple(statistics.median(times) for times in taken.values())
+    before, after, *layers = (statistics.median(times) for times in taken.values())
+    return before, after, *(layers or [after])

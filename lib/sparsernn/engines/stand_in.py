@@ -100,11 +100,16 @@ def _at_once(levels, shadow, reads, sent, input, hx=None, **more):
     """
     if more or isinstance(input, PackedSequence) or input.dim() != 3 or input.dtype != torch.float32:
         return shadow.forward(input, hx, **more)
+    if input.shape[2] != shadow.input_size:
+        raise ValueError("input of another width; the layer itself says what is wrong")
     x, pair, width = input.transpose(0, 1) if shadow.batch_first else input, shadow.level.pair, shadow.hidden_size
     x = x if reads is None else x.index_select(2, reads)
-    given, rows, lasts = hx if pair or hx is None else (hx,), sum(map(len, levels)), []
-    if given is not None and any(s.dim() != 3 or s.shape[0] != rows or s.shape[2] != width for s in given):
-        raise ValueError("states of another shape; the layer itself says what is wrong")
+    given, lasts, expected = hx if pair or hx is None else (hx,), [], (sum(map(len, levels)), x.shape[1], width)
+    if given is not None and (len(given) != 1 + pair or not isinstance(given[0], torch.Tensor)):
+        raise ValueError("no states of its kind; the layer itself says what is wrong")
+    for s in given or ():  # no function for it: one step is short
+        if s.shape != expected or s.dtype is not torch.float32 or not s.is_cpu:
+            raise ValueError("states of another shape or kind; the layer itself says what is wrong")
     for level in levels:
         outputs = []
         for engine, reverse, kept in level:
@@ -144,9 +149,8 @@ def quickest(model, example, tolerance=1e-5, seconds=0.05):
         name for name in available("cpu") if engine_class(name).carries and engine_class(name).dtype == torch.float32
     ]
     if not (layers and names and single):
-        lacks = (
-            "there is none for this machine" if single and layers else "they run recurrent layers in float32 on a CPU"
-        )
+        alone = "engines run recurrent layers in float32 on a CPU alone"
+        lacks = "there is none for this machine" if single and layers else alone
         return None, lacks
     for name in names:
         try:

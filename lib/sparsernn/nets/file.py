@@ -78,7 +78,7 @@ def _content(small):
         (name for name, value in state.items() if ".carried." in name or not isinstance(value, torch.Tensor)), None
     ):
         raise ValueError(f"{odd} is no weight or buffer of a small model; take the method off first (study.detach())")
-    tensors, sparse, zeros, same, first, rows = {}, {}, {}, {}, {}, _shared(small)
+    tensors, sparse, zeros, same, first, rows = {}, {}, {}, {}, {}, shared_in(small)
     for name, tensor in state.items():
         tensor = tensor.detach().cpu()
         if (key := _place(state[name])) in first and tensor.numel():
@@ -123,7 +123,7 @@ def digest(meta, tensors):
     return found.hexdigest()
 
 
-def _shared(small):
+def shared_in(small):
     """Tensor → its layout, of the small layers that repeat rows and are tied to no other."""
     found, seen = {}, set()
     for name, module in small.named_modules():
@@ -163,6 +163,7 @@ def load(path, model=None):
     """The small model in a file that `save` wrote, in evaluation.
 
     model  the model it was made of, or one built like it (untouched); None for the study's own, which the file names
+    It has no engine in the place of its layers, as what `compact` returns may have: `sparsernn.choose` finds one.
     Raises ValueError, naming the file, for anything that is no such file, is damaged, or does not fit the model.
     """
     if model is not None:
@@ -338,7 +339,7 @@ def _shell(meta):
 
 def size_floor(small):
     """Bytes no file of this kind goes below: 6 B a stored weight (value and index) + 4 B a bias (of a gate, the sum of two)."""
-    rows, state = _shared(small), small.state_dict()
+    rows, state = shared_in(small), small.state_dict()
     once = {_place(t) if t.numel() else n: n for n, t in reversed(state.items())}  # of tied ones the first
     tensors = {n: state[n] for n in once.values() if state[n].is_floating_point() and "bias_hh" not in n}
     tensors |= {n: without(t, rows[n]) for n, t in tensors.items() if n in rows}

@@ -192,14 +192,17 @@ def who_reads(start, producer, consumers, example, to_go_on):
     def marked(output):
         y, state = output if recurrent else (output, None)
         values = _tensor_of(y)
-        marks = (torch.rand(values.shape[-1], generator=generator, dtype=torch.float64) + 1).to(values)
-        found["y"] = marks
+        if "y" not in found:  # the same in every call: outputs of several may be put together
+            found["y"] = (torch.rand(values.shape[-1], generator=generator, dtype=torch.float64) + 1).to(values)
+        marks = found["y"]
         y = like(y, lambda v: marks.expand(v.shape).clone())
         if not recurrent:
             return y
         hidden, *rest = state if isinstance(state, tuple) else (state,)
-        last = torch.rand(directions, hidden.shape[-1], generator=generator, dtype=torch.float64).to(values) + 3
-        found["h"] = last.flatten()
+        if "h" not in found:
+            last = torch.rand(directions, hidden.shape[-1], generator=generator, dtype=torch.float64).to(values) + 3
+            found["h"] = last.flatten()
+        last = found["h"].view(directions, -1)
         noise = [torch.randn(s.shape, generator=generator, dtype=torch.float64).to(s) for s in (hidden, *rest)]
         noise[0][-directions:] = last[(slice(None), *[None] * (hidden.dim() - 2))]
         return y, tuple(noise) if isinstance(state, tuple) else noise[0]
@@ -231,13 +234,55 @@ def who_reads(start, producer, consumers, example, to_go_on):
     if not found:
         return None
     columns = {name: mapping for name, mapping in maps.items() if mapping and name not in spoiled}
-    complete = _indifferent(start, producer, columns, example, ("y", "h"), to_go_on)
-    state = recurrent and not _indifferent(start, producer, {}, example, ("h",), to_go_on)
+    itself = recurrent and _goes_on(start, producer, example)
+    complete = _indifferent(start, producer, columns, example, ("y", "h"), to_go_on, itself)
+    state = recurrent and not _indifferent(start, producer, {}, example, ("h",), to_go_on, itself)
     return Reading(columns, complete, state, {name: {} if name in spoiled else found for name, found in maps.items()})
 
 
-def _indifferent(start, producer, columns, example, parts, to_go_on):
-    """Whether the model's answer is the same whatever the outputs ("y") and final states ("h") are, `columns` unseen."""
+def _goes_on(start, producer, example):
+    """Whether a recurrent layer is called again, with states in which each neuron has what came out for it, as it was or scaled
+    or reset, if they are its own. Then it is no reader: what goes in for a neuron that is gone comes out for nobody."""
+    for chosen in (True, False):  # these neurons say something else in the second run, the others must not notice
+        one, other = (_called_again(start, producer, example, chosen, seed) for seed in range(2))
+        if len(one) < 2 or [len(states) for states in one] != [len(states) for states in other]:
+            return False
+        for a, b in zip(tree_leaves(one[1:]), tree_leaves(other[1:]), strict=True):
+            others = _half(a) != chosen
+            if a.shape != b.shape or not torch.equal(a * others, b * others):
+                return False
+    return True
+
+
+def _half(state):
+    """bool: a half of the neurons of each level, the same ones in all sequences and states."""
+    few = (len(state), *[1] * (state.dim() - 2), state.shape[-1])
+    return (torch.rand(few, generator=torch.Generator().manual_seed(0)) < 0.5).to(state.device)
+
+
+def _called_again(start, producer, example, chosen, seed):
+    """The states that a recurrent layer is given, call by call, where it always says zeros, and as final states ones, but for
+    the half of the neurons that is `chosen`."""
+    given, generator = [], torch.Generator().manual_seed(seed)
+
+    def see(module, args, kwargs):
+        given.append([s for s in tree_leaves(args[1] if len(args) > 1 else kwargs.get("hx")) if s is not None])
+
+    def other(state):
+        numbers = torch.randn(state.shape, generator=generator, dtype=torch.float64).to(state)
+        return torch.where(_half(state) == chosen, numbers, 1.0)
+
+    with start.again() as model:
+        module = model.get_submodule(producer)
+        module.register_forward_pre_hook(see, with_kwargs=True)
+        with replaced(module, lambda output: (like(output[0], torch.zeros_like), tree_map(other, output[1]))):
+            answer(model, example)
+    return given
+
+
+def _indifferent(start, producer, columns, example, parts, to_go_on, itself=False):
+    """Whether the model's answer is the same whatever the outputs ("y") and final states ("h") are, `columns` unseen, nor, with
+    `itself`, the states that the layer itself is given."""
     answers, hard = [], False
     for seed in range(8):
         if len(answers) == 2 and not hard:  # a yes or no may be the same by chance
@@ -257,12 +302,23 @@ def _indifferent(start, producer, columns, example, parts, to_go_on):
             unseen = list(columns.get(name, ()))
             return like(x, lambda v: v.index_fill(-1, torch.tensor(unseen, device=v.device), 0)) if unseen else x
 
+        def from_zeros(module, args, kwargs):
+            if len(args) > 1:
+                return (args[0], _zeros(args[1]), *args[2:]), kwargs
+            return args, kwargs | {"hx": _zeros(kwargs.get("hx"))}
+
         with start.again() as model:
             watch = watched({name: model.get_submodule(name) for name in columns}, blind)
+            if itself:
+                model.get_submodule(producer).register_forward_pre_hook(from_zeros, with_kwargs=True)
             with replaced(model.get_submodule(producer), scrambled), watch:
                 answers.append(answer(model, example, behind=True, to_go_on=to_go_on))
         hard = any(not x.is_floating_point() for x in answers[0])
     return all(len(a) == len(answers[0]) and all(map(_same, a, answers[0])) for a in answers[1:])
+
+
+def _zeros(states):
+    return tree_map(lambda s: s if s is None else torch.zeros_like(s), states)
 
 
 def _same(a, b):

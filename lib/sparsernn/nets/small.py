@@ -15,11 +15,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map
 
 from .layers import GRU, LSTM, RECURRENT, RNN, by_time, kind_of
 
 OURS = "hard", "clipped_relu"  # activations that torch's kernels have not
 LOOP = {"LSTM": torch.lstm, "GRU": torch.gru, "RNN_TANH": torch.rnn_tanh, "RNN_RELU": torch.rnn_relu}
+
+APART = "Input and hidden tensors are not {0}, found input tensor {1} {2} and hidden tensor {1} {3}"  # torch's words
 
 
 def like(output, values):
@@ -104,7 +107,8 @@ class SmallRecurrent:
     Parameters have their old names. A level is as wide as the direction that keeps more; the other has neurons without
     weights, which stay at zero. A constant gate is a row of zeros with its bias: σ(b) or tanh(b) at every step. States,
     given and returned, have the width they had: what is given to removed neurons is read by nobody, and they come out as
-    zeros. Raises RuntimeError for an input or a state of another width, as torch does.
+    zeros. An input or a state that torch's layer of the old size refuses raises what that says: torch's kernels, called here
+    without their layer, read beyond a state that is too small.
     """
 
     def flatten_parameters(self):
@@ -128,14 +132,15 @@ class SmallRecurrent:
 
     def forward(self, input, hx=None, lengths=None, padding="right"):
         small = self._modules["_small"]
-        buffers, x, ours, back = small._buffers, self._narrow_input(input), None, None  # by dict: one step is short
+        buffers, ours, back = small._buffers, None, None  # by dict: one step is short
+        hx = self._checked(input, hx)
+        x = self._narrow_input(input)
         directions, abreast, finals = len(self.ends()), len(self.abreast()), []
         ids = not isinstance(x, PackedSequence) and x.dtype == torch.int64
         if self.activation in OURS or lengths is not None or ids or "level" in vars(self):
             x, hx, lengths, back = by_time(self, x, hx, lengths)
             ours = self.padded(x, lengths, padding)
         states = hx if hx is None or isinstance(hx, tuple | list) else (hx,)
-        self._check_states(states)
         for number in range(self.num_layers):
             if number and self.dropout and self.training:
                 x = like(x, lambda v: F.dropout(v, self.dropout))
@@ -178,23 +183,80 @@ class SmallRecurrent:
         small = self._modules["_small"]
         return small.takes_ids or small._buffers["words"] is not None
 
-    def _narrow_input(self, input):
-        values, buffers = input.data if isinstance(input, PackedSequence) else input, self._modules["_small"]._buffers
-        if not values.is_floating_point():
-            self.refuse_dtype(values)
-        if values.dtype == torch.int64:
-            if values.dim() != 2 and values is input:
-                raise ValueError(f"token ids have shape {tuple(values.shape)}, expected (T, B)")
-            return input if buffers["words"] is None else like(input, lambda v: _look_up(buffers["lookup"], v))
-        _check_width(values, self.input_size)
-        return input if (reads := buffers["reads"]) is None else like(input, lambda v: v.index_select(-1, reads))
+    def _dtype(self):
+        """Of its weights, by dict where they are parameters: quicker; in a replica, or pruned by torch, they are attributes."""
+        weight = self._parameters.get("weight_hh_l0")
+        return (self.weight_hh_l0 if weight is None else weight).dtype
 
-    def _check_states(self, states):
-        rows = self.num_layers * len(self.ends())
-        for state in states or ():
-            if state.shape[-1] != self.hidden_size or state.shape[0] != rows:
-                expected = f"({rows}, …, {self.hidden_size})"
-                raise RuntimeError(f"Expected hidden size {expected}, got {list(state.shape)}")
+    def _checked(self, input, hx):
+        """The state to start from, None for zeros. Raises what torch's own layer says of an input or a state that is none."""
+        packed, where, dtype = isinstance(input, PackedSequence), None, self._dtype()
+        values = input.data if packed else input
+        shape = values.shape
+        if values.dtype is not dtype or shape[-1] != self.input_size or len(shape) != (2 if packed else 3):
+            where = self._other_input(input, hx)  # whatever is right, and is not asked for in most steps
+        if hx is None:
+            return None
+        batch = int(input.batch_sizes[0]) if packed else shape[0 if self.batch_first else 1]
+        expected = self.num_layers * (1 + self.bidirectional), batch, self.hidden_size
+        expected = expected[::2] if where == "alone" else expected
+        states = hx if isinstance(hx, tuple | list) else (hx,)
+        if len(states) != 1 + isinstance(self, nn.LSTM):
+            self._as_torch(input, hx)
+        for state in states:
+            if state.shape != expected or state.dtype is not dtype or state.is_cpu is not values.is_cpu:
+                return self._other_states(input, hx, states, expected)
+        return hx
+
+    def _other_input(self, input, hx):
+        """→ "alone" for one sequence of numbers without a batch; nothing for ids, and for what autocast makes fit."""
+        packed, dtype = isinstance(input, PackedSequence), self._dtype()
+        values = input.data if packed else input
+        dims = values.dim()
+        if not (values.is_floating_point() or values.is_complex()):
+            self.refuse_dtype(values)
+            if not packed and dims != 2:
+                raise ValueError(f"token ids have shape {tuple(values.shape)}, expected (T, B)")
+            return None
+        cast = values.dtype is dtype or torch.is_autocast_enabled(values.device.type)
+        if not cast or dims not in ((2,) if packed else (2, 3)) or values.shape[-1] != self.input_size:
+            self._as_torch(input, hx)
+        return "alone" if dims == 2 and not packed else None
+
+    def _other_states(self, input, hx, states, expected):
+        """Of states that are more than there are packed sequences those that torch takes; raises for others that do not fit."""
+        packed, dtype = isinstance(input, PackedSequence), self._dtype()
+        batch, values = expected[1], input.data if packed else input
+        if packed and input.sorted_indices is not None:
+            states = tuple(state[:, :batch] if state.dim() == 3 else state for state in states)
+        if any(state.shape != expected for state in states):
+            self._as_torch(input, hx)
+        for state in states:
+            if state.device != values.device:
+                raise RuntimeError(APART.format("at the same device", "at", values.device, state.device))
+            if state.dtype is not dtype and not torch.is_autocast_enabled(values.device.type):
+                raise RuntimeError(APART.format("the same dtype", "with", dtype, state.dtype))
+        return states
+
+    def _as_torch(self, input, hx):
+        """Raise what torch's layer of the old size, made without numbers, says of a call; of packed sequences as of a batch."""
+        layer = next(theirs for theirs in RECURRENT if isinstance(self, theirs))(
+            self.input_size, self.hidden_size, self.num_layers, batch_first=self.batch_first,
+            bidirectional=self.bidirectional, dtype=self.weight_hh_l0.dtype, device="meta",
+        )  # fmt: skip
+        values = input
+        if isinstance(input, PackedSequence):
+            values = input.data[: int(input.batch_sizes[0])].unsqueeze(1 if self.batch_first else 0)
+        if values.dtype == torch.int64:  # ids stand for one-hot numbers
+            values = self.weight_hh_l0.new_empty(1, device="meta").expand(*values.shape, self.input_size)
+        layer(*tree_map(lambda x: x.to("meta") if isinstance(x, torch.Tensor) else x, (values, hx)))
+        raise RuntimeError(f"input of shape {tuple(values.shape)} or its state is none for {self}")
+
+    def _narrow_input(self, input):
+        buffers = self._modules["_small"]._buffers
+        if (input.data if isinstance(input, PackedSequence) else input).dtype == torch.int64:
+            return input if buffers["words"] is None else like(input, lambda v: _look_up(buffers["lookup"], v))
+        return input if (reads := buffers["reads"]) is None else like(input, lambda v: v.index_select(-1, reads))
 
 
 class SmallLSTM(SmallRecurrent, LSTM):
