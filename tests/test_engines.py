@@ -323,7 +323,7 @@ def test_a_model_without_layers_and_a_state_are_refused():
     tokens = torch.randint(V, (3, 2))
     _, state = small(tokens)
     with pytest.raises(Unsupported, match="start from zeros"):
-        by_engine(small, "numba", tokens)(tokens, state=state)
+        by_engine(small, "numba", tokens)(tokens, state=tuple(part.float() for part in state))
 
 
 # ---- the choice
