@@ -414,7 +414,8 @@ def per_method(profile, shown, name, results):
         variants = models[min(models)]
         same = [variant for variant in sorted(variants) if _density(variant) == _density(min(variants))]
         firsts = [min(variants[variant], key=lambda run: run[0]) for variant in same]
-        seeds = [len(variants[variant]) for variant in same]
+        of_method = shown.loc[shown["method"] == method, "variant"].fillna("")
+        seeds = [int((of_method == variant).sum()) for variant in same]
         valid = [decisions.sign_of(row["metric"]) * row["valid"] for _, row, _ in firsts]
         worth = [(many, one == one, one) for many, one in zip(seeds, valid, strict=True)]
         _, row, table = firsts[worth.index(max(worth))]
