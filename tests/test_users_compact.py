@@ -6,6 +6,7 @@ import itertools
 import pickle
 import random
 import re
+import statistics
 import threading
 import time
 import warnings
@@ -978,16 +979,17 @@ def test_the_time_before_is_that_of_the_model_without_the_method(monkeypatch):
 
 @pytest.mark.parametrize("cell", CELLS)
 def test_one_step_a_call_is_not_slower_than_the_large_model(cell):  # FullSubNet #67, neural-amp-modeler #22
-    model, x, best = model_of(Heard, 16, 128, cell=cell).float(), torch.ones(1, 1, 16), {}
+    model, x = model_of(Heard, 16, 128, cell=cell).float(), torch.ones(1, 1, 16)
     model.head.weight.data[:, 32:] = model.rnn.weight_hh_l0.data[:, 32:] = 0
     small, _ = sparsernn.compact(model, (x, model(x)[1]))
-    states = {net: net(x)[1] for net in (model, small)}
+    states, taken = {net: net(x)[1] for net in (model, small)}, {model: [], small: []}
     with torch.no_grad():
-        for net in 3000 * [*states]:  # the least of many: other work on the machine does not count
+        for net in 600 * [*states]:
             start = time.perf_counter()
             net(x, states[net])
-            best[net] = min(best.get(net, 1), time.perf_counter() - start)
-    assert best[small] <= 1.5 * best[model] and size(small) < size(model) / 3  # of an RNN's 40 µs Python has a third
+            taken[net].append(time.perf_counter() - start)
+    ratios = [mine / theirs for mine, theirs in zip(taken[small], taken[model], strict=True)]
+    assert statistics.median(ratios) <= 1.3 and size(small) < size(model) / 3  # in turn: what else runs slows both
 
 
 # ---- files and engines of a model of one's own      fatchord/WaveRNN #104, #30, Torch-Pruning #44, #404, sparse_learning #11
