@@ -13,7 +13,7 @@ from .. import records
 from ..sparsify.restricted import SHARING, pool_size
 from . import intervals, timings
 from .evidence import THEIRS, cut_short, epochs_of_the_paper, gather, says
-from .paired import difference, mean_of
+from .paired import difference, mean_of, rate_of
 
 HOLDS, PARTLY, FAILS, EARLY, NOT_RUN = "holds", "holds in part", "does not hold", "too early to say", "not run"
 UNDECIDED = "undecided"
@@ -267,10 +267,7 @@ def _verdict(wanted, first, second, split="test"):
     if (gap := _gap(first, second, split)) is None:
         return None, None
     least = gap[3] if wanted == "no worse" else 0
-    ours, theirs = (
-        [wrong[f"{split}.errors"].sum() / wrong[f"{split}.of"].sum() for wrong in row["wrong"]]
-        for row in (first, second)
-    )
+    ours, theirs = ([rate_of(wrong, split) for wrong in row["wrong"]] for row in (first, second))
     sides = {one - other > least for one in ours for other in theirs}
     return _as_wanted(wanted, *gap) if len(sides) == 1 else None, gap
 
@@ -284,7 +281,7 @@ def _gap(first, second, split="test"):
         return None
     try:
         ours, theirs = mean_of(first["wrong"]), mean_of(second["wrong"])
-        return *difference(theirs, ours, split), theirs[f"{split}.errors"].sum() / theirs[f"{split}.of"].sum() / 100
+        return *difference(theirs, ours, split), rate_of(theirs, split) / 100
     except (KeyError, ValueError):
         return None
 

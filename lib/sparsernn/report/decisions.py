@@ -185,21 +185,19 @@ def further(one, other):
         splits = [
             name.removesuffix(".of") for name in ours if name.endswith(".of") and name in theirs and name != "test.of"
         ]
-        by_seed = {split: [[_rate(run, split) for run in row["wrong"]] for row in (one, other)] for split in splits}
+        by_seed = {
+            split: [[paired.rate_of(run, split) for run in row["wrong"]] for row in (one, other)] for split in splits
+        }
         ps = [
             outlasting_seeds(paired.p_value(one["wrong"], other["wrong"], split), *by_seed[split]) for split in splits
         ]
     except ValueError:  # other items
         return []
     for split, p in zip(splits, multipletests(ps, method="holm")[1] if ps else [], strict=True):
-        rates = [_rate(run, split) for run in (ours, theirs)]
+        rates = [paired.rate_of(run, split) for run in (ours, theirs)]
         verdict = "level" if p >= 1 - intervals.LEVEL else "better" if rates[0] < rates[1] else "worse"
         found.append((split, *(paired.figure_of(rate, metric) for rate in rates), verdict))
     return found
-
-
-def _rate(run, split):
-    return run[f"{split}.errors"].sum() / run[f"{split}.of"].sum()
 
 
 def against_each(row, others):

@@ -12,9 +12,9 @@ import numpy as np
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar
 
+from .intervals import LEVEL
 from .plots.style import METRICS
 
-LEVEL = 0.95
 CUT = 2  # last pieces of a text that runs may have read to different ends
 
 
@@ -50,6 +50,11 @@ def over_items(runs, metric):
     except (KeyError, ValueError):
         return math.nan, math.nan
     return tuple(sorted(figure_of(rate, metric) for rate in ends))
+
+
+def rate_of(run, split="test"):
+    """All errors of a run on a test split over all there was to get right."""
+    return run[f"{split}.errors"].sum() / run[f"{split}.of"].sum()
 
 
 def figure_of(rate, metric):
